@@ -1,0 +1,58 @@
+"""Every error this toolkit raises on purpose.
+
+All derive from `RescaleError`; a command turns one into a single line on stderr and a non-zero exit code.
+"""
+
+from __future__ import annotations
+
+
+class RescaleError(Exception):
+    """Base of all errors. The message names the file, what came, what was wanted, and what to do."""
+
+    exit_code = 1
+
+
+class UnknownModelError(RescaleError):
+    """A model, scale or size that does not exist."""
+
+
+class InputError(RescaleError):
+    """A picture or a folder given by the user cannot be used."""
+
+
+class OutputError(RescaleError):
+    """A result cannot be written."""
+
+
+class BundleError(RescaleError):
+    """A bundle is missing, damaged, or of a format that this version does not read."""
+
+
+class BackendError(RescaleError):
+    """A backend that was asked for is missing or failed."""
+
+
+class CheckpointError(RescaleError):
+    """A training checkpoint is missing, damaged, or of another model."""
+
+
+class ConfigError(RescaleError):
+    """A recipe or configuration holds an unknown key or a value of the wrong type."""
+
+
+class ParityError(RescaleError):
+    """An exported graph does not agree with PyTorch."""
+
+
+class MissingExtraError(RescaleError):
+    """An optional dependency is not installed. The message holds the one install command that cures it."""
+
+
+class LrFileError(RescaleError):
+    """An LR file that cannot be restored exactly. `state` tells why; see `rescale.container.State`."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state

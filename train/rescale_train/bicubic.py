@@ -1,0 +1,57 @@
+"""Antialiased bicubic reduction, compatible with MATLAB's imresize: the reference that the LR picture is held to.
+
+Kernel a = -0.5, widened by the scale, weights normalised, pixels mirrored at the border (edge repeated). Separable, so it
+is one matrix per axis.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    x = np.abs(x)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1.0
+    far = -0.5 * x**3 + 2.5 * x**2 - 4.0 * x + 2.0
+    return np.where(x <= 1.0, near, np.where(x <= 2.0, far, 0.0))
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_matrix(size: int, scale: int) -> npt.NDArray[np.float64]:
+    """Weights that reduce an axis of `size` pixels by `scale`.
+
+    Returns:
+        (size // scale, size) float64; each row sums to 1. Do not modify: the result is cached.
+    """
+    out = size // scale
+    centre = (np.arange(out) + 0.5) * scale - 0.5
+    first = np.floor(centre - 2.0 * scale).astype(np.int64)
+    taps = first[:, None] + np.arange(4 * scale + 2)
+    weight = _cubic((taps - centre[:, None]) / scale)
+    weight /= weight.sum(1, keepdims=True)
+    mirrored = np.mod(taps, 2 * size)
+    mirrored = np.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
+    matrix = np.zeros((out, size))
+    np.add.at(matrix, (np.arange(out)[:, None], mirrored), weight)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def bicubic_picture(picture: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """Reduce a uint8 (H, W, C) picture whose sides are multiples of `scale`; rounded and clamped to uint8."""
+    rows, cols = bicubic_matrix(picture.shape[0], scale), bicubic_matrix(picture.shape[1], scale)
+    small = np.einsum("ih,hwc->iwc", rows, picture.astype(np.float64), optimize=True)
+    small = np.einsum("jw,iwc->ijc", cols, small, optimize=True)
+    return np.clip(np.rint(small), 0, 255).astype(np.uint8)
+
+
+def bicubic_batch(x: Tensor, scale: int) -> Tensor:
+    """Reduce (B, C, H, W) floats; neither rounded nor clamped, as IRN does while training."""
+    rows = torch.from_numpy(bicubic_matrix(x.shape[2], scale).copy()).to(x)
+    cols = torch.from_numpy(bicubic_matrix(x.shape[3], scale).copy()).to(x)
+    return rows @ x @ cols.T

@@ -1,0 +1,155 @@
+"""Checkpoints and shipped weights: safetensors with the configuration in the header. Nothing is ever unpickled.
+
+A training checkpoint holds ``model.*``, ``ema.*``, ``optim.<index>.<moment>`` and ``state.*``; a weights file holds the bare
+parameter names. Both carry ``format``, ``recipe`` and ``progress`` as JSON in the safetensors metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rescale.errors import CheckpointError, ConfigError
+from rescale.files import atomic_write
+from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
+from rescale_train.models import RescalingNet, build
+
+FORMAT = "rescale-checkpoint/1"
+PART_BYTES = 14_000_000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of a checkpoint or weights file.
+
+    Attributes:
+        recipe: network and run.
+        progress: steps done, seconds trained, validation figures.
+        tensors: every tensor in the file by name.
+    """
+
+    recipe: Recipe
+    progress: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters to use: the average of the weights where there is one, float32."""
+        for prefix in ("ema.", "model."):
+            found = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+            if found:
+                break
+        else:
+            found = dict(self.tensors)
+        return {k: v.float() for k, v in found.items()}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> None:
+    """Write a file atomically: an interrupted write leaves the old file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(dict(progress))}
+    plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    atomic_write(path, save(plain, metadata))
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint or weights file, or the first of its parts (``NAME.part00``).
+
+    Raises:
+        CheckpointError: missing, truncated, not safetensors, without our header, or of an unknown format.
+    """
+    if path.name.endswith(".part00"):
+        path = join(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                found = metadata.get("format", "none")
+                raise CheckpointError(f"{path}: checkpoint format {found!r}, wanted {FORMAT!r}; train or import it again")
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        table = json.loads(metadata["recipe"])
+        recipe = Recipe(from_dict(NetConfig, table["net"], "net"), from_dict(TrainConfig, table["train"], "train"))
+        progress = json.loads(metadata["progress"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as e:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {e}") from None
+    if not isinstance(progress, dict):
+        raise CheckpointError(f"{path}: not a readable checkpoint: progress is not a table")
+    return Checkpoint(recipe, progress, tensors)
+
+
+def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
+    """Network with a checkpoint's weights, in evaluation mode, float32 on the CPU.
+
+    Args:
+        checkpoint: what `read` returned.
+        name: of the file, for the error message.
+
+    Raises:
+        CheckpointError: a parameter is missing, superfluous, of another shape, or not finite.
+    """
+    net = build(checkpoint.recipe.net)
+    weights = checkpoint.weights()
+    wanted = net.state_dict()
+    for key, value in wanted.items():
+        if key not in weights:
+            raise CheckpointError(f"{name}: parameter {key} is missing; it is not a {checkpoint.recipe.net.model} checkpoint")
+        if weights[key].shape != value.shape:
+            raise CheckpointError(f"{name}: parameter {key} is {tuple(weights[key].shape)}, wanted {tuple(value.shape)}")
+        if not torch.isfinite(weights[key]).all():
+            raise CheckpointError(f"{name}: parameter {key} is not finite; the training diverged")
+    extra = sorted(set(weights) - set(wanted))
+    if extra:
+        raise CheckpointError(f"{name}: unknown parameter {extra[0]}; it is of another network")
+    net.load_state_dict(weights)
+    return net.eval()
+
+
+def weights_digest(net: RescalingNet) -> str:
+    """SHA-256 over the network's parameters in order of their names: identifies the weights in bundles and LR files."""
+    h = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        h.update(f"{name} {tuple(value.shape)}\n".encode())
+        h.update(value.detach().cpu().float().numpy().tobytes())
+    h.update(json.dumps(to_dict(net.config), sort_keys=True).encode())
+    return h.hexdigest()
+
+
+def split(path: Path, part_bytes: int = PART_BYTES) -> list[Path]:
+    """Cut a file into ``NAME.part00``, ``NAME.part01``, ... of at most `part_bytes` bytes."""
+    data = path.read_bytes()
+    parts = []
+    for old in path.parent.glob(f"{path.name}.part[0-9][0-9]"):
+        old.unlink()
+    for index, start in enumerate(range(0, len(data), part_bytes)):
+        part = path.with_name(f"{path.name}.part{index:02d}")
+        atomic_write(part, data[start : start + part_bytes])
+        parts.append(part)
+    return parts
+
+
+def join(first: Path) -> Path:
+    """Put parts together again beside them; returns the whole file's path.
+
+    Raises:
+        CheckpointError: the first part is missing.
+    """
+    stem = first.name.removesuffix(".part00")
+    parts = sorted(first.parent.glob(f"{stem}.part[0-9][0-9]"))
+    if not parts or [int(p.name[-2:]) for p in parts] != list(range(len(parts))):
+        raise CheckpointError(f"{first}: parts are missing; found {', '.join(p.name for p in parts) or 'none'}")
+    whole = first.with_name(stem)
+    atomic_write(whole, b"".join(p.read_bytes() for p in parts))
+    return whole

@@ -1,0 +1,333 @@
+"""Networks and training runs as data.
+
+A recipe is a TOML file with the tables ``[net]`` and ``[train]``; each maps onto one frozen dataclass below. An unknown
+key, a missing table and a value of the wrong type are errors: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rescale.errors import ConfigError
+from rescale.variants import Variant, check_scale, variant
+
+ALPHA_SPLITS = ("pre", "post")
+ALPHA_BASES = ("paper", "orthonormal")
+Z_MODES = ("zero", "random")
+SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Everything that determines a network's layers and arithmetic.
+
+    Attributes:
+        model: variant name, see `rescale.variants.VARIANTS`.
+        scale: 2 or 4.
+        blocks: invertible blocks per Haar level.
+        growth: channels added by each convolution of a dense block.
+        shared_trunk: the scale subnet H and the shift subnet G share one dense block (not in the paper; smaller).
+        dlv_channels: width d of the dual latent variable appended to the upper branch (our reading of DLV-IRN).
+        alpha_split: where the alpha channel is split off: before the blocks or after them (paper, table 1).
+        alpha_mean: initialise alpha with the mean of the 3C high bands (paper, table 1).
+        alpha_gain: k in sigmoid(k * alpha); 1 is the paper.
+        alpha_basis: ``paper`` for mean and equation 1; ``orthonormal`` for a volume-preserving completion.
+        ae_layers: convolutions in the encoder of the -M autoencoder, 2 or 4 (paper, table 2).
+        ae_zero_init: zero the decoder's last layer, so that training starts at z-hat = 0 (our proposal).
+    """
+
+    model: str
+    scale: int
+    blocks: tuple[int, ...]
+    growth: int
+    shared_trunk: bool = False
+    dlv_channels: int = 0
+    alpha_split: str = "pre"
+    alpha_mean: bool = True
+    alpha_gain: float = 1.0
+    alpha_basis: str = "paper"
+    ae_layers: int = 4
+    ae_zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        v = variant(self.model)
+        check_scale(self.scale)
+        levels = self.scale.bit_length() - 1
+        _require(len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}")
+        _require(all(1 <= n <= 64 for n in self.blocks), f"net.blocks: each level takes 1 to 64 blocks, got {self.blocks}")
+        _require(1 <= self.growth <= 256, f"net.growth: 1 to 256, got {self.growth}")
+        _require(0 <= self.dlv_channels <= 16, f"net.dlv_channels: 0 to 16, got {self.dlv_channels}")
+        _require(v.dlv or self.dlv_channels == 0, f"net.dlv_channels: {self.model} has no dual latent variable, got {self.dlv_channels}")
+        _one_of("net.alpha_split", self.alpha_split, ALPHA_SPLITS)
+        _one_of("net.alpha_basis", self.alpha_basis, ALPHA_BASES)
+        _require(0.0 < self.alpha_gain <= 64.0, f"net.alpha_gain: above 0, at most 64, got {self.alpha_gain}")
+        _one_of("net.ae_layers", self.ae_layers, (2, 4))
+
+    @property
+    def variant(self) -> Variant:
+        """The paper's variant that this network realises."""
+        return variant(self.model)
+
+    @property
+    def pre_split(self) -> bool:
+        """Alpha takes part in the flow (paper, figure 1a)."""
+        return self.variant.alpha and self.alpha_split == "pre"
+
+    @property
+    def low_channels(self) -> int:
+        """Channels of the lower branch x_l inside the flow."""
+        return 4 if self.pre_split else 3
+
+    @property
+    def z_channels(self) -> int:
+        """Channels of z: all that does not end up in the LR picture."""
+        total = (12 + self.dlv_channels) * 4 ** (len(self.blocks) - 1)
+        return total - self.variant.lr_channels
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    # The paper's network: 8 blocks a level, growth 32, separate F, G and H.
+    "full": {"blocks_per_level": 8, "growth": 32, "shared_trunk": False},
+    # About a ninth of its arithmetic.
+    "lite": {"blocks_per_level": 4, "growth": 16, "shared_trunk": True},
+}
+"""Named sizes. Data, so that a new one is a new row."""
+
+
+def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig:
+    """The network of a named size.
+
+    Raises:
+        ConfigError: unknown size or a bad override.
+        UnknownModelError: unknown model or scale.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+    row = dict(SIZES[size])
+    levels = check_scale(scale).bit_length() - 1
+    values: dict[str, Any] = {
+        "model": model,
+        "scale": scale,
+        "blocks": (row.pop("blocks_per_level"),) * levels,
+        "dlv_channels": 3 if variant(model).dlv else 0,
+        **row,
+    }
+    return NetConfig(**{**values, **overrides})
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of equation 2. Every term is a sum over C, H, W and a mean over the batch.
+
+    Attributes:
+        hr: lambda_1, Charbonnier distance of the restored HR.
+        lr: lambda_2, squared error of the LR against bicubic; 0 means scale squared, as in IRN.
+        z: lambda_3, squared z (distribution matching with z-hat = 0).
+        z_mse: lambda_4, squared error of the decoded z (-M only).
+    """
+
+    hr: float = 1.0
+    lr: float = 0.0
+    z: float = 1.0
+    z_mse: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        steps: optimiser steps; the learning rate reaches its end after exactly these.
+        batch: crops per step, over all processes.
+        patch: HR crop side in pixels, a multiple of the scale.
+        final_fraction: share of the steps at the end that use `final_batch` crops of `final_patch` pixels; 0 for none.
+        lr_peak: peak learning rate.
+        lr_end: last learning rate as a share of the peak.
+        warmup: steps of linear warm-up.
+        weight_decay: AdamW's decoupled decay.
+        betas: AdamW's betas.
+        clip: gradient norm limit as a multiple of the running median norm; 0 for none.
+        ema: decay of the weight average that is validated and shipped; 0 for none.
+        subnet_dtype: arithmetic of the dense blocks; the coupling state, Haar and losses are float32 in every case.
+        float32_fraction: share of the steps at the end that run wholly in float32.
+        z: ``zero``, or ``random`` for z ~ N(0, 1) in training (plain variants only; the original IRN).
+        lr_noise: standard deviation of Gaussian noise on the quantised LR, of a crop in `lr_noise_share` of cases.
+        ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
+        ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
+        seed: of the weights, the crops and the noise.
+    """
+
+    steps: int
+    batch: int = 16
+    patch: int = 144
+    final_fraction: float = 0.0
+    final_batch: int = 4
+    final_patch: int = 192
+    lr_peak: float = 5e-4
+    lr_end: float = 0.0
+    warmup: int = 500
+    weight_decay: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 2.0
+    ema: float = 0.999
+    subnet_dtype: str = "float32"
+    float32_fraction: float = 0.1
+    z: str = "zero"
+    lr_noise: float = 0.0
+    lr_noise_share: float = 0.5
+    ae_pretrain_steps: int = 0
+    ae_frozen: bool = False
+    seed: int = 0
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"train.steps: at least 1, got {self.steps}")
+        _require(self.batch >= 1 and self.final_batch >= 1, f"train.batch: at least 1, got {self.batch}, {self.final_batch}")
+        _require(self.warmup >= 0, f"train.warmup: at least 0, got {self.warmup}")
+        for name in ("final_fraction", "float32_fraction", "lr_noise_share", "lr_end"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
+        _require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
+        _one_of("train.subnet_dtype", self.subnet_dtype, SUBNET_DTYPES)
+        _one_of("train.z", self.z, Z_MODES)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and the run that trains it."""
+
+    net: NetConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        v = self.net.variant
+        _require(self.train.z == "zero" or v.auxiliary == "none", f"train.z: random z is for the plain variants, not {v.name}")
+        _require(v.latent or not (self.train.ae_pretrain_steps or self.train.ae_frozen), f"train.ae_*: {v.name} has no autoencoder")
+        for name in ("patch", "final_patch"):
+            side = getattr(self.train, name)
+            step = self.net.scale * (4 if v.latent else 1)
+            _require(side >= 8 * step and side % step == 0, f"train.{name}: a multiple of {step}, at least {8 * step}, got {side}")
+
+
+T = TypeVar("T")
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    _require(value in allowed, f"{name}: one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def _convert(value: Any, want: Any, where: str) -> Any:
+    origin = typing.get_origin(want)
+    if dataclasses.is_dataclass(want):
+        return from_dict(typing.cast(type, want), value, where)
+    if origin is tuple:
+        args = typing.get_args(want)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: a list was expected, got {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: {len(kinds)} values were expected, got {value!r}")
+        return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
+    if want is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, want) or (want is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: {getattr(want, '__name__', want)} was expected, got {value!r}")
+    return value
+
+
+def from_dict(cls: type[T], table: Any, where: str) -> T:
+    """Build a configuration dataclass from parsed TOML or JSON.
+
+    Raises:
+        ConfigError: unknown or missing key, or a value of the wrong type; the message names the key.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: a table was expected, got {table!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in table:
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: unknown key; known are {', '.join(fields)}")
+    values = {k: _convert(v, hints[k], f"{where}.{k}") for k, v in table.items()}
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}.{name}: missing")
+    return cls(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`: plain lists, numbers and strings."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("rescale_train") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> Recipe:
+    """Read a recipe by shipped name or by path.
+
+    A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth.
+
+    Args:
+        name_or_path: a name from `recipe_names`, or the path of a TOML file.
+        overrides: dotted keys and TOML values, such as ``{"train.steps": "2000"}``.
+
+    Raises:
+        ConfigError: no such recipe, or its content is wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as e:
+            raise ConfigError(f"{path}: cannot read the recipe: {e.strerror}") from None
+    elif name_or_path in recipe_names():
+        text = (resources.files("rescale_train") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"unknown recipe {name_or_path!r}: give a .toml file or one of {', '.join(recipe_names())}")
+    try:
+        table = tomllib.loads(text)
+        for key, value in overrides.items():
+            group, _, name = key.partition(".")
+            if group not in ("net", "train") or not name:
+                raise ConfigError(f"--set {key}: the key is net.NAME, train.NAME or train.loss.NAME")
+            target = table.setdefault(group, {})
+            while "." in name:
+                head, _, name = name.partition(".")
+                target = target.setdefault(head, {})
+            target[name] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
+    extra = set(table) - {"net", "train"}
+    if extra:
+        raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
+    net = dict(table.get("net", {}))
+    if "size" in net:
+        for key in ("model", "scale"):
+            if key not in net:
+                raise ConfigError(f"net.{key}: missing")
+        base = to_dict(net_config(str(net["model"]), net["scale"], str(net.pop("size"))))
+        net = {**base, **net}
+    return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table.get("train"), "train"))

@@ -1,0 +1,109 @@
+"""Pictures for training: uint8 in memory, crops drawn by a generator that depends only on seed, step and rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rescale.errors import InputError
+from rescale_train.bicubic import bicubic_batch
+
+Picture = npt.NDArray[np.uint8]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+MARGIN = 4
+"""LR pixels around a crop that feed the bicubic kernel, so that the crop's border is not a picture border."""
+
+
+def find_pictures(folders: Iterable[Path]) -> list[Path]:
+    """All picture files below the folders, sorted by path. DIV2K as distributed is such a folder.
+
+    Raises:
+        InputError: a folder does not exist or holds no picture.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: not a folder; give a folder of pictures")
+        here = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not here:
+            raise InputError(f"{folder}: no picture found; wanted are {', '.join(sorted(SUFFIXES))}")
+        found += here
+    return found
+
+
+def load_picture(path: Path) -> Picture:
+    """One picture as uint8 (H, W, 3).
+
+    Raises:
+        InputError: the file is not a readable picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise InputError(f"{path}: not a readable picture: {e}") from None
+
+
+class CropSampler:
+    """Random crops of pictures held in memory, with flips and transposition.
+
+    A picture is drawn in proportion to its area, so that every pixel is equally likely. The batch of a step depends only
+    on (seed, step, rank): a resumed run sees what an unbroken one sees.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], scale: int, seed: int, device: torch.device) -> None:
+        if not pictures:
+            raise InputError("no training pictures")
+        self.scale, self.seed, self.device = scale, seed, device
+        self.pictures = [torch.from_numpy(np.array(p)).to(device) for p in pictures]
+        area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
+        self.share = area / area.sum()
+
+    def batch(self, step: int, rank: int, count: int, patch: int) -> tuple[Tensor, Tensor]:
+        """Crops and their bicubic reductions.
+
+        Returns:
+            hr: (count, 3, patch, patch) in [0, 1]; lr: (count, 3, patch/scale, patch/scale), neither rounded nor clamped.
+        """
+        rng = np.random.default_rng((self.seed, step, rank))
+        margin = MARGIN * self.scale
+        side = patch + 2 * margin
+        chosen = rng.choice(len(self.pictures), size=count, p=self.share)
+        crops = []
+        for index in chosen:
+            picture = self.pictures[index]
+            height, width = picture.shape[:2]
+            rows = self._indices(int(rng.integers(0, max(height - side, 0) + 1)), side, height)
+            cols = self._indices(int(rng.integers(0, max(width - side, 0) + 1)), side, width)
+            if side <= height and side <= width:
+                crop = picture[rows[0] : rows[0] + side, cols[0] : cols[0] + side]
+            else:
+                crop = picture[torch.from_numpy(rows).to(self.device)][:, torch.from_numpy(cols).to(self.device)]
+            flip_y, flip_x, swap = rng.integers(0, 2, size=3)
+            if flip_y:
+                crop = crop.flip(0)
+            if flip_x:
+                crop = crop.flip(1)
+            if swap:
+                crop = crop.transpose(0, 1)
+            crops.append(crop)
+        wide = torch.stack(crops).permute(0, 3, 1, 2).float().div(255.0)
+        lr = bicubic_batch(wide, self.scale)[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        hr = wide[:, :, margin:-margin, margin:-margin]
+        return hr.contiguous(memory_format=torch.channels_last), lr.contiguous()
+
+    @staticmethod
+    def _indices(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
+        """`count` indices from `start`, mirrored at the border of an axis that is too short."""
+        if size == 1:
+            return np.zeros(count, dtype=np.int64)
+        period = 2 * (size - 1)
+        index = np.mod(start + np.arange(count), period)
+        return np.where(index < size, index, period - index)

@@ -1,0 +1,366 @@
+"""The training loop: one step function, resumable at any step, on one process or several.
+
+The batch of a step depends only on seed, step and rank, so that a run stopped and resumed follows the same curve as an
+unbroken one. Only process 0 writes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rescale.errors import CheckpointError, RescaleError
+from rescale.files import atomic_write
+from rescale.quality import psnr_y
+from rescale_train import checkpoint
+from rescale_train.bicubic import bicubic_picture
+from rescale_train.config import Recipe
+from rescale_train.data import CropSampler, Picture
+from rescale_train.losses import Objective
+from rescale_train.models import RescalingNet, build
+
+MAX_SKIPPED = 50
+"""Consecutive non-finite steps after which a run gives up."""
+
+CLIP_WINDOW = 101
+"""Steps over which the running median of the gradient norm is taken."""
+
+
+class DivergedError(RescaleError):
+    """The loss stayed non-finite."""
+
+
+@dataclass
+class Options:
+    """What a run needs beside its recipe.
+
+    Attributes:
+        out: folder of checkpoint.safetensors, log.jsonl and loss.png.
+        max_minutes: stop cleanly after this many minutes; None for no limit.
+        save_every: steps between checkpoints.
+        validate_every: steps between validations; 0 for at the end only.
+        log_every: steps between log lines.
+        split_parts: also write the checkpoint as parts below 15 MB.
+        should_stop: asked after each step; True stops cleanly (Ctrl-C, SIGTERM).
+        report: receives each log record.
+    """
+
+    out: Path
+    max_minutes: float | None = None
+    save_every: int = 500
+    validate_every: int = 1000
+    log_every: int = 50
+    split_parts: bool = False
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+    report: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then cosine from the peak to its end value at the last step."""
+    t = recipe.train
+    if step < t.warmup:
+        return t.lr_peak * (step + 1) / t.warmup
+    done = (step - t.warmup) / max(1, t.steps - t.warmup)
+    return t.lr_peak * (t.lr_end + (1.0 - t.lr_end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
+
+
+def crop_plan(recipe: Recipe, step: int) -> tuple[int, int]:
+    """Crops and HR crop side of a step."""
+    t = recipe.train
+    final = step >= round(t.steps * (1.0 - t.final_fraction))
+    return (t.final_batch, t.final_patch) if final else (t.batch, t.patch)
+
+
+@contextlib.contextmanager
+def subnet_arithmetic(recipe: Recipe, step: int, device: torch.device) -> Iterator[None]:
+    """Arithmetic of the convolutions at a step; everything else stays float32 by construction of the network."""
+    t = recipe.train
+    strict = step >= round(t.steps * (1.0 - t.float32_fraction))
+    name = "float32" if strict else t.subnet_dtype
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        yield
+
+
+def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device) -> float:
+    """Pre-train the -M autoencoder by MSE on standalone random z (paper, section 3.1, AE_p).
+
+    Returns:
+        The last mean squared error; that of a decoder which outputs 0 is 1.
+    """
+    ae = net.autoencoder
+    if ae is None:
+        raise ValueError(f"{net.config.model} has no autoencoder")
+    for part in (ae.encoder, ae.decoder):
+        for layer in part:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    optimiser = torch.optim.AdamW(ae.parameters(), lr=1e-3, weight_decay=0.0)
+    generator = torch.Generator(device).manual_seed(recipe.train.seed)
+    side = recipe.train.patch // net.config.scale
+    last = math.nan
+    for _ in range(recipe.train.ae_pretrain_steps):
+        z = torch.randn(recipe.train.batch, net.config.z_channels, side, side, generator=generator, device=device)
+        error = (ae.decode(ae.encode(z), side, side) - z).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        error.backward()
+        optimiser.step()
+        last = float(error.detach())
+    return last
+
+
+@torch.no_grad()
+def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
+    """A uint8 picture down and up through the network as a file would carry it.
+
+    Args:
+        net: float32 network on any device.
+        picture: uint8 (H, W, 3), both sides multiples of the scale.
+
+    Returns:
+        LR RGB and restored HR, both uint8.
+    """
+    device = next(net.parameters()).device
+    x = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None].float() / 255.0
+    down = net.downscale(x)
+    up = net.upscale(down.lr, net.decode_z(down.lr, down.code))
+    both = [torch.round(t.clamp(0.0, 1.0) * 255.0)[0].permute(1, 2, 0).byte().cpu().numpy() for t in (down.lr[:, :3], up)]
+    return both[0], both[1]
+
+
+def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
+    """Mean Y-PSNR of the restored HR and of the LR against bicubic, `scale` (HR) and 1 (LR) border pixels cropped."""
+    scale = net.config.scale
+    hr, lr = [], []
+    for picture in pictures:
+        height, width = (n - n % scale for n in picture.shape[:2])
+        cut = picture[:height, :width]
+        small, again = restore(net, cut)
+        hr.append(psnr_y(again, cut, scale))
+        lr.append(psnr_y(small, bicubic_picture(cut, scale), 1))
+    return {"hr_psnr_y": statistics.fmean(hr), "lr_psnr_y": statistics.fmean(lr)}
+
+
+class Trainer:
+    """State of one run: network, average, optimiser, step.
+
+    Args:
+        recipe: network and run.
+        device: where to train.
+        rank: this process's number.
+        world: number of processes; the recipe's batch is shared among them.
+        init: weights to start from instead of fresh ones.
+    """
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1, init: dict[str, Tensor] | None = None
+    ) -> None:
+        for count in (recipe.train.batch, recipe.train.final_batch):
+            if count % world:
+                raise RescaleError(f"a batch of {count} crops cannot be shared by {world} processes")
+        self.recipe, self.device, self.rank, self.world = recipe, device, rank, world
+        self.step = 0
+        self.seconds = 0.0
+        self.skipped = 0
+        self.norms: list[float] = []
+        torch.manual_seed(recipe.train.seed)
+        self.net = build(recipe.net).to(device=device, memory_format=torch.channels_last)
+        if init is not None:
+            self.net.load_state_dict(init)
+        elif recipe.train.ae_pretrain_steps:
+            pretrain_autoencoder(self.net, recipe, device)
+        if recipe.train.ae_frozen and self.net.autoencoder is not None:
+            self.net.autoencoder.requires_grad_(False)
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters] if recipe.train.ema else []
+        objective: nn.Module = Objective(self.net, recipe)
+        if world > 1:
+            objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
+        self.objective = objective
+        t = recipe.train
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=t.lr_peak, betas=t.betas, weight_decay=t.weight_decay, fused=True
+        )
+
+    def train_step(self, sampler: CropSampler) -> dict[str, float] | None:
+        """One optimiser step. Returns the loss terms and the gradient norm, or None if it was skipped as non-finite."""
+        t = self.recipe.train
+        count, patch = crop_plan(self.recipe, self.step)
+        hr, lr_reference = sampler.batch(self.step, self.rank, count // self.world, patch)
+        generator = torch.Generator(self.device).manual_seed((t.seed * 1_000_003 + self.step) * 64 + self.rank)
+        rate = learning_rate(self.recipe, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        with subnet_arithmetic(self.recipe, self.step, self.device):
+            terms = self.objective(hr, lr_reference, generator)
+        terms["total"].backward()
+        norm = float(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        self.step += 1
+        if not (math.isfinite(norm) and math.isfinite(float(terms["total"].detach()))):
+            self.skipped += 1
+            if self.skipped >= MAX_SKIPPED:
+                raise DivergedError(f"step {self.step}: {MAX_SKIPPED} steps in a row were not finite; lower train.lr_peak")
+            return None
+        self.skipped = 0
+        if t.clip:
+            limit = t.clip * statistics.median(self.norms) if len(self.norms) >= 10 else norm
+            if norm > limit:
+                nn.utils.clip_grads_with_norm_(self.parameters, limit, torch.tensor(norm))
+            self.norms = [*self.norms[-(CLIP_WINDOW - 1) :], norm]
+        self.optimiser.step()
+        if self.average:
+            # A young average would remember the fresh weights for too long.
+            decay = min(t.ema, (1.0 + self.step) / (10.0 + self.step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
+        return {k: float(v.detach()) for k, v in terms.items()} | {"grad_norm": norm, "rate": rate}
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[RescalingNet]:
+        """The network with the averaged weights in place, in evaluation."""
+        kept = [p.detach().clone() for p in self.parameters]
+        pairs = list(zip(self.parameters, self.average, strict=True)) if self.average else []
+        with torch.no_grad():
+            for p, a in pairs:
+                p.copy_(a)
+        try:
+            yield self.net
+        finally:
+            with torch.no_grad():
+                for p, k in zip(self.parameters, kept, strict=True):
+                    p.copy_(k)
+
+    def save(self, path: Path, validation: dict[str, float]) -> None:
+        """Write everything that `resume` needs."""
+        names = {id(p): n for n, p in self.net.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in self.net.state_dict().items()}
+        if self.average:
+            tensors |= {f"ema.{n}": v for n, v in self.net.state_dict().items()}
+            tensors |= {f"ema.{names[id(p)]}": a for p, a in zip(self.parameters, self.average, strict=True)}
+        for p in self.parameters:
+            for key, value in self.optimiser.state.get(p, {}).items():
+                tensors[f"optim.{names[id(p)]}.{key}"] = torch.as_tensor(value)
+        tensors["state.norms"] = torch.tensor(self.norms, dtype=torch.float64)
+        progress = {"step": self.step, "seconds": self.seconds, **validation}
+        checkpoint.write(path, tensors, self.recipe, progress)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same recipe.
+
+        Raises:
+            CheckpointError: it is damaged, or of another recipe.
+        """
+        found = checkpoint.read(path)
+        if found.recipe != self.recipe:
+            raise CheckpointError(f"{path}: written by another recipe; start in a new --out folder, or use --init-from")
+        names = {id(p): n for n, p in self.net.named_parameters()}
+        try:
+            self.net.load_state_dict({k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")})
+            for p, a in zip(self.parameters, self.average, strict=bool(self.average)):
+                a.copy_(found.tensors[f"ema.{names[id(p)]}"])
+            for p in self.parameters:
+                prefix = f"optim.{names[id(p)]}."
+                state = {k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)}
+                if state:
+                    # Moments in the parameter's own memory format; the step counter is a scalar.
+                    self.optimiser.state[p] = {
+                        k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(self.device) for k, v in state.items()
+                    }
+            self.norms = found.tensors["state.norms"].tolist()
+            self.step, self.seconds = int(found.progress["step"]), float(found.progress["seconds"])
+        except (KeyError, RuntimeError, ValueError) as e:
+            raise CheckpointError(f"{path}: not a complete training checkpoint: {e}") from None
+
+    def run(self, sampler: CropSampler, held: list[Picture], options: Options) -> dict[str, Any]:
+        """Train to the recipe's last step, or until the time is up or a stop is asked for.
+
+        Returns:
+            The last record: step, finished or not, and the validation figures.
+        """
+        target = options.out / "checkpoint.safetensors"
+        log = options.out / "log.jsonl"
+        if self.rank == 0:
+            trim_log(log, self.step)
+        start = last_log = time.monotonic()
+        seconds_before = self.seconds
+        last_step = self.step
+        validation: dict[str, float] = {}
+        steps = self.recipe.train.steps
+        while self.step < steps:
+            terms = self.train_step(sampler)
+            now = time.monotonic()
+            self.seconds = seconds_before + now - start
+            out_of_time = options.max_minutes is not None and now - start >= 60.0 * options.max_minutes
+            stop = self._agree(out_of_time or options.should_stop())
+            done = self.step == steps
+            if terms is not None and (self.step % options.log_every == 0 or done or stop):
+                ms = 1000.0 * (now - last_log) / max(1, self.step - last_step)
+                last_log, last_step = now, self.step
+                self._record(log, options, {"step": self.step, **terms, "ms": ms, "seconds": self.seconds})
+            if done or stop or (options.validate_every and self.step % options.validate_every == 0):
+                validation = self._validate(held)
+                if validation:
+                    self._record(log, options, {"step": self.step, **validation})
+                last_log, last_step = time.monotonic(), self.step
+            if self.rank == 0 and (done or stop or self.step % options.save_every == 0):
+                self.save(target, validation)
+                if options.split_parts and (done or stop):
+                    checkpoint.split(target)
+            if stop:
+                break
+        return {"step": self.step, "steps": steps, "finished": self.step >= steps, "seconds": self.seconds, **validation}
+
+    def _validate(self, held: list[Picture]) -> dict[str, float]:
+        if self.rank != 0 or not held:
+            return {}
+        torch.backends.cudnn.allow_tf32 = False
+        with self.averaged() as net:
+            return validate(net, held)
+
+    def _agree(self, stop: bool) -> bool:
+        """All processes stop at the same step."""
+        if self.world == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _record(self, log: Path, options: Options, record: dict[str, Any]) -> None:
+        if self.rank == 0:
+            with log.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(record) + "\n")
+            options.report(record)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a log; a last line cut short by a kill is ignored."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(cast(dict[str, Any], json.loads(line)))
+    return records
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop records after `step`, which a resumed run writes again."""
+    if path.exists():
+        kept = [r for r in read_log(path) if r["step"] <= step]
+        atomic_write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+
+def with_overrides(recipe: Recipe, **train: Any) -> Recipe:
+    """A recipe with other values in its [train] table."""
+    return replace(recipe, train=replace(recipe.train, **train))

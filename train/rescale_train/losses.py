@@ -1,0 +1,62 @@
+"""The paper's equation 2: L = l1 * L_r + l2 * L_g + l3 * L_d + l4 * L_mse.
+
+Each term is a sum over C, H, W and a mean over the batch, as in IRN.
+
+    L_r    Charbonnier distance of restored and true HR, sqrt(d^2 + 1e-6)
+    L_g    squared error of the unrounded LR against bicubic
+    L_d    squared z: with z-hat = 0 the distribution matching loss of IRN
+    L_mse  squared difference of the true z and the decoded z (-M only)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rescale_train.config import Recipe
+from rescale_train.models import RescalingNet
+
+CHARBONNIER_EPS = 1e-6
+
+
+class Objective(nn.Module):
+    """The network with its loss, as one module, so that it can be wrapped for several processes."""
+
+    def __init__(self, net: RescalingNet, recipe: Recipe) -> None:
+        super().__init__()
+        self.net, self.recipe = net, recipe
+        self.lr_weight = recipe.train.loss.lr or float(net.config.scale**2)
+
+    def forward(self, hr: Tensor, lr_reference: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Loss terms of a batch.
+
+        Args:
+            hr: (B, 3, H, W) in [0, 1].
+            lr_reference: (B, 3, h, w) bicubic reduction.
+            generator: of random z and LR noise.
+
+        Returns:
+            ``total``, and the unweighted terms ``hr``, ``lr``, ``z`` and (-M) ``z_mse``, each a scalar.
+        """
+        train, weights = self.recipe.train, self.recipe.train.loss
+        down = self.net.downscale(hr)
+        lr = down.lr
+        if train.lr_noise > 0:
+            noise = torch.randn(lr.shape, generator=generator, device=lr.device) * train.lr_noise
+            chosen = torch.rand(lr.shape[0], 1, 1, 1, generator=generator, device=lr.device) < train.lr_noise_share
+            lr = torch.where(chosen, (lr + noise).clamp(0.0, 1.0), lr)
+        z_hat = self.net.decode_z(lr, down.code)
+        if train.z == "random":
+            z_hat = torch.randn(z_hat.shape, generator=generator, device=lr.device)
+        restored = self.net.upscale(lr, z_hat)
+        count = hr.shape[0]
+        terms = {
+            "hr": torch.sqrt((restored - hr).square() + CHARBONNIER_EPS).sum() / count,
+            "lr": (down.lr_raw - lr_reference).square().sum() / count,
+            "z": down.z.square().sum() / count,
+        }
+        total = weights.hr * terms["hr"] + self.lr_weight * terms["lr"] + weights.z * terms["z"]
+        if down.code is not None:
+            terms["z_mse"] = (down.z - z_hat).square().sum() / count
+            total = total + weights.z_mse * terms["z_mse"]
+        return {"total": total, **{k: v.detach() for k, v in terms.items()}}

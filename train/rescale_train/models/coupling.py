@@ -1,0 +1,89 @@
+"""Invertible block of IRN (Xiao et al., section 3.2).
+
+    forward   y_1 = x_1 + F(x_2)        s = clamp * tanh(H(y_1) / 2)      y_2 = x_2 * exp(s) + G(y_1)
+    inverse   x_2 = (y_2 - G(y_1)) * exp(-s)      x_1 = y_1 - F(x_2)
+
+Index 1 is the lower branch (becomes the LR picture), 2 the upper branch (becomes z). tanh(H/2) is IRN's
+2 * sigmoid(H) - 1; with clamp = 1, exp(s) stays within [1/e, e].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEAKY_SLOPE = 0.2
+CLAMP = 1.0
+
+
+class DenseBlock(nn.Module):
+    """Five 3x3 convolutions; each of the first four sees the input and all earlier outputs.
+
+    (B, c_in, h, w) -> (B, c_out, h, w) in float32, whatever the arithmetic inside. The last convolution starts at zero, so
+    that a new network is the plain Haar transform.
+    """
+
+    def __init__(self, c_in: int, c_out: int, growth: int) -> None:
+        super().__init__()
+        widths = [growth] * 4 + [c_out]
+        for k, width in enumerate(widths):
+            conv = nn.Conv2d(c_in + k * growth, width, 3, padding=1)
+            nn.init.zeros_(conv.bias) if conv.bias is not None else None
+            if k < 4:
+                nn.init.xavier_normal_(conv.weight, gain=0.5)
+            else:
+                nn.init.zeros_(conv.weight)
+            setattr(self, f"conv{k + 1}", conv)
+
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        """The five convolutions in order."""
+        return [getattr(self, f"conv{k}") for k in range(1, 6)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        convs = self.convs
+        features = x
+        for conv in convs[:4]:
+            features = torch.cat((features, functional.leaky_relu(conv(features), LEAKY_SLOPE)), 1)
+        out: Tensor = convs[4](features)
+        return out.to(x.dtype)
+
+
+class InvBlock(nn.Module):
+    """One coupling block.
+
+    Args:
+        low: channels of the lower branch.
+        high: channels of the upper branch.
+        growth: see `DenseBlock`.
+        shared_trunk: G and H are the two halves of one dense block's output.
+    """
+
+    def __init__(self, low: int, high: int, growth: int, shared_trunk: bool) -> None:
+        super().__init__()
+        self.low, self.high, self.shared_trunk = low, high, shared_trunk
+        self.F = DenseBlock(high, low, growth)
+        if shared_trunk:
+            self.GH = DenseBlock(low, 2 * high, growth)
+        else:
+            self.G = DenseBlock(low, high, growth)
+            self.H = DenseBlock(low, high, growth)
+
+    def shift_and_scale(self, y1: Tensor) -> tuple[Tensor, Tensor]:
+        """G(y_1) and s, each (B, high, h, w)."""
+        if self.shared_trunk:
+            shift, raw = self.GH(y1).split(self.high, 1)
+        else:
+            shift, raw = self.G(y1), self.H(y1)
+        return shift, CLAMP * torch.tanh(raw * 0.5)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        y1 = x1 + self.F(x2)
+        shift, s = self.shift_and_scale(y1)
+        return y1, x2 * torch.exp(s) + shift
+
+    def inverse(self, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+        shift, s = self.shift_and_scale(y1)
+        x2 = (y2 - shift) * torch.exp(-s)
+        return y1 - self.F(x2), x2

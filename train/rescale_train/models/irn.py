@@ -1,0 +1,127 @@
+"""The rescaling network of every variant, as switches of one class.
+
+        HR x (3, H, W)                                                      HR x
+             | Haar + split                                                   ^ merge + inverse Haar
+        x_l | x_h [| z_d = 0]                                                 |
+             | n_1 InvBlocks                                                  | n_1 InvBlocks, inverse
+             | (x4: Haar on all channels, split, n_2 InvBlocks)               | (x4: the same, inverse)
+        y = LR RGB [+ alpha] , z                                              |
+             |                  |                                             |
+             | 8 bits           | -M: encode, 8 bits                          |
+             v                  v                                             |
+        LR picture          latent code s  ----------------------->  y-hat , z-hat (0, or decoded)
+
+Sources: IRN for the flow; the paper's section 2.1 for alpha (pre-split, mean, sigmoid, equation 1) and 2.2 for the
+autoencoder. DLV-IRN's channels z_d appended to the upper branch are our reading of the published abstract. Where the
+paper is silent (logit before the inverse, 255 alpha levels, 8-bit latent) the choice is ours and said in place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rescale_train.config import NetConfig
+from rescale_train.models.auxiliary import AutoEncoder
+from rescale_train.models.coupling import InvBlock
+from rescale_train.models.haar import BlockTransform, first_level_matrices, haar_inverse_matrix, haar_matrix
+from rescale_train.models.quantise import logit, quantise_alpha, quantise_latent, quantise_rgb
+
+
+class Downscaled(NamedTuple):
+    """Result of `RescalingNet.downscale`.
+
+    Attributes:
+        lr: (B, 3 or 4, h, w) rounded to 8 bits; RGB in [0, 1], alpha as u in [0, 1].
+        code: (B, 4, ceil(h/4), ceil(w/4)) rounded latent in [-1, 1] for -M, else None.
+        lr_raw: (B, 3, h, w) RGB before clamp and rounding, for the loss.
+        z: (B, z, h, w) the true latent variable, for the loss.
+    """
+
+    lr: Tensor
+    code: Tensor | None
+    lr_raw: Tensor
+    z: Tensor
+
+
+class RescalingNet(nn.Module):
+    """Invertible rescaling network.
+
+    `forward` and `inverse` are the exact flow on floats; `downscale` and `upscale` add what a file does to it: 8 bits and
+    a lost (or coded) z. H and W are multiples of the scale.
+    """
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.config = config
+        low = config.low_channels
+        channels = 12 + config.dlv_channels
+        self.transforms = nn.ModuleList([BlockTransform(*first_level_matrices(config))])
+        self.levels = nn.ModuleList()
+        for level, count in enumerate(config.blocks):
+            if level:
+                self.transforms.append(BlockTransform(haar_matrix(channels), haar_inverse_matrix(channels)))
+                channels *= 4
+            self.levels.append(
+                nn.ModuleList(InvBlock(low, channels - low, config.growth, config.shared_trunk) for _ in range(count))
+            )
+        self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init) if config.variant.latent else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow: (B, 3, H, W) in [0, 1] -> y (B, 3 or 4, h, w) with raw alpha, z (B, z, h, w)."""
+        low = self.config.low_channels
+        state = x
+        for transform, blocks in zip(self.transforms, self.levels, strict=True):
+            state = transform(state)
+            a, b = state[:, :low], state[:, low:]
+            for block in blocks:
+                a, b = block(a, b)
+            state = torch.cat((a, b), 1)
+        cut = self.config.variant.lr_channels
+        return state[:, :cut], state[:, cut:]
+
+    def inverse(self, y: Tensor, z: Tensor) -> Tensor:
+        """The flow backwards: y and z as `forward` gives them -> (B, 3, H, W)."""
+        low = self.config.low_channels
+        state = torch.cat((y, z), 1)
+        for transform, blocks in zip(reversed(self.transforms), reversed(self.levels), strict=True):
+            a, b = state[:, :low], state[:, low:]
+            for block in reversed(list(blocks)):
+                a, b = block.inverse(a, b)
+            state = transform.inverse(torch.cat((a, b), 1))
+        return state
+
+    def downscale(self, x: Tensor) -> Downscaled:
+        """HR (B, 3, H, W) in [0, 1] -> what an LR file holds, and what the losses need."""
+        y, z = self(x)
+        rgb = y[:, :3]
+        lr = quantise_rgb(rgb)
+        if self.config.variant.alpha:
+            u = torch.sigmoid(self.config.alpha_gain * y[:, 3:4])
+            lr = torch.cat((lr, quantise_alpha(u)), 1)
+        code = None
+        if self.autoencoder is not None:
+            code = quantise_latent(self.autoencoder.encode(z))
+        return Downscaled(lr, code, rgb, z)
+
+    def decode_z(self, lr: Tensor, code: Tensor | None) -> Tensor:
+        """z-hat (B, z, h, w): decoded from the latent code for -M, zero otherwise (paper, section 2.1)."""
+        if self.autoencoder is not None and code is not None:
+            return self.autoencoder.decode(code, lr.shape[-2], lr.shape[-1])
+        return lr.new_zeros(lr.shape[0], self.config.z_channels, *lr.shape[-2:])
+
+    def upscale(self, lr: Tensor, z: Tensor | None = None) -> Tensor:
+        """LR as in `Downscaled.lr` and z-hat (None: zero) -> HR (B, 3, H, W), not clamped."""
+        if z is None:
+            z = self.decode_z(lr, None)
+        y = lr
+        if self.config.variant.alpha:
+            y = torch.cat((lr[:, :3], logit(lr[:, 3:4]) / self.config.alpha_gain), 1)
+        return self.inverse(y, z)
+
+
+def build(config: NetConfig) -> RescalingNet:
+    """The network of a configuration, with fresh weights from torch's global generator."""
+    return RescalingNet(config)
