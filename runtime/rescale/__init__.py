@@ -1,0 +1,80 @@
+"""Run invertible image rescaling networks: a large picture to a small one, and back from that alone.
+
+    import rescale
+
+    with rescale.load("dlv_irn_a_x2_lite") as net:
+        small = net.downscale(rescale.read_picture("photo.png"))
+        small.save("small.png")
+        again = net.upscale(rescale.Small.open("small.png"))
+
+Needs numpy, Pillow and onnxruntime; the latter two are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rescale.errors import (
+    BackendError,
+    BundleError,
+    InputError,
+    LrFileError,
+    OutputError,
+    RescaleError,
+    UnknownModelError,
+)
+from rescale.variants import SCALES, VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from rescale.bundle import Bundle
+    from rescale.container import Small, State
+    from rescale.picture import read_picture, write_picture
+    from rescale.quality import psnr, psnr_y
+    from rescale.rescaler import Rescaler, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCALES",
+    "VARIANTS",
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "InputError",
+    "LrFileError",
+    "OutputError",
+    "RescaleError",
+    "Rescaler",
+    "Small",
+    "State",
+    "UnknownModelError",
+    "Variant",
+    "__version__",
+    "load",
+    "psnr",
+    "psnr_y",
+    "read_picture",
+    "write_picture",
+]
+
+_LAZY = {
+    "Bundle": "bundle",
+    "Small": "container",
+    "State": "container",
+    "read_picture": "picture",
+    "write_picture": "picture",
+    "psnr": "quality",
+    "psnr_y": "quality",
+    "Rescaler": "rescaler",
+    "load": "rescaler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        value = getattr(importlib.import_module(f"rescale.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'rescale' has no attribute {name!r}")

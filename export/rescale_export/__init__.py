@@ -1,0 +1,1 @@
+"""Export of trained networks: split ONNX graphs in a verified bundle."""

@@ -1,0 +1,249 @@
+"""The split graphs of a network: downscale and upscale, and for -M encoder and decoder.
+
+    downscale   hr uint8 (batch, height, width, 3)         -> lr uint8 (batch, h, w, 3 or 4) [, z float32 (batch, z, h, w)]
+    upscale     lr [, z]                                   -> hr
+    encoder     z float32 (batch, z, h, w), h, w of 4      -> code uint8 (batch, 4, h/4, w/4)
+    decoder     code                                       -> z
+
+Rounding and clamping are inside, so the bytes come from the graph. z = 0 is not fed: the last block's G and H are absent
+from a downscale that drops z, and the first inverse block reduces to -G * exp(-s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from torch import Tensor, nn
+
+from rescale.bundle import graph_names, hr_axes
+from rescale.codes import ALPHA_MAX, ALPHA_MIN, LATENT_NEUTRAL, LOGIT_MARGIN
+from rescale.variants import LATENT_CHANNELS
+from rescale_export.writer import GraphWriter
+from rescale_train.models import DenseBlock, InvBlock, RescalingNet
+from rescale_train.models.coupling import CLAMP, LEAKY_SLOPE
+
+LR_AXES = ("batch", "lr_height", "lr_width")
+LATENT_AXES = ("latent_height", "latent_width")
+
+
+def _array(t: Tensor) -> npt.NDArray[np.float32]:
+    value: npt.NDArray[np.float32] = t.detach().cpu().float().numpy()
+    return value
+
+
+def _weight_bias(conv: nn.Module) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return _array(conv.weight), _array(conv.bias)
+
+
+def _dense(g: GraphWriter, block: DenseBlock, value: str, name: str, out_scale: Sequence[float] | None = None) -> str:
+    """A dense block; `out_scale` multiplies its output channels and is folded into the last convolution."""
+    features = [value]
+    for k, conv in enumerate(block.convs):
+        weight, bias = _weight_bias(conv)
+        joined = g.concat(features, f"{name}.cat{k + 1}")
+        if k == 4:
+            if out_scale is not None:
+                factor = np.asarray(out_scale, np.float32)
+                weight, bias = weight * factor[:, None, None, None], bias * factor
+            return g.conv(joined, weight, bias, f"{name}.conv5")
+        out = g.conv(joined, weight, bias, f"{name}.conv{k + 1}")
+        features.append(g.op("LeakyRelu", [out], f"{name}.act{k + 1}", alpha=LEAKY_SLOPE))
+    raise AssertionError("a dense block has five convolutions")
+
+
+def _shift_and_factor(g: GraphWriter, block: InvBlock, y1: str, name: str, sign: float) -> tuple[str, str]:
+    """sign * G(y1) and exp(sign * s). Sign and the half in tanh(H / 2) are folded into weights; both are exact."""
+    n = block.high
+    if block.shared_trunk:
+        both = _dense(g, block.GH, y1, f"{name}.GH", [sign] * n + [0.5 * sign] * n)
+        shift, raw = g.split(both, [n, n], f"{name}.split")
+    else:
+        shift = _dense(g, block.G, y1, f"{name}.G", [sign] * n)
+        raw = _dense(g, block.H, y1, f"{name}.H", [0.5 * sign] * n)
+    s = g.op("Tanh", [raw], f"{name}.tanh")
+    if CLAMP != 1.0:
+        s = g.op("Mul", [s, g.scalar(CLAMP)], f"{name}.clamp")
+    return shift, g.op("Exp", [s], f"{name}.exp")
+
+
+def _forward_block(g: GraphWriter, block: InvBlock, x1: str, x2: str, name: str, need_high: bool) -> tuple[str, str]:
+    y1 = g.op("Add", [x1, _dense(g, block.F, x2, f"{name}.F")], f"{name}.low")
+    if not need_high:
+        return y1, ""
+    shift, factor = _shift_and_factor(g, block, y1, name, 1.0)
+    scaled = g.op("Mul", [x2, factor], f"{name}.scale")
+    return y1, g.op("Add", [scaled, shift], f"{name}.high")
+
+
+def _inverse_block(g: GraphWriter, block: InvBlock, y1: str, y2: str, name: str) -> tuple[str, str]:
+    """`y2` empty stands for zero."""
+    shift, factor = _shift_and_factor(g, block, y1, name, -1.0)
+    moved = g.op("Add", [y2, shift], f"{name}.shift") if y2 else shift
+    x2 = g.op("Mul", [moved, factor], f"{name}.high")
+    return g.op("Sub", [y1, _dense(g, block.F, x2, f"{name}.F")], f"{name}.low"), x2
+
+
+def _to_planes(g: GraphWriter, value: str, name: str) -> str:
+    """uint8 NHWC -> float32 NCHW. Cast first: TensorRT takes uint8 into a cast only."""
+    floats = g.op("Cast", [value], f"{name}.cast", to=onnx.TensorProto.FLOAT)
+    return g.op("Transpose", [floats], f"{name}.nchw", perm=[0, 3, 1, 2])
+
+
+def _to_bytes(g: GraphWriter, planes: str, name: str) -> str:
+    """Whole float32 numbers 0..255 in NCHW -> uint8 NHWC."""
+    pixels = g.op("Transpose", [planes], f"{name}.nhwc", perm=[0, 2, 3, 1])
+    return g.op("Cast", [pixels], f"{name}.cast", to=onnx.TensorProto.UINT8)
+
+
+def _round_rgb(g: GraphWriter, value: str, name: str) -> str:
+    clipped = g.op("Clip", [value, g.scalar(0.0), g.scalar(1.0)], f"{name}.clip")
+    levels = g.op("Mul", [clipped, g.scalar(255.0)], f"{name}.levels")
+    return g.op("Round", [levels], f"{name}.round")
+
+
+def downscale(net: RescalingNet) -> GraphWriter:
+    """The downscale graph."""
+    c, v = net.config, net.config.variant
+    g = GraphWriter("downscale")
+    planes = _to_planes(g, g.input("hr", "uint8", hr_axes()), "input")
+    state = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
+    low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
+    a = b = ""
+    last = len(net.levels) - 1
+    for level, (transform, blocks) in enumerate(zip(net.transforms, net.levels, strict=True)):
+        if level:
+            state = g.concat([a, b], f"level{level}.cat")
+            high = 4 * (low + high) - low
+        bands = g.conv(state, _array(transform.analysis), None, f"level{level}.haar", stride=2)
+        a, b = g.split(bands, [low, high], f"level{level}.split")
+        keep_z = v.latent or (v.alpha and not c.pre_split)
+        for i, block in enumerate(blocks):
+            need_high = keep_z or level < last or i < len(blocks) - 1
+            a, b = _forward_block(g, block, a, b, f"level{level}.block{i}", need_high)
+    if v.alpha:
+        if c.pre_split:
+            rgb, alpha = g.split(a, [3, 1], "lr.split")
+        else:
+            rgb, (alpha, _) = a, g.split(b, [1, high - 1], "lr.split")
+        gained = g.op("Mul", [alpha, g.scalar(c.alpha_gain)], "alpha.gain") if c.alpha_gain != 1.0 else alpha
+        u = g.op("Sigmoid", [gained], "alpha.sigmoid")
+        levels = g.op("Mul", [u, g.scalar(ALPHA_MAX - ALPHA_MIN)], "alpha.levels")
+        rounded = g.op("Round", [levels], "alpha.round")
+        codes = g.op("Add", [rounded, g.scalar(ALPHA_MIN)], "alpha.code")
+        small = g.concat([_round_rgb(g, rgb, "lr"), codes], "lr.cat")
+    else:
+        small = _round_rgb(g, a, "lr")
+    g.output(_to_bytes(g, small, "lr"), "lr", "uint8", (*LR_AXES, v.lr_channels))
+    if v.latent:
+        g.output(b, "z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
+    return g
+
+
+def upscale(net: RescalingNet) -> GraphWriter:
+    """The upscale graph."""
+    c, v = net.config, net.config.variant
+    g = GraphWriter("upscale")
+    planes = _to_planes(g, g.input("lr", "uint8", (*LR_AXES, v.lr_channels)), "input")
+    a, b = planes, ""
+    if v.alpha:
+        rgb, code = g.split(planes, [3, 1], "input.split")
+        shifted = g.op("Sub", [code, g.scalar(ALPHA_MIN)], "alpha.shift")
+        u = g.op("Div", [shifted, g.scalar(ALPHA_MAX - ALPHA_MIN)], "alpha.unit")
+        u = g.op("Clip", [u, g.scalar(LOGIT_MARGIN), g.scalar(1.0 - LOGIT_MARGIN)], "alpha.clip")
+        rest = g.op("Sub", [g.scalar(1.0), u], "alpha.rest")
+        odds = g.op("Div", [u, rest], "alpha.odds")
+        alpha = g.op("Log", [odds], "alpha.logit")
+        if c.alpha_gain != 1.0:
+            alpha = g.op("Div", [alpha, g.scalar(c.alpha_gain)], "alpha.gain")
+        a = g.op("Div", [rgb, g.scalar(255.0)], "input.unit")
+        if c.pre_split:
+            a = g.concat([a, alpha], "input.cat")
+        else:
+            first = np.zeros((c.z_channels + 1, 1, 1, 1), np.float32)
+            first[0] = 1.0
+            b = g.conv(alpha, first, None, "input.high")
+    else:
+        a = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
+    if v.latent:
+        b = g.input("z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
+    low = c.low_channels
+    total = (12 + c.dlv_channels) * 4 ** (len(net.levels) - 1)
+    x = ""
+    for level in reversed(range(len(net.levels))):
+        for i in reversed(range(len(net.levels[level]))):
+            a, b = _inverse_block(g, net.levels[level][i], a, b, f"level{level}.block{i}")
+        joined = g.concat([a, b], f"level{level}.cat")
+        mixed = g.conv(joined, _array(net.transforms[level].synthesis), None, f"level{level}.haar")
+        x = g.op("DepthToSpace", [mixed], f"level{level}.space", blocksize=2, mode="CRD")
+        if level:
+            total //= 4
+            a, b = g.split(x, [low, total - low], f"level{level}.split")
+    g.output(_to_bytes(g, _round_rgb(g, x, "hr"), "hr"), "hr", "uint8", hr_axes())
+    return g
+
+
+def _sequence(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> str:
+    scales = g.constant("double", [1.0, 1.0, 2.0, 2.0])
+    for i, layer in enumerate(layers):
+        here = f"{name}.{i}"
+        if isinstance(layer, nn.Conv2d):
+            value = g.conv(value, *_weight_bias(layer), here)
+        elif isinstance(layer, nn.ReLU):
+            value = g.op("Relu", [value], here)
+        elif isinstance(layer, nn.MaxPool2d):
+            value = g.op("MaxPool", [value], here, kernel_shape=[2, 2], strides=[2, 2])
+        elif isinstance(layer, nn.Upsample):
+            options: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            value = g.op("Resize", [value, "", scales], here, **options)
+        else:
+            raise TypeError(f"no ONNX form for {type(layer).__name__}")
+    return value
+
+
+def encoder(net: RescalingNet) -> GraphWriter:
+    """The -M encoder graph; both sides of z are multiples of 4."""
+    assert net.autoencoder is not None
+    g = GraphWriter("encoder")
+    z = g.input("z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
+    s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, z, "encoder")], "latent.tanh")
+    levels = g.op("Mul", [s, g.scalar(127.0)], "latent.levels")
+    rounded = g.op("Round", [levels], "latent.round")
+    codes = g.op("Add", [rounded, g.scalar(LATENT_NEUTRAL)], "latent.code")
+    packed = g.op("Cast", [codes], "latent.cast", to=onnx.TensorProto.UINT8)
+    g.output(packed, "code", "uint8", (LR_AXES[0], LATENT_CHANNELS, *LATENT_AXES))
+    return g
+
+
+def decoder(net: RescalingNet) -> GraphWriter:
+    """The -M decoder graph; its z is cropped to the LR picture by the caller."""
+    assert net.autoencoder is not None
+    g = GraphWriter("decoder")
+    code = g.input("code", "uint8", (LR_AXES[0], LATENT_CHANNELS, *LATENT_AXES))
+    floats = g.op("Cast", [code], "latent.cast", to=onnx.TensorProto.FLOAT)
+    centred = g.op("Sub", [floats, g.scalar(LATENT_NEUTRAL)], "latent.centre")
+    s = g.op("Div", [centred, g.scalar(127.0)], "latent.unit")
+    z = _sequence(g, net.autoencoder.decoder, s, "decoder")
+    g.output(z, "z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
+    return g
+
+
+def split_graphs(net: RescalingNet) -> dict[str, GraphWriter]:
+    """All graphs of a network by name."""
+    makers = {"downscale": downscale, "upscale": upscale, "encoder": encoder, "decoder": decoder}
+    return {name: makers[name](net) for name in graph_names(net.config.variant)}
+
+
+def receptive_field(net: RescalingNet) -> int:
+    """LR pixels on each side that a value may depend on, in both directions: 10 pixels a block at its resolution.
+
+    A dense block of five 3x3 convolutions reaches 5 pixels; F and then G or H of the same block add up.
+    """
+    levels = len(net.levels)
+    at_finest = sum(10 * len(blocks) * 2**level for level, blocks in enumerate(net.levels))
+    return -(-at_finest // 2 ** (levels - 1))

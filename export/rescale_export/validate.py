@@ -1,0 +1,164 @@
+"""Comparison of written graphs with PyTorch: an export is not done until names, axes, shapes and values agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+
+from rescale.bundle import Tensor
+from rescale.errors import ParityError
+from rescale.image import pad_planes
+from rescale.variants import LATENT_STRIDE
+from rescale_export.probe import probe_picture
+from rescale_train.models import RescalingNet
+
+MAX_DIFFERENT = 1e-4
+"""Largest share of uint8 values that may differ from PyTorch's; each by one level at most."""
+
+MAX_FLOAT_ERROR = 1e-3
+"""Largest difference of a z value."""
+
+FORBIDDEN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Reshape"}
+GOLDEN_SIZE = (60, 92)
+
+
+@dataclass
+class Comparison:
+    """Agreement of uint8 values: how many, how many differ, by how much at most."""
+
+    values: int = 0
+    different: int = 0
+    largest: int = 0
+
+    def add(self, got: npt.NDArray[Any], want: npt.NDArray[Any], what: str) -> None:
+        """Take one pair of arrays in.
+
+        Raises:
+            ParityError: their shapes or dtypes differ.
+        """
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise ParityError(f"{what}: {got.dtype} {got.shape}, PyTorch gives {want.dtype} {want.shape}")
+        delta = np.abs(got.astype(np.int16) - want.astype(np.int16))
+        self.values += delta.size
+        self.different += int(np.count_nonzero(delta))
+        self.largest = max(self.largest, int(delta.max(initial=0)))
+
+    def require(self, what: str) -> None:
+        """Raises ParityError if the values do not agree well enough."""
+        if self.largest > 1 or self.different > MAX_DIFFERENT * self.values:
+            raise ParityError(f"{what}: {self.different} of {self.values} values differ from PyTorch, by up to {self.largest}")
+
+    def to_dict(self) -> dict[str, int]:
+        """For the manifest."""
+        return {"values": self.values, "different": self.different, "largest": self.largest}
+
+
+@torch.no_grad()
+def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    """What PyTorch makes of a batch, in the graphs' terms.
+
+    Args:
+        net: float32 network on the CPU.
+        hr: uint8 (B, H, W, 3), sides multiples of the scale.
+
+    Returns:
+        ``hr`` (the input), ``lr``, ``restored``, and for -M ``z``, ``code`` and ``z_hat``.
+    """
+    x = torch.from_numpy(hr).permute(0, 3, 1, 2).float() / 255.0
+    down = net.downscale(x)
+    rgb = torch.round(down.lr[:, :3] * 255.0)
+    parts = [rgb]
+    if net.config.variant.alpha:
+        parts.append(torch.round(down.lr[:, 3:4] * 254.0) + 1.0)
+    out: dict[str, npt.NDArray[Any]] = {"hr": hr, "lr": _nhwc(torch.cat(parts, 1))}
+    z_hat = net.decode_z(down.lr, down.code)
+    if down.code is not None:
+        out["z"] = down.z.numpy()
+        out["code"] = (torch.round(down.code * 127.0) + 128.0).byte().numpy()
+        out["z_hat"] = z_hat.numpy()
+    out["restored"] = _nhwc(torch.round(net.upscale(down.lr, z_hat).clamp(0.0, 1.0) * 255.0))
+    return out
+
+
+def _nhwc(t: torch.Tensor) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(t.permute(0, 2, 3, 1).byte().numpy())
+
+
+def probe_sizes(scale: int) -> list[tuple[int, int]]:
+    """(height, width) of the checks: the smallest legal one, an uneven one, a larger one."""
+    return [(scale, scale), (11 * scale, 7 * scale), (96 * scale, 128 * scale)]
+
+
+def check_contract(model: onnx.ModelProto, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+    """Check operators, names, dtypes and axes of a graph.
+
+    Raises:
+        ParityError: a forbidden operator, a grouped convolution, or an interface that is not the contract's.
+    """
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN:
+            raise ParityError(f"{model.graph.name}: node {node.name} is a {node.op_type}, which is not allowed")
+        if node.op_type in ("Conv", "ConvTranspose"):
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            if group != 1:
+                raise ParityError(f"{model.graph.name}: node {node.name} is a convolution with {group} groups")
+    for values, wanted in ((model.graph.input, inputs), (model.graph.output, outputs)):
+        found = tuple(_tensor(v) for v in values)
+        if found != wanted:
+            raise ParityError(f"{model.graph.name}: interface {found}, wanted {wanted}")
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    axes = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in kind.shape.dim)
+    return Tensor(value.name, dtype, axes)
+
+
+def compare(net: RescalingNet, models: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Run every graph on ONNX Runtime at sizes never seen at export and compare with PyTorch.
+
+    Returns:
+        Agreement per graph, for the manifest.
+
+    Raises:
+        ParityError: a graph does not agree.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    sessions = {k: ort.InferenceSession(m, options, providers=["CPUExecutionProvider"]) for k, m in models.items()}
+    latent = net.config.variant.latent
+    tally = {name: Comparison() for name in models if name != "decoder"}
+    z_error = z_hat_error = 0.0
+    for i, (height, width) in enumerate(probe_sizes(net.config.scale)):
+        batch = np.stack([probe_picture(height, width, seed) for seed in range(1 if i else 2)])
+        want = reference(net, batch)
+        where = f"at {width}x{height}"
+        got = sessions["downscale"].run(None, {"hr": batch})
+        tally["downscale"].add(got[0], want["lr"], f"downscale {where}")
+        feed = {"lr": want["lr"]}
+        if latent:
+            z_error = max(z_error, float(np.abs(got[1] - want["z"]).max()))
+            code = sessions["encoder"].run(None, {"z": pad_planes(want["z"], LATENT_STRIDE)})[0]
+            tally["encoder"].add(code, want["code"], f"encoder {where}")
+            z_hat = sessions["decoder"].run(None, {"code": want["code"]})[0]
+            z_hat = z_hat[:, :, : want["z_hat"].shape[2], : want["z_hat"].shape[3]]
+            z_hat_error = max(z_hat_error, float(np.abs(z_hat - want["z_hat"]).max()))
+            feed["z"] = want["z_hat"]
+        tally["upscale"].add(sessions["upscale"].run(None, feed)[0], want["restored"], f"upscale {where}")
+    for name, comparison in tally.items():
+        comparison.require(name)
+    result: dict[str, dict[str, Any]] = {name: c.to_dict() for name, c in tally.items()}
+    if latent:
+        for name, error in (("downscale", z_error), ("decoder", z_hat_error)):
+            if not error <= MAX_FLOAT_ERROR:
+                raise ParityError(f"{name}: z differs from PyTorch by {error:.3g}, allowed is {MAX_FLOAT_ERROR}")
+            result.setdefault(name, {})["largest_z_error"] = error
+    return result

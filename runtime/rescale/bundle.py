@@ -1,0 +1,174 @@
+"""The bundle: a folder of graphs with a manifest. One per model, scale and size.
+
+    manifest.json  downscale.onnx  upscale.onnx  [encoder.onnx  decoder.onnx]  golden.npz
+
+Readers refuse an unknown major version and any file whose SHA-256 does not match the manifest. docs/bundle.md is the
+contract.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescale.errors import BundleError, UnknownModelError
+from rescale.variants import Variant, check_scale, variant
+
+FORMAT = "rescale-bundle"
+MAJOR, MINOR = 1, 0
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_GRAPH_BYTES = 1 << 30
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph.
+
+    Attributes:
+        name: as in the ONNX file.
+        dtype: numpy's name.
+        axes: fixed sizes as numbers, dynamic ones as names; equal names are equal sizes.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of a bundle."""
+
+    file: str
+    sha256: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def graph_names(v: Variant) -> tuple[str, ...]:
+    """Graphs that a variant's bundle holds."""
+    return ("downscale", "upscale", "encoder", "decoder") if v.latent else ("downscale", "upscale")
+
+
+def hr_axes() -> tuple[int | str, ...]:
+    """Axes of ``hr``: NHWC."""
+    return ("batch", "height", "width", 3)
+
+
+class Bundle:
+    """A verified manifest. Graph files are verified when they are read.
+
+    Attributes:
+        path: the folder.
+        variant: which network.
+        scale: 2 or 4.
+        size: name of the size, such as ``lite``.
+        weights: SHA-256 of the weights.
+        graphs: by name.
+        manifest: the whole parsed manifest.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read and check the manifest.
+
+        Raises:
+            BundleError: no bundle there, damaged, or of a format this version does not read.
+        """
+        self.path = Path(path)
+        target = self.path / MANIFEST
+        try:
+            raw = target.read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{self.path}: no bundle here ({MANIFEST} is missing); make one with rescale-export") from None
+        except OSError as e:
+            raise BundleError(f"{target}: cannot read: {e.strerror}") from None
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{target}: {len(raw)} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+        try:
+            m = json.loads(raw)
+            name, _, version = m["format"].partition("/")
+            major = int(version.split(".")[0])
+            if name != FORMAT:
+                raise BundleError(f"{target}: format {name!r}, wanted {FORMAT!r}")
+            if major != MAJOR:
+                raise BundleError(f"{target}: bundle format {version}; this version reads {MAJOR}.x: update, or export again")
+            self.manifest: dict[str, Any] = m
+            self.variant = variant(m["model"])
+            self.scale = check_scale(m["scale"])
+            self.size = str(m["size"])
+            self.weights = str(m["weights"]["sha256"])
+            self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
+            missing = [g for g in graph_names(self.variant) if g not in self.graphs]
+            if missing:
+                raise BundleError(f"{target}: graph {missing[0]!r} is missing; export the bundle again")
+            if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
+                raise ValueError("weights.sha256 is not 64 hexadecimal digits")
+        except UnknownModelError as e:
+            raise BundleError(f"{target}: {e}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise BundleError(f"{target}: damaged manifest: {type(e).__name__}: {e}; export the bundle again") from None
+
+    @property
+    def title(self) -> str:
+        """Short name: model, scale and size."""
+        return f"{self.variant.name} x{self.scale} {self.size}"
+
+    def read_graph(self, name: str) -> bytes:
+        """Bytes of a graph's ONNX file, verified against the manifest.
+
+        Raises:
+            BundleError: missing file or hash mismatch, naming the file.
+        """
+        return self._read(self.graphs[name].file, self.graphs[name].sha256)
+
+    def read_golden(self) -> bytes:
+        """Bytes of the golden vectors (numpy's .npz), verified.
+
+        Raises:
+            BundleError: missing file or hash mismatch.
+        """
+        entry = self.manifest.get("golden", {})
+        return self._read(str(entry.get("file", GOLDEN)), str(entry.get("sha256", "")))
+
+    def verify(self) -> None:
+        """Check every file of the bundle.
+
+        Raises:
+            BundleError: the first that is missing or does not match.
+        """
+        for name in self.graphs:
+            self.read_graph(name)
+        self.read_golden()
+
+    def _read(self, file: str, sha256: str) -> bytes:
+        if not _FILE_NAME.fullmatch(file):
+            raise BundleError(f"{self.path / MANIFEST}: {file!r} is not a plain file name")
+        path = self.path / file
+        try:
+            if path.stat().st_size > MAX_GRAPH_BYTES:
+                raise BundleError(f"{path}: larger than {MAX_GRAPH_BYTES} bytes")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{path}: missing; export the bundle again") from None
+        except OSError as e:
+            raise BundleError(f"{path}: cannot read: {e.strerror}") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            message = f"SHA-256 {found[:12]}..., the manifest says {sha256[:12]}...; the file was changed: export the bundle again"
+            raise BundleError(f"{path}: {message}")
+        return data
+
+
+def _graph(entry: dict[str, Any]) -> Graph:
+    def tensors(key: str) -> tuple[Tensor, ...]:
+        return tuple(Tensor(str(t["name"]), str(t["dtype"]), tuple(t["axes"])) for t in entry[key])
+
+    return Graph(str(entry["file"]), str(entry["sha256"]), tensors("inputs"), tensors("outputs"))

@@ -1,0 +1,78 @@
+"""What all commands share: errors become one line and an exit code, heavy packages are asked for by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+
+from rescale.errors import MissingExtraError, RescaleError
+
+PACKAGE = "rescale-toolkit"
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+def require(modules: Iterable[str], extra: str) -> None:
+    """Check that an extra's packages are installed, without importing them.
+
+    Raises:
+        MissingExtraError: one is missing; the message is the command that installs it.
+    """
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise MissingExtraError(f"{', '.join(missing)} not installed: pip install '{PACKAGE}[{extra}]'")
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A command-line application whose help shows defaults and whose errors are one line."""
+    return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 for an error, 2 for wrong usage, 3 for an unrestorable LR, 130 for Ctrl-C."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=argv, standalone_mode=False)
+    except RescaleError as e:
+        return fail(str(e), e.exit_code)
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`). Point stdout elsewhere, so that the interpreter's last flush does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        code = getattr(e, "exit_code", None)
+        if code is None:
+            raise
+        show = getattr(e, "show", None)
+        if type(e).__name__ == "Abort":
+            return fail("interrupted", INTERRUPTED)
+        if show is not None:
+            show()
+        return int(code)
+    return result if isinstance(result, int) else 0
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Print an error line and return its exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def warn(message: str) -> None:
+    """Print a warning line."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one JSON document."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,52 @@
+"""Padding a picture to the network's grid, and undoing it. Pure array functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale.errors import InputError
+
+Array = npt.NDArray[np.uint8]
+
+MAX_SIDE = 65535
+"""Longest accepted side of an HR picture in pixels."""
+
+
+def check_rgb(image: Any) -> Array:
+    """Return `image` if it is uint8 (H, W, 3) with H and W from 1 to `MAX_SIDE`.
+
+    Raises:
+        InputError: another dtype or shape; the message says which.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"an array was expected, got {type(image).__name__}; open files with rescale.read_picture")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"a uint8 array of shape (H, W, 3) was expected, got {image.dtype} {image.shape}")
+    if not (1 <= image.shape[0] <= MAX_SIDE and 1 <= image.shape[1] <= MAX_SIDE):
+        raise InputError(f"sides of 1 to {MAX_SIDE} pixels were expected, got {image.shape[1]}x{image.shape[0]}")
+    return image
+
+
+def padded_size(size: int, multiple: int) -> int:
+    """The next multiple at or above `size`."""
+    return -(-size // multiple) * multiple
+
+
+def pad_to_multiple(image: Array, multiple: int) -> Array:
+    """Extend (H, W, C) at the bottom and right by repeating its last row and column.
+
+    Repetition, not reflection: it adds no high frequency in the padded direction, so the block at the border costs the
+    networks nothing (measured in docs/measurements.md).
+    """
+    height, width = image.shape[:2]
+    bottom, right = padded_size(height, multiple) - height, padded_size(width, multiple) - width
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else image
+
+
+def pad_planes(planes: npt.NDArray[np.float32], multiple: int) -> npt.NDArray[np.float32]:
+    """Extend (N, C, h, w) at the bottom and right by repeating its last row and column."""
+    bottom, right = -planes.shape[2] % multiple, -planes.shape[3] % multiple
+    return np.pad(planes, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="edge") if bottom or right else planes

@@ -1,0 +1,116 @@
+"""PNG at the level of chunks: bounded reading, and insertion of chunks into an encoded file.
+
+Pixels are decoded by Pillow from a copy that holds critical chunks only, so that no text bomb or damaged ancillary chunk
+reaches a decoder that would refuse the whole file for it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rescale.errors import InputError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_CHUNKS = 100_000
+CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk. `intact` is False where the CRC does not match."""
+
+    kind: bytes
+    data: bytes
+    intact: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """IHDR: size in pixels, bits per sample, colour type, interlaced or not."""
+
+    width: int
+    height: int
+    depth: int
+    colour: int
+    interlaced: bool
+
+
+def read_chunks(data: bytes, name: str) -> list[Chunk]:
+    """Split a PNG file into chunks.
+
+    Raises:
+        InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged.
+    """
+    if not data.startswith(SIGNATURE):
+        raise InputError(f"{name}: not a PNG file")
+    chunks: list[Chunk] = []
+    at = len(SIGNATURE)
+    while at + 12 <= len(data) and len(chunks) < MAX_CHUNKS:
+        (length,) = struct.unpack_from(">I", data, at)
+        kind = data[at + 4 : at + 8]
+        end = at + 12 + length
+        if end > len(data):
+            raise InputError(f"{name}: truncated PNG: a {kind!r} chunk of {length} bytes ends after the file")
+        body = data[at + 8 : end - 4]
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        intact = zlib.crc32(body, zlib.crc32(kind)) == crc
+        if not intact and kind in CRITICAL:
+            raise InputError(f"{name}: damaged PNG: the CRC of a {kind.decode('latin-1')} chunk does not match")
+        chunks.append(Chunk(kind, body, intact))
+        at = end
+        if kind == b"IEND":
+            break
+    kinds = [c.kind for c in chunks]
+    if not kinds or kinds[0] != b"IHDR" or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
+        raise InputError(f"{name}: truncated or damaged PNG: IHDR, IDAT or IEND is missing")
+    return chunks
+
+
+def read_header(chunks: list[Chunk], name: str) -> Header:
+    """Decode IHDR.
+
+    Raises:
+        InputError: it is malformed.
+    """
+    if len(chunks[0].data) != 13:
+        raise InputError(f"{name}: damaged PNG: IHDR has {len(chunks[0].data)} bytes, wanted 13")
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", chunks[0].data)
+    if not width or not height:
+        raise InputError(f"{name}: damaged PNG: size {width}x{height}")
+    return Header(width, height, depth, colour, interlace != 0)
+
+
+def critical_only(chunks: Iterable[Chunk]) -> bytes:
+    """The same picture without ancillary chunks."""
+    return assemble(c for c in chunks if c.kind in CRITICAL)
+
+
+def assemble(chunks: Iterable[Chunk]) -> bytes:
+    """Chunks back to a file, with fresh CRCs."""
+    out = [SIGNATURE]
+    for c in chunks:
+        out += [struct.pack(">I", len(c.data)), c.kind, c.data, struct.pack(">I", zlib.crc32(c.data, zlib.crc32(c.kind)))]
+    return b"".join(out)
+
+
+def insert(data: bytes, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks right behind IHDR, where all readers expect colour and private chunks. Same-named ones are replaced."""
+    added = [Chunk(kind, body, True) for kind, body in extra]
+    kinds = {c.kind for c in added}
+    first, *rest = read_chunks(data, "encoded PNG")
+    return assemble([first, *added, *(c for c in rest if c.kind not in kinds)])
+
+
+def encode(pixels: npt.NDArray[np.uint8], level: int = 6) -> bytes:
+    """(H, W), (H, W, 3) or (H, W, 4) uint8 -> PNG file, zlib level 0 to 9."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()

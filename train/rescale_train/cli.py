@@ -1,0 +1,239 @@
+"""Command line of the trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rescale.console import new_app, print_json, require, run_app
+from rescale.errors import CheckpointError, InputError, OutputError, RescaleError
+from rescale_train.config import Recipe, load_recipe, recipe_names, to_dict
+
+if TYPE_CHECKING:
+    import torch
+
+    from rescale_train.loop import Options, Trainer
+
+app = new_app("Train invertible image rescaling networks.")
+EXTRA = ("torch", "safetensors")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")],
+    data: Annotated[list[Path], typer.Option(help="Folder of training pictures; repeat for several.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint, log and plot.")] = Path("runs/latest"),
+    val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
+    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation.", min=0)] = 8,
+    resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
+    init_from: Annotated[Path | None, typer.Option(help="Weights or checkpoint to start from.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after this many minutes.", min=0.0)] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 500,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end only.", min=0)] = 1000,
+    log_every: Annotated[int, typer.Option(help="Steps between log lines.", min=1)] = 50,
+    split: Annotated[bool, typer.Option(help="Also write the checkpoint as parts below 15 MB.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.steps=2000.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+) -> None:
+    """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint."""
+    require(EXTRA, "train")
+    overrides = {}
+    for item in set_ or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, got {item!r}")
+        overrides[key] = value
+    from rescale_train.loop import Options
+
+    options = Options(
+        out=out,
+        max_minutes=max_minutes,
+        save_every=save_every,
+        validate_every=validate_every,
+        log_every=log_every,
+        split_parts=split,
+    )
+    start_run(load_recipe(recipe, overrides), data, val or [], holdout, resume, init_from, device, threads, options)
+
+
+def start_run(
+    recipe: Recipe,
+    data: list[Path],
+    val: list[Path],
+    holdout: int,
+    resume: bool,
+    init_from: Path | None,
+    device_name: str,
+    threads: int,
+    options: Options,
+) -> None:
+    """Set a run up on this process (or this process of a torchrun group) and carry it out."""
+    import torch
+    import torch.distributed as dist
+
+    from rescale_train import checkpoint
+    from rescale_train.data import CropSampler, find_pictures, load_picture
+    from rescale_train.loop import Trainer
+    from rescale_train.plot import loss_plot
+
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = pick_device(device_name)
+    torch.set_flush_denormal(True)
+    if device.type == "cpu":
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // world))
+    target = options.out / "checkpoint.safetensors"
+    if not resume and target.exists():
+        raise OutputError(f"{target}: exists; add --resume to continue it, or choose another --out")
+    if resume and init_from is not None:
+        raise CheckpointError("--resume and --init-from exclude each other")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
+
+    paths = find_pictures(data)
+    held_paths = find_pictures(val) if val else spread(paths, holdout)
+    train_paths = [p for p in paths if p not in set(held_paths)]
+    if not train_paths:
+        raise InputError(f"{', '.join(map(str, data))}: nothing left to train on; lower --holdout")
+    if rank == 0:
+        print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
+    held = [load_picture(p)[:512, :512] for p in held_paths]
+    sampler = CropSampler([load_picture(p) for p in train_paths], recipe.net.scale, recipe.train.seed, device)
+
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        init = None
+        if init_from is not None:
+            found = checkpoint.read(init_from)
+            if found.recipe.net != recipe.net:
+                raise CheckpointError(f"{init_from}: holds another network than the recipe's [net] table")
+            init = checkpoint.load_net(found, str(init_from)).state_dict()
+        trainer = Trainer(recipe, device, rank, world, init)
+        if resume:
+            trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))
+        result = carry_out(trainer, sampler, held, options)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    if rank == 0:
+        loss_plot(options.out / "log.jsonl", options.out / "loss.png")
+        print_json(result | {"checkpoint": str(target)})
+
+
+def carry_out(trainer: Trainer, sampler: Any, held: list[Any], options: Options) -> dict[str, Any]:
+    """Run the trainer with a progress bar (on a terminal) or plain lines, stopping cleanly on signals."""
+    stopping = False
+
+    def ask_to_stop(signum: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    options.should_stop = lambda: stopping
+    try:
+        if trainer.rank == 0 and sys.stderr.isatty():
+            return with_progress_bar(trainer, sampler, held, options)
+        if trainer.rank == 0:
+            options.report = plain_report(trainer.recipe.train.steps)
+        return trainer.run(sampler, held, options)
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+def plain_report(steps: int) -> Callable[[dict[str, Any]], None]:
+    """Progress as lines, for logs and pipes."""
+
+    def report(record: dict[str, Any]) -> None:
+        values = " ".join(f"{k} {v:.6g}" for k, v in record.items() if k != "step")
+        print(f"step {record['step']}/{steps} {values}", flush=True)
+
+    return report
+
+
+def with_progress_bar(trainer: Trainer, sampler: Any, held: list[Any], options: Options) -> dict[str, Any]:
+    """Progress as a bar with the remaining time and the newest figures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown: dict[str, Any] = {}
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=trainer.recipe.train.steps, completed=trainer.step)
+
+        def report(record: dict[str, Any]) -> None:
+            shown.update({k: v for k, v in record.items() if k in ("total", "ms", "hr_psnr_y", "lr_psnr_y")})
+            text = " ".join(f"{k} {v:.4g}" for k, v in shown.items())
+            bar.update(task, completed=record["step"], description=text)
+
+        options.report = report
+        return trainer.run(sampler, held, options)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        RescaleError: CUDA was asked for and is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RescaleError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RescaleError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def spread(paths: list[Path], count: int) -> list[Path]:
+    """`count` paths spread evenly over a list, always the same ones; at most half of it."""
+    count = min(count, len(paths) // 2)
+    return [paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)]
+
+
+@app.command()
+def ship(
+    source: Annotated[Path, typer.Argument(help="Training checkpoint.", metavar="CHECKPOINT")],
+    target: Annotated[Path, typer.Argument(help="Weights file to write (.safetensors).", metavar="WEIGHTS")],
+) -> None:
+    """Write the averaged weights of a checkpoint, rounded to float16, as a weights file."""
+    require(EXTRA, "train")
+    from rescale_train import checkpoint
+
+    found = checkpoint.read(source)
+    net = checkpoint.load_net(found, str(source))
+    # Stored as float16 and loaded as float32: every user computes with exactly the same weights.
+    checkpoint.write(target, {k: v.half() for k, v in net.state_dict().items()}, found.recipe, found.progress)
+    print(f"{target}: {target.stat().st_size} bytes")
+
+
+@app.command()
+def recipes(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the shipped recipes."""
+    table = {name: to_dict(load_recipe(name)) for name in recipe_names()}
+    if json_:
+        print_json(table)
+        return
+    for name, row in table.items():
+        net, train = row["net"], row["train"]
+        print(f"{name}: {net['model']} x{net['scale']}, blocks {net['blocks']}, growth {net['growth']}, {train['steps']} steps")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `rescale-train`."""
+    return run_app(app, argv)
