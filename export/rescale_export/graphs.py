@@ -115,8 +115,9 @@ def downscale(net: RescalingNet) -> GraphWriter:
     state = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
-    last = len(net.levels) - 1
-    for level, (transform, blocks) in enumerate(zip(net.transforms, net.levels, strict=True)):
+    stages = net.stages()
+    last = len(stages) - 1
+    for level, (transform, blocks) in enumerate(stages):
         if level:
             state = g.concat([a, b], f"level{level}.cat")
             high = 4 * (low + high) - low
@@ -173,13 +174,14 @@ def upscale(net: RescalingNet) -> GraphWriter:
     if v.latent:
         b = g.input("z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
     low = c.low_channels
-    total = (12 + c.dlv_channels) * 4 ** (len(net.levels) - 1)
+    stages = net.stages()
+    total = (12 + c.dlv_channels) * 4 ** (len(stages) - 1)
     x = ""
-    for level in reversed(range(len(net.levels))):
-        for i in reversed(range(len(net.levels[level]))):
-            a, b = _inverse_block(g, net.levels[level][i], a, b, f"level{level}.block{i}")
+    for level, (transform, blocks) in reversed(list(enumerate(stages))):
+        for i, block in reversed(list(enumerate(blocks))):
+            a, b = _inverse_block(g, block, a, b, f"level{level}.block{i}")
         joined = g.concat([a, b], f"level{level}.cat")
-        mixed = g.conv(joined, _array(net.transforms[level].synthesis), None, f"level{level}.haar")
+        mixed = g.conv(joined, _array(transform.synthesis), None, f"level{level}.haar")
         x = g.op("DepthToSpace", [mixed], f"level{level}.space", blocksize=2, mode="CRD")
         if level:
             total //= 4
@@ -244,6 +246,6 @@ def receptive_field(net: RescalingNet) -> int:
 
     A dense block of five 3x3 convolutions reaches 5 pixels; F and then G or H of the same block add up.
     """
-    levels = len(net.levels)
-    at_finest = sum(10 * len(blocks) * 2**level for level, blocks in enumerate(net.levels))
-    return -(-at_finest // 2 ** (levels - 1))
+    stages = net.stages()
+    at_finest = sum(10 * len(blocks) * 2**level for level, (_, blocks) in enumerate(stages))
+    return int(-(-at_finest // 2 ** (len(stages) - 1)))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import torch
+from onnxruntime import InferenceSession, SessionOptions
 
 from rescale.bundle import Tensor
 from rescale.errors import ParityError
@@ -131,9 +131,9 @@ def compare(net: RescalingNet, models: Mapping[str, bytes]) -> dict[str, dict[st
     Raises:
         ParityError: a graph does not agree.
     """
-    options = ort.SessionOptions()
+    options = SessionOptions()
     options.log_severity_level = 3
-    sessions = {k: ort.InferenceSession(m, options, providers=["CPUExecutionProvider"]) for k, m in models.items()}
+    sessions: dict[str, Any] = {k: InferenceSession(m, options, providers=["CPUExecutionProvider"]) for k, m in models.items()}
     latent = net.config.variant.latent
     tally = {name: Comparison() for name in models if name != "decoder"}
     z_error = z_hat_error = 0.0

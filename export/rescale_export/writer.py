@@ -85,9 +85,7 @@ class GraphWriter:
         if bias is not None:
             inputs.append(self.constant(f"{name}.bias", bias))
         pad = (kernel - 1) // 2 if stride == 1 else 0
-        return self.op(
-            "Conv", inputs, name, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4, group=1
-        )
+        return self.op("Conv", inputs, name, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4, group=1)
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model, checked with full shape inference."""

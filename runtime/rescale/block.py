@@ -143,6 +143,4 @@ def decode(data: bytes) -> Block:
         name = model.rstrip(b"\0").decode("ascii")
     except UnicodeDecodeError:
         raise DamagedBlockError("the model name is not ASCII") from None
-    return Block(
-        name, scale, (hw, hh), (lw, lh), LAYOUTS[layout], SOURCE_MODES[mode], weights.hex(), rgb, auxiliary, sections
-    )
+    return Block(name, scale, (hw, hh), (lw, lh), LAYOUTS[layout], SOURCE_MODES[mode], weights.hex(), rgb, auxiliary, sections)

@@ -47,7 +47,8 @@ def bicubic_picture(picture: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[n
     rows, cols = bicubic_matrix(picture.shape[0], scale), bicubic_matrix(picture.shape[1], scale)
     small = np.einsum("ih,hwc->iwc", rows, picture.astype(np.float64), optimize=True)
     small = np.einsum("jw,iwc->ijc", cols, small, optimize=True)
-    return np.clip(np.rint(small), 0, 255).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = np.clip(np.rint(small), 0, 255).astype(np.uint8)
+    return result
 
 
 def bicubic_batch(x: Tensor, scale: int) -> Tensor:

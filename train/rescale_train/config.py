@@ -61,11 +61,15 @@ class NetConfig:
         v = variant(self.model)
         check_scale(self.scale)
         levels = self.scale.bit_length() - 1
-        _require(len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}")
+        _require(
+            len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}"
+        )
         _require(all(1 <= n <= 64 for n in self.blocks), f"net.blocks: each level takes 1 to 64 blocks, got {self.blocks}")
         _require(1 <= self.growth <= 256, f"net.growth: 1 to 256, got {self.growth}")
         _require(0 <= self.dlv_channels <= 16, f"net.dlv_channels: 0 to 16, got {self.dlv_channels}")
-        _require(v.dlv or self.dlv_channels == 0, f"net.dlv_channels: {self.model} has no dual latent variable, got {self.dlv_channels}")
+        _require(
+            v.dlv or self.dlv_channels == 0, f"net.dlv_channels: {self.model} has no dual latent variable, got {self.dlv_channels}"
+        )
         _one_of("net.alpha_split", self.alpha_split, ALPHA_SPLITS)
         _one_of("net.alpha_basis", self.alpha_basis, ALPHA_BASES)
         _require(0.0 < self.alpha_gain <= 64.0, f"net.alpha_gain: above 0, at most 64, got {self.alpha_gain}")

@@ -116,7 +116,7 @@ def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device
         z = torch.randn(recipe.train.batch, net.config.z_channels, side, side, generator=generator, device=device)
         error = (ae.decode(ae.encode(z), side, side) - z).square().mean()
         optimiser.zero_grad(set_to_none=True)
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         last = float(error.detach())
     return last
@@ -177,7 +177,7 @@ class Trainer:
         self.skipped = 0
         self.norms: list[float] = []
         torch.manual_seed(recipe.train.seed)
-        self.net = build(recipe.net).to(device=device, memory_format=torch.channels_last)
+        self.net = build(recipe.net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if init is not None:
             self.net.load_state_dict(init)
         elif recipe.train.ae_pretrain_steps:
@@ -191,9 +191,7 @@ class Trainer:
             objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
         self.objective = objective
         t = recipe.train
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=t.lr_peak, betas=t.betas, weight_decay=t.weight_decay, fused=True
-        )
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=t.lr_peak, betas=t.betas, weight_decay=t.weight_decay, fused=True)
 
     def train_step(self, sampler: CropSampler) -> dict[str, float] | None:
         """One optimiser step. Returns the loss terms and the gradient norm, or None if it was skipped as non-finite."""

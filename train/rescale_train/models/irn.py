@@ -18,7 +18,7 @@ paper is silent (logit before the inverse, 255 alpha levels, 8-bit latent) the c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,16 @@ class RescalingNet(nn.Module):
             )
         self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init) if config.variant.latent else None
 
+    def stages(self) -> list[tuple[BlockTransform, list[InvBlock]]]:
+        """Haar transform and blocks of each level, finest first."""
+        pairs = zip(self.transforms, self.levels, strict=True)
+        return [(cast(BlockTransform, t), [cast(InvBlock, b) for b in cast(nn.ModuleList, level)]) for t, level in pairs]
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The flow: (B, 3, H, W) in [0, 1] -> y (B, 3 or 4, h, w) with raw alpha, z (B, z, h, w)."""
         low = self.config.low_channels
         state = x
-        for transform, blocks in zip(self.transforms, self.levels, strict=True):
+        for transform, blocks in self.stages():
             state = transform(state)
             a, b = state[:, :low], state[:, low:]
             for block in blocks:
@@ -86,9 +91,9 @@ class RescalingNet(nn.Module):
         """The flow backwards: y and z as `forward` gives them -> (B, 3, H, W)."""
         low = self.config.low_channels
         state = torch.cat((y, z), 1)
-        for transform, blocks in zip(reversed(self.transforms), reversed(self.levels), strict=True):
+        for transform, blocks in reversed(self.stages()):
             a, b = state[:, :low], state[:, low:]
-            for block in reversed(list(blocks)):
+            for block in reversed(blocks):
                 a, b = block.inverse(a, b)
             state = transform.inverse(torch.cat((a, b), 1))
         return state

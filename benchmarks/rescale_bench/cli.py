@@ -1,0 +1,115 @@
+"""Command line of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescale.console import new_app, require, run_app
+from rescale.files import atomic_write
+
+app = new_app("Measure bundles: quality against the source, LR fidelity, bytes.")
+
+
+@app.callback()
+def _main() -> None:
+    """Measure bundles: quality against the source, LR fidelity, bytes."""
+
+
+@app.command()
+def psnr(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by rescale-export.", metavar="BUNDLE...")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
+    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """PSNR and SSIM of the restored HR, fidelity of the LR, and bytes, beside the paper's table 3."""
+    require(("skimage", "torch"), "bench")
+    from rescale.rescaler import load
+    from rescale_bench.pictures import folder_set, sample_set
+    from rescale_bench.quality import DEFINITIONS, measure_set
+
+    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set()]
+    report: dict[str, Any] = {"definitions": DEFINITIONS, "mean": "of the pictures' values", "results": []}
+    with _progress(len(bundles) * sum(len(s.pictures) for s in sets)) as advance:
+        for path in bundles:
+            with load(path, backend, threads or None) as net:
+                for pictures in sets:
+                    result = measure_set(net, pictures, advance)
+                    head = {"bundle": str(path), "model": net.bundle.title, "backend": net.runner.name}
+                    report["results"].append(head | result)
+    text = json.dumps(_without_nan(report), indent=2)
+    if out is not None:
+        atomic_write(out, (text + "\n").encode())
+    print(text if json_ else as_text(report, each))
+
+
+def as_text(report: dict[str, Any], each: bool) -> str:
+    """The report as plain tables, definitions last."""
+    lines = []
+    for r in report["results"]:
+        lines.append(f"{r['model']} on {r['set']} ({r['count']} pictures), {r['backend']}")
+        lines.append(
+            f"  {'':22}{'HR Y-PSNR':>10}{'RGB-PSNR':>10}{'SSIM-Y':>8}{'LR Y-PSNR':>11}{'SSIM-Y':>8}{'bytes':>10}{'bit/LR px':>10}"
+        )
+        rows = [(p["name"], p) for p in r["pictures"]] if each else []
+        for name, m in [*rows, ("mean", r["mean"])]:
+            lines.append(
+                f"  {name[-22:]:22}{m['hr_psnr_y']:10.2f}{m['hr_psnr_rgb']:10.2f}{m['hr_ssim_y']:8.4f}"
+                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m['bits_per_lr_pixel']:10.2f}"
+            )
+        for method, m in r["paper"].items():
+            lines.append(f"  {'paper: ' + method:22}{m['hr_psnr_y']:10.2f}{'':10}{m['hr_ssim_y']:8.4f}")
+        lines.append("")
+    border = ", ".join(sorted({str(r["border"]) for r in report["results"]}))
+    lines.append(f"{border} border pixels cropped; sides cut to multiples of the scale; HR and LR rounded to 8 bits;")
+    lines.append("mean: of the pictures' values.")
+    lines += [f"  {name}: {text}" for name, text in report["definitions"].items()]
+    return "\n".join(lines)
+
+
+class _progress:
+    """Progress on stderr: a bar with the remaining time on a terminal, nothing in a pipe."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def __enter__(self) -> Any:
+        if not sys.stderr.isatty():
+            return lambda name: None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.bar = Progress(console=Console(stderr=True), transient=True)
+        self.bar.start()
+        task = self.bar.add_task("", total=self.total)
+        return lambda name: self.bar.update(task, advance=1, description=name)
+
+    def __exit__(self, *error: object) -> None:
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null and "inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return [_without_nan(v) for v in value] if isinstance(value, list) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `rescale-bench`."""
+    return run_app(app, argv)

@@ -1,0 +1,67 @@
+"""Sets of HR pictures to measure on: the user's folders, or the photographs that scikit-image ships."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale.errors import InputError
+from rescale.picture import read_picture
+from rescale_train.data import find_pictures
+
+Picture = npt.NDArray[np.uint8]
+
+SAMPLE_FILES = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+"""Photographs inside the scikit-image wheel; no download."""
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A named list of pictures, each loaded when it is needed."""
+
+    name: str
+    pictures: tuple[tuple[str, Callable[[], Picture]], ...]
+
+
+def sample_set() -> PictureSet:
+    """The photographs that scikit-image ships."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    missing = [f for f in SAMPLE_FILES if not (folder / f).is_file()]
+    if missing:
+        raise InputError(f"{folder}: {missing[0]} is not in this scikit-image; measure a folder of your own with --data")
+    return PictureSet("scikit-image", tuple((f, _reader(folder / f)) for f in SAMPLE_FILES))
+
+
+def folder_set(folder: Path, limit: int | None = None) -> PictureSet:
+    """All pictures below a folder, named after it.
+
+    Raises:
+        InputError: no such folder, or no picture in it.
+    """
+    paths = find_pictures([folder])[:limit]
+    return PictureSet(folder.resolve().name, tuple((str(p.relative_to(folder)), _reader(p)) for p in paths))
+
+
+def crop_to_multiple(picture: Picture, multiple: int) -> Picture:
+    """Cut at the bottom and right so that both sides are multiples; the field's protocol for HR."""
+    height, width = (n - n % multiple for n in picture.shape[:2])
+    if not (height and width):
+        raise InputError(f"a picture of {picture.shape[1]}x{picture.shape[0]} is smaller than the scale {multiple}")
+    return picture[:height, :width]
+
+
+def _reader(path: Path) -> Callable[[], Picture]:
+    return lambda: read_picture(path)

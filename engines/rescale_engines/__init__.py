@@ -1,0 +1,1 @@
+"""ONNX graphs to TensorRT engines. Imports no TensorRT by itself."""

@@ -1,0 +1,152 @@
+"""Writing a bundle: graphs, golden vectors and manifest, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from rescale import __version__
+from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, Bundle, Tensor
+from rescale.errors import OutputError
+from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
+from rescale_export.graphs import receptive_field, split_graphs
+from rescale_export.probe import probe_picture
+from rescale_export.validate import GOLDEN_SIZE, check_contract, compare, reference
+from rescale_train.checkpoint import weights_digest
+from rescale_train.config import SIZES, net_config, to_dict
+from rescale_train.models import RescalingNet
+
+LICENCE = "Apache-2.0"
+
+
+def size_name(net: RescalingNet) -> str:
+    """The named size that a network has, or ``custom``."""
+    c = net.config
+    for size in SIZES:
+        named = net_config(c.model, c.scale, size)
+        if (named.blocks, named.growth, named.shared_trunk) == (c.blocks, c.growth, c.shared_trunk):
+            return size
+    return "custom"
+
+
+def bundle_name(net: RescalingNet) -> str:
+    """Default folder name of a network's bundle."""
+    return f"{net.config.model}_x{net.config.scale}_{size_name(net)}"
+
+
+def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = None) -> Bundle:
+    """Export a network, check it against PyTorch, and write its bundle.
+
+    Args:
+        net: in evaluation mode, float32, on the CPU.
+        target: folder to write; an existing bundle there is replaced once the new one is complete.
+        card: what is known of the weights (data, steps, measured PSNR), kept in the manifest.
+
+    Returns:
+        The written bundle, read back and verified.
+
+    Raises:
+        ParityError: a graph does not agree with PyTorch; nothing is written.
+        OutputError: the folder cannot be written, or holds something else than a bundle.
+    """
+    digest = weights_digest(net)
+    metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
+    writers = split_graphs(net)
+    models: dict[str, bytes] = {}
+    entries: dict[str, Any] = {}
+    for name, writer in writers.items():
+        model = writer.model(metadata)
+        check_contract(model, tuple(writer.inputs), tuple(writer.outputs))
+        models[name] = model.SerializeToString(deterministic=True)
+        entries[name] = {
+            "file": f"{name}.onnx",
+            "sha256": hashlib.sha256(models[name]).hexdigest(),
+            "bytes": len(models[name]),
+            "inputs": [_tensor(t) for t in writer.inputs],
+            "outputs": [_tensor(t) for t in writer.outputs],
+        }
+    parity = compare(net, models)
+    scale = net.config.scale
+    height, width = (side - side % (4 * scale) + scale for side in GOLDEN_SIZE)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **reference(net, probe_picture(height, width, seed=7)[None]))
+    golden = buffer.getvalue()
+    manifest = {
+        "format": f"{FORMAT}/{MAJOR}.{MINOR}",
+        "model": net.config.model,
+        "scale": scale,
+        "size": size_name(net),
+        "auxiliary": net.config.variant.auxiliary,
+        "net": to_dict(net.config),
+        "receptive_field": {"lr_pixels": receptive_field(net)},
+        "padding": {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale},
+        "latent": _latent(net),
+        "weights": {"sha256": digest, "card": card or {}},
+        "graphs": entries,
+        "golden": {"file": GOLDEN, "sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)},
+        "parity": {"backend": f"onnxruntime {onnxruntime.__version__} CPU", **parity},
+        "exporter": {
+            "rescale": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+        },
+        "licence": LICENCE,
+    }
+    with replaced_folder(target) as folder:
+        for name, data in models.items():
+            (folder / f"{name}.onnx").write_bytes(data)
+        (folder / GOLDEN).write_bytes(golden)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        Bundle(folder).verify()
+    return Bundle(target)
+
+
+def _tensor(t: Tensor) -> dict[str, Any]:
+    return {"name": t.name, "dtype": t.dtype, "axes": list(t.axes)}
+
+
+def _latent(net: RescalingNet) -> dict[str, Any] | None:
+    if not net.config.variant.latent:
+        return None
+    return {"channels": LATENT_CHANNELS, "stride": LATENT_STRIDE, "z_channels": net.config.z_channels, "padding": "edge"}
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `target` when the block ends without an error.
+
+    Raises:
+        OutputError: not writable, or `target` exists and is not a bundle.
+    """
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputError(f"{target}: exists and is not a bundle; choose another --out")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    old = temporary.with_suffix(".old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except OSError as e:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise OutputError(f"{target}: cannot write the bundle: {e.strerror or e}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

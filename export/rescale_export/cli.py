@@ -1,0 +1,99 @@
+"""Command line of the exporter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescale.console import new_app, print_json, require, run_app
+from rescale.errors import CheckpointError
+from rescale.variants import SCALES, VARIANTS
+
+app = new_app("Export a network as a bundle of ONNX graphs, checked against PyTorch.")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(VARIANTS)}.")] = "dlv_irn_a",
+    scale: Annotated[int, typer.Option(help="2 or 4.")] = 2,
+    size: Annotated[str | None, typer.Option(help="lite or full; without it the best shipped weights are taken.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights or checkpoint file instead of shipped weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List models, scales, sizes and shipped weights, and stop.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
+    require(("torch", "safetensors", "onnx", "onnxruntime"), "export")
+    from rescale_train import checkpoint as checkpoints
+    from rescale_train.shipped import find_shipped
+
+    if list_:
+        print_list(json_)
+        return
+    from rescale_export.bundles import bundle_name, size_name, write_bundle
+
+    card: dict[str, Any] = {}
+    if checkpoint is None:
+        shipped = find_shipped(model, scale, size)
+        source, card = shipped.path, shipped.card
+        where, figure = shipped.headline()
+        said = f"shipped weights {shipped.title}, {figure:.2f} dB Y-PSNR on {where}"
+    else:
+        source, said = checkpoint, f"weights of {checkpoint}"
+    found = checkpoints.read(source)
+    config = found.recipe.net
+    if (config.model, config.scale) != (model, scale):
+        raise CheckpointError(f"{source}: holds {config.model} x{config.scale}, not {model} x{scale}; give --model and --scale so")
+    net = checkpoints.load_net(found, str(source))
+    if size is not None and size_name(net) != size:
+        raise CheckpointError(f"{source}: is of size {size_name(net)}, not {size}")
+    if not json_:
+        print(f"{model} x{scale}: {said}")
+    bundle = write_bundle(net, out or Path(bundle_name(net)), card)
+    parity = bundle.manifest["parity"]
+    if json_:
+        print_json({"bundle": str(bundle.path), "weights": said, "graphs": bundle.manifest["graphs"], "parity": parity})
+        return
+    for name, graph in bundle.manifest["graphs"].items():
+        p = parity.get(name, {})
+        agreement = (
+            f", {p['different']} of {p['values']} values differ from PyTorch, by at most {p['largest']}" if "values" in p else ""
+        )
+        print(f"  {graph['file']}: {graph['bytes']} bytes{agreement}")
+    print(f"bundle: {bundle.path}")
+
+
+def print_list(json_: bool) -> None:
+    """All models and scales, with the weights that ship for them."""
+    from rescale_train.config import SIZES
+    from rescale_train.shipped import list_shipped
+
+    shipped = list_shipped()
+    rows: list[dict[str, Any]] = []
+    for name, v in VARIANTS.items():
+        for scale in SCALES:
+            here = [s for s in shipped if (s.model, s.scale) == (name, scale)]
+            rows.append(
+                {
+                    "model": name,
+                    "title": v.title,
+                    "scale": scale,
+                    "sizes": list(SIZES),
+                    "weights": [{"size": s.size, "steps": s.card["steps"], "figures": s.card["figures"]} for s in here],
+                }
+            )
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['model']} x{row['scale']} ({row['title']}), sizes {', '.join(row['sizes'])}")
+        for w in row["weights"]:
+            figures = ", ".join(f"{k} {v['hr_psnr_y']:.2f} dB" for k, v in w["figures"].items())
+            print(f"    shipped: {w['size']}, {w['steps']} steps, Y-PSNR {figures}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `rescale-export`."""
+    return run_app(app, argv)
