@@ -60,14 +60,21 @@ def as_text(report: dict[str, Any], each: bool) -> str:
     lines = []
     for r in report["results"]:
         lines.append(f"{r['model']} on {r['set']} ({r['count']} pictures), {r['backend']}")
-        lines.append(
-            f"  {'':22}{'HR Y-PSNR':>10}{'RGB-PSNR':>10}{'SSIM-Y':>8}{'LR Y-PSNR':>11}{'SSIM-Y':>8}{'bytes':>10}{'bit/LR px':>10}"
+        heads = (
+            ("HR Y-PSNR", 10),
+            ("RGB-PSNR", 10),
+            ("SSIM-Y", 8),
+            ("LR Y-PSNR", 11),
+            ("SSIM-Y", 8),
+            ("bytes", 10),
+            ("bit/LR px", 10),
         )
+        lines.append(" " * 24 + "".join(f"{text:>{width}}" for text, width in heads))
         rows = [(p["name"], p) for p in r["pictures"]] if each else []
         for name, m in [*rows, ("mean", r["mean"])]:
             lines.append(
                 f"  {name[-22:]:22}{m['hr_psnr_y']:10.2f}{m['hr_psnr_rgb']:10.2f}{m['hr_ssim_y']:8.4f}"
-                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m['bits_per_lr_pixel']:10.2f}"
+                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m["bits_per_lr_pixel"]:8.2f}"
             )
         for method, m in r["paper"].items():
             lines.append(f"  {'paper: ' + method:22}{m['hr_psnr_y']:10.2f}{'':10}{m['hr_ssim_y']:8.4f}")

@@ -58,9 +58,9 @@ def export(
         return
     for name, graph in bundle.manifest["graphs"].items():
         p = parity.get(name, {})
-        agreement = (
-            f", {p['different']} of {p['values']} values differ from PyTorch, by at most {p['largest']}" if "values" in p else ""
-        )
+        agreement = ""
+        if "values" in p:
+            agreement = f", {p['different']} of {p['values']} values differ from PyTorch, by at most {p['largest']}"
         print(f"  {graph['file']}: {graph['bytes']} bytes{agreement}")
     print(f"bundle: {bundle.path}")
 

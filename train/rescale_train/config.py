@@ -93,7 +93,7 @@ class NetConfig:
     @property
     def z_channels(self) -> int:
         """Channels of z: all that does not end up in the LR picture."""
-        total = (12 + self.dlv_channels) * 4 ** (len(self.blocks) - 1)
+        total: int = (12 + self.dlv_channels) * 4 ** (len(self.blocks) - 1)
         return total - self.variant.lr_channels
 
 
