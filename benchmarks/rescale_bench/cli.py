@@ -74,7 +74,7 @@ def as_text(report: dict[str, Any], each: bool) -> str:
         for name, m in [*rows, ("mean", r["mean"])]:
             lines.append(
                 f"  {name[-22:]:22}{m['hr_psnr_y']:10.2f}{m['hr_psnr_rgb']:10.2f}{m['hr_ssim_y']:8.4f}"
-                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m["bits_per_lr_pixel"]:8.2f}"
+                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m['bits_per_lr_pixel']:8.2f}"
             )
         for method, m in r["paper"].items():
             lines.append(f"  {'paper: ' + method:22}{m['hr_psnr_y']:10.2f}{'':10}{m['hr_ssim_y']:8.4f}")
