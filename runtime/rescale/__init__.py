@@ -28,7 +28,7 @@ from rescale.variants import SCALES, VARIANTS, Variant
 if TYPE_CHECKING:
     from rescale.bundle import Bundle
     from rescale.container import Small, State
-    from rescale.picture import read_picture, write_picture
+    from rescale.picture import Picture, open_picture, read_picture, write_picture
     from rescale.quality import psnr, psnr_y
     from rescale.rescaler import Rescaler, load
 
@@ -43,6 +43,7 @@ __all__ = [
     "InputError",
     "LrFileError",
     "OutputError",
+    "Picture",
     "RescaleError",
     "Rescaler",
     "Small",
@@ -51,6 +52,7 @@ __all__ = [
     "Variant",
     "__version__",
     "load",
+    "open_picture",
     "psnr",
     "psnr_y",
     "read_picture",
@@ -61,6 +63,8 @@ _LAZY = {
     "Bundle": "bundle",
     "Small": "container",
     "State": "container",
+    "Picture": "picture",
+    "open_picture": "picture",
     "read_picture": "picture",
     "write_picture": "picture",
     "psnr": "quality",

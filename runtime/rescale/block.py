@@ -28,12 +28,13 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 
+from rescale.variants import SCALES
+
 MAGIC = b"RSCL"
 MAJOR, MINOR = 1, 0
 _HEADER = struct.Struct("<4sBBBBIIIIB7x32s32s32s32sI")
 _DIGEST = 32
 MAX_SECTIONS = 16
-MAX_BYTES = 1 << 30
 
 LAYOUTS = ("none", "alpha", "chunk", "strip")
 """Places of -A's fourth plane, by their code."""
@@ -123,7 +124,7 @@ def decode(data: bytes) -> Block:
     if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
         raise DamagedBlockError("the block does not match its digest")
     (_, major, _, scale, layout, hw, hh, lw, lh, mode, model, weights, rgb, auxiliary, count) = _HEADER.unpack_from(data)
-    if major < 1 or layout >= len(LAYOUTS) or mode >= len(SOURCE_MODES) or count > MAX_SECTIONS or scale < 1:
+    if major < 1 or layout >= len(LAYOUTS) or mode >= len(SOURCE_MODES) or count > MAX_SECTIONS or scale not in SCALES:
         raise DamagedBlockError("a field of the block is out of range")
     if (lw, lh) != (-(-hw // scale), -(-hh // scale)) or not (hw and hh):
         raise DamagedBlockError(f"HR {hw}x{hh} and LR {lw}x{lh} do not belong together at scale {scale}")

@@ -1,113 +1,142 @@
-"""Command line of the runtime: down, up, info, verify."""
+"""Command line of the runtime: down, up, info, verify, strip."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescale.console import new_app, print_json, run_app, warn
+from rescale.console import fail, new_app, print_json, run_app, warn
 from rescale.errors import InputError, OutputError
 
+if TYPE_CHECKING:
+    from rescale.batch import Job
+    from rescale.container import Small
+    from rescale.rescaler import Rescaler
+
 app = new_app("Downscale pictures with a network that can restore them from the small picture alone.")
+
+STREAM = Path("-")
+"""Standard input or output."""
+
+DEFAULT_MAX_PIXELS = 256_000_000
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
 Backend = Annotated[str, typer.Option(help="auto or onnxruntime.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_MAX_PIXELS = 256_000_000
+Overwrite = Annotated[bool, typer.Option(help="Folders: make targets again that exist already.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; for folders one line a file.")]
 
 
 @app.command()
 def down(
-    source: Annotated[Path, typer.Argument(help="HR picture.")],
-    target: Annotated[Path, typer.Argument(help="LR file to write (.png).")],
+    source: Annotated[Path, typer.Argument(help="HR picture, folder of them, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(help="LR file (.png, .webp, .jxl), folder, or - for standard output.")],
     bundle: BundleOption,
+    layout: Annotated[str, typer.Option(help="-A: fourth plane in the alpha channel, a chunk or a strip of rows below.")] = "alpha",
+    carrier: Annotated[str, typer.Option(help="Marker and latent as chunk, text, or sidecar (FILE.rescale).")] = "chunk",
+    alpha: Annotated[str, typer.Option(help="Real transparency in the source: refuse or keep (losslessly, beside).")] = "refuse",
+    container: Annotated[str, typer.Option(help="Folders and standard output: png, webp or jxl.")] = "png",
+    raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
+    overwrite: Overwrite = False,
     backend: Backend = "auto",
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
-) -> None:
-    """Make the small picture of a large one."""
-    from rescale.picture import read_picture
+) -> int:
+    """Make small pictures of large ones."""
+    from rescale.container import container_for, sidecar_path
+    from rescale.files import atomic_write
+    from rescale.picture import READABLE, open_picture
     from rescale.rescaler import load
 
-    _check_target(source, target)
+    _check_paths(source, target)
+    if raw is None and source.is_file() and target != STREAM:
+        container_for(target)
     with load(bundle, backend, threads or None) as net:
-        small = net.downscale(read_picture(source, max_pixels))
-        small.save(target)
-        block = small.block
-        assert block is not None
-        facts = {
-            "source": str(source),
-            "target": str(target),
-            "model": net.bundle.title,
-            "hr_size": list(block.hr_size),
-            "lr_size": list(block.lr_size),
-            "bytes": target.stat().st_size,
-            "auxiliary_bits_per_pixel": round(small.auxiliary_bits, 3),
-        }
-    if json_:
-        print_json(facts)
-    else:
-        hr, lr = block.hr_size, block.lr_size
-        print(f"{target}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}, {facts['model']}, {facts['bytes']} bytes")
+        if raw is not None:
+            return _frames(net, source, target, raw, upwards=False)
+
+        def make(origin: Path, goal: Path) -> dict[str, Any]:
+            small = net.downscale(open_picture(_stream_in(origin), alpha, max_pixels))
+            data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
+            if sidecar is not None:
+                if goal == STREAM:
+                    raise InputError("--carrier sidecar needs a file to lie beside, not standard output")
+                atomic_write(sidecar_path(goal), sidecar)
+            _write(goal, data)
+            return _lr_facts(small, net) | {"bytes": len(data) + len(sidecar or b"")}
+
+        return _one_or_all(source, target, make, READABLE, f".{container}", overwrite, json_, _down_text)
 
 
 @app.command()
 def up(
-    source: Annotated[Path, typer.Argument(help="LR file.")],
-    target: Annotated[Path, typer.Argument(help="HR picture to write (.png).")],
+    source: Annotated[Path, typer.Argument(help="LR file, folder of them, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(help="HR picture (.png, .webp), folder, or - for standard output.")],
     bundle: BundleOption,
     force: Annotated[bool, typer.Option(help="Restore an LR that is not exact, without its auxiliary data.")] = False,
     reference: Annotated[Path | None, typer.Option(help="Original HR picture: print the PSNR against it.")] = None,
+    raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
+    overwrite: Overwrite = False,
     backend: Backend = "auto",
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
-) -> None:
-    """Restore the large picture. Exit code 3: the LR file cannot be restored exactly."""
-    from rescale.container import Small, State
-    from rescale.picture import read_picture, write_picture
-    from rescale.quality import psnr, psnr_y
+) -> int:
+    """Restore large pictures. Exit code 3: the LR file cannot be restored exactly."""
+    from rescale.container import SUFFIXES, Small, State
+    from rescale.picture import WRITABLE
     from rescale.rescaler import load
 
-    _check_target(source, target)
+    _check_paths(source, target)
+    if raw is None and source.is_file() and target != STREAM and target.suffix.lower() not in WRITABLE:
+        raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
     with load(bundle, backend, threads or None) as net:
-        small = Small.open(source, max_pixels)
-        state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
-        picture = net.upscale(small, strict=not force)
-        if state is not State.EXACT:
-            warn(f"{source}: {detail}; restored without auxiliary data, so far below the model's quality")
-        write_picture(target, picture)
-        facts: dict[str, Any] = {
-            "source": str(source),
-            "target": str(target),
-            "model": net.bundle.title,
-            "state": str(state),
-            "hr_size": [picture.shape[1], picture.shape[0]],
-        }
-        scale = net.bundle.scale
-    text = f"{target}: {picture.shape[1]}x{picture.shape[0]}, {facts['model']}"
-    if reference is not None:
-        original = read_picture(reference, max_pixels)
-        if original.shape != picture.shape:
-            raise InputError(f"{reference}: {original.shape[1]}x{original.shape[0]}, the restored picture is not of that size")
-        facts |= {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original)}
-        text += f", Y-PSNR {facts['psnr_y']:.2f} dB (BT.601, {scale} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
-    print_json(facts) if json_ else print(text)
+        if raw is not None:
+            return _frames(net, source, target, raw, upwards=True)
+
+        def make(origin: Path, goal: Path) -> dict[str, Any]:
+            small = Small.open(_stream_in(origin), max_pixels)
+            state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
+            picture = net.restore(small, strict=not force)
+            if state is not State.EXACT:
+                warn(f"{small.name}: {detail}; restored without auxiliary data: {_cost(net)}")
+            facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
+            if reference is not None:
+                facts |= _quality(picture.pixels, reference, net.bundle.scale, max_pixels)
+            _write(goal, picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower()))
+            return facts
+
+        return _one_or_all(source, target, make, list(SUFFIXES), ".png", overwrite, json_, _up_text)
 
 
 @app.command()
 def info(
-    source: Annotated[Path, typer.Argument(help="LR file.")],
+    source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
 ) -> None:
     """Show what a file carries, without restoring it."""
-    facts = _facts(source, max_pixels)
+    from rescale.container import Small
+
+    small = Small.open(_stream_in(source), max_pixels)
+    facts: dict[str, Any] = {"source": str(source), "state": str(small.state), "lr_size": list(small.size)}
+    if small.detail:
+        facts["detail"] = small.detail
+    if small.block is not None:
+        b = small.block
+        facts |= {"model": b.model, "scale": b.scale, "hr_size": list(b.hr_size), "weights": b.weights, "layout": b.layout}
+        facts["auxiliary_bits_per_pixel"] = round(small.auxiliary_bits, 3)
+        facts["sections"] = {name.decode("latin-1"): len(data) for name, data in b.sections.items()}
+        facts["source_mode"] = b.source_mode
+    facts["colour"] = [kind.decode("latin-1") for kind, _ in small.colour]
     if json_:
         print_json(facts)
         return
@@ -117,7 +146,7 @@ def info(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(help="LR file.")],
+    source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
     bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also check that this bundle made it.")] = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
@@ -127,7 +156,7 @@ def verify(
     from rescale.container import ADVICE, Small, State
     from rescale.errors import LrFileError
 
-    small = Small.open(source, max_pixels)
+    small = Small.open(_stream_in(source), max_pixels)
     state, detail = small.state, small.detail
     if bundle is not None:
         b = Bundle(bundle)
@@ -142,30 +171,170 @@ def verify(
     return 0
 
 
-def _facts(source: Path, max_pixels: int) -> dict[str, Any]:
+@app.command()
+def strip(
+    source: Annotated[Path, typer.Argument(help="LR file.")],
+    target: Annotated[Path, typer.Argument(help="Ordinary picture to write (.png, .webp), or -.")],
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+) -> None:
+    """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
     from rescale.container import Small
 
-    small = Small.open(source, max_pixels)
-    facts: dict[str, Any] = {"source": str(source), "state": str(small.state), "lr_size": list(small.size)}
-    if small.detail:
-        facts["detail"] = small.detail
-    if small.block is not None:
-        b = small.block
-        facts |= {"model": b.model, "scale": b.scale, "hr_size": list(b.hr_size), "weights": b.weights, "layout": b.layout}
-        facts["auxiliary_bits_per_pixel"] = round(small.auxiliary_bits, 3)
-    return facts
+    _check_paths(source, target)
+    picture = Small.open(_stream_in(source), max_pixels).without_auxiliary()
+    _write(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
 
 
-def _check_target(source: Path, target: Path) -> None:
+def _one_or_all(
+    source: Path,
+    target: Path,
+    make: Callable[[Path, Path], dict[str, Any]],
+    suffixes: list[str],
+    new_suffix: str,
+    overwrite: bool,
+    json_: bool,
+    describe: Callable[[dict[str, Any]], str],
+) -> int:
+    """One file, or every file below a folder."""
+    # Standard output belongs to the picture when it is the target.
+    out = sys.stderr if target == STREAM else sys.stdout
+    if not source.is_dir():
+        facts = {"source": str(source), "target": str(target)} | make(source, target)
+        print(json.dumps(facts, ensure_ascii=False) if json_ else describe(facts), file=out)
+        return 0
+    from rescale import batch
+
+    if target == STREAM or target.is_file():
+        raise OutputError(f"{target}: a folder is wanted for the results of the folder {source}")
+    jobs = batch.plan(source, target, suffixes, new_suffix)
+    batch.remove_leftovers(target) if target.is_dir() else None
+    with _progress(len(jobs)) as advance:
+
+        def make_job(job: Job) -> None:
+            facts = {"source": str(job.source), "target": str(job.target)} | make(job.source, job.target)
+            if json_:
+                print(json.dumps(facts | {"status": "done"}, ensure_ascii=False), flush=True)
+
+        def report(job: Job, what: str) -> None:
+            advance(job.source.name)
+            if json_ and what != "done":
+                print(json.dumps({"source": str(job.source), "target": str(job.target), "status": what}), flush=True)
+
+        outcome = batch.run(jobs, make_job, overwrite, report)
+    for _, error in outcome.errors:
+        fail(str(error))
+    summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors)}
+    print(json.dumps(summary) if json_ else ", ".join(f"{n} {what}" for what, n in summary.items()))
+    return 1 if outcome.errors else 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar with the remaining time on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
+def _frames(net: Rescaler, source: Path, target: Path, raw: str, upwards: bool) -> int:
+    """Raw frames from a stream or file to another."""
+    from rescale.frames import down_frames, parse_size, up_frames
+
+    size = parse_size(raw)
+    run = up_frames if upwards else down_frames
+    if target != STREAM and target.is_dir():
+        raise OutputError(f"{target}: raw frames go to a file or to -, not to a folder")
+    try:
+        reader = sys.stdin.buffer if source == STREAM else source.open("rb")
+        writer = sys.stdout.buffer if target == STREAM else target.open("wb")
+    except OSError as e:
+        raise OutputError(f"{e.filename}: cannot open: {e.strerror}") from None
+    try:
+        count = run(net, size, reader, writer)
+    finally:
+        for stream, path in ((reader, source), (writer, target)):
+            if path != STREAM:
+                stream.close()
+    print(f"{count} frames", file=sys.stderr)
+    return 0
+
+
+def _lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:
+    block = small.block
+    assert block is not None
+    return {
+        "model": net.bundle.title,
+        "hr_size": list(block.hr_size),
+        "lr_size": list(block.lr_size),
+        "auxiliary_bits_per_pixel": round(small.auxiliary_bits, 3),
+    }
+
+
+def _quality(picture: Any, reference: Path, scale: int, max_pixels: int) -> dict[str, Any]:
+    from rescale.picture import read_picture
+    from rescale.quality import psnr, psnr_y
+
+    original = read_picture(reference, max_pixels)
+    if original.shape != picture.shape:
+        raise InputError(f"{reference}: {original.shape[1]}x{original.shape[0]}, the restored picture is not of that size")
+    return {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original), "border": scale}
+
+
+def _cost(net: Rescaler) -> str:
+    """What the missing auxiliary data costs, as measured for the weights."""
+    figures = net.bundle.manifest["weights"].get("card", {}).get("figures", {})
+    for name, row in figures.items():
+        if "hr_psnr_y_forced" in row:
+            lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
+            return f"{lost:.1f} dB below the model's {row['hr_psnr_y']:.1f} dB (Y-PSNR on {name})"
+    return "the loss was not measured for these weights"
+
+
+def _down_text(facts: dict[str, Any]) -> str:
+    hr, lr = facts["hr_size"], facts["lr_size"]
+    return f"{facts['target']}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}, {facts['model']}, {facts['bytes']} bytes"
+
+
+def _up_text(facts: dict[str, Any]) -> str:
+    text = f"{facts['target']}: {facts['hr_size'][0]}x{facts['hr_size'][1]}, {facts['model']}"
+    if "psnr_y" in facts:
+        text += f", Y-PSNR {facts['psnr_y']:.2f} dB (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
+    return text
+
+
+def _stream_in(path: Path) -> Any:
+    return sys.stdin.buffer if path == STREAM else path
+
+
+def _write(target: Path, data: bytes) -> None:
+    from rescale.files import atomic_write
+
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        atomic_write(target, data)
+
+
+def _check_paths(source: Path, target: Path) -> None:
     """Fail before the work, not after it."""
-    if not source.exists():
+    if source != STREAM and not source.exists():
         raise InputError(f"{source}: no such file")
-    if target.suffix.lower() != ".png":
-        raise InputError(f"{target}: the result is a PNG; name it {target.stem}.png")
+    if target == STREAM:
+        return
     if not target.parent.is_dir():
         raise OutputError(f"{target}: the folder {target.parent} does not exist")
-    if target.exists() and source.samefile(target):
+    if target.exists() and source != STREAM and source.samefile(target):
         raise OutputError(f"{target}: is the source itself")
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise OutputError(f"{target}: lies inside the source folder, whose results would be taken for sources")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,15 +1,13 @@
 """The LR file: a picture that carries what its restoration needs. docs/file-format.md is the contract.
 
-A file is a PNG picture with an integrity block (`rescale.block`) in private chunks ``reSc``. Reading never guesses: it
-names the state of the file, and the pixels, alpha and latent are used only if their digests match.
+Reading never guesses: it names the state of the file, and pixels, alpha and latent are used only if their digests match.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -18,21 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale import block as blocks
-from rescale import codes, png
+from rescale import carrier as carriers
+from rescale import codes, colour, planes
 from rescale.block import Block
 from rescale.errors import InputError, LrFileError
 from rescale.files import atomic_write
-from rescale.picture import MAX_PIXELS, decode_pixels, read_bytes
+from rescale.picture import MAX_PIXELS, Picture, decode_pixels, read_bytes
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
 Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
-CHUNK = b"reSc"
-"""Ancillary, private, safe to copy: survives lossless recompression; our digests catch stale copies."""
+LAYOUTS = blocks.LAYOUTS[1:]
+"""Where -A's fourth plane can be put: ``alpha``, ``chunk`` or ``strip``."""
 
-CHUNK_BYTES = 1 << 20
-_PART = struct.Struct(">HH")
+SUFFIXES = {".png": "png", ".webp": "webp", ".jxl": "jxl"}
+"""Container of an LR file by the suffix of its name; all lossless."""
 
 
 class State(StrEnum):
@@ -55,6 +54,7 @@ ADVICE = {
     State.NEWER: "update rescale-toolkit",
     State.DAMAGED: "take an undamaged copy",
 }
+NO_MARKER = "it carries no marker of this toolkit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +65,23 @@ class Small:
         rgb: uint8 (h, w, 3).
         alpha: uint8 (h, w) alpha codes 1..255 with 128 neutral, -A only.
         latent: uint8 (4, ceil(h/4), ceil(w/4)) latent codes with 128 neutral, -M only.
+        source_alpha: uint8 (H, W) transparency of the HR picture, if it was kept.
         block: the integrity block; None if the file has none that can be read.
         state: see `State`.
         detail: why the state is not exact, in words.
         name: the file it came from, for messages.
-        colour: chunks that describe colour and origin (ICC, EXIF, ...), carried along unchanged.
+        colour: chunks that say how the picture is shown, carried along unchanged.
     """
 
     rgb: Array
     alpha: Array | None = None
     latent: Array | None = None
+    source_alpha: Array | None = None
     block: Block | None = None
     state: State = State.EXACT
     detail: str = ""
     name: str = "LR picture"
-    colour: tuple[tuple[bytes, bytes], ...] = field(default=())
+    colour: colour.Chunks = ()
 
     @classmethod
     def create(
@@ -91,22 +93,22 @@ class Small:
         model: str,
         scale: int,
         weights: str,
-        hr_size: tuple[int, int],
+        source: Picture,
     ) -> Small:
-        """A fresh result of downscaling; see the attributes for shapes. `hr_size` is (width, height)."""
-        auxiliary = _auxiliary_bytes(alpha, latent)
+        """A fresh result of downscaling `source`; see the attributes for shapes."""
+        rgb = np.ascontiguousarray(rgb)
         block = Block(
             model=model,
             scale=scale,
-            hr_size=hr_size,
+            hr_size=source.size,
             lr_size=(rgb.shape[1], rgb.shape[0]),
             layout="alpha" if alpha is not None else "none",
-            source_mode="rgb",
+            source_mode="gray" if source.gray else "rgb",
             weights=weights,
             rgb_digest=hashlib.sha256(rgb.tobytes()).digest(),
-            auxiliary_digest=hashlib.sha256(auxiliary).digest(),
+            auxiliary_digest=hashlib.sha256(_auxiliary_bytes(alpha, latent)).digest(),
         )
-        return cls(np.ascontiguousarray(rgb), alpha, latent, block)
+        return cls(rgb, alpha, latent, source.alpha, block, colour=source.colour)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,135 +138,171 @@ class Small:
             return State.OTHER_MODEL, f"{made}, not by {model} x{scale} with weights {weights[:12]}"
         return self.state, self.detail
 
-    def to_bytes(self) -> bytes:
-        """The PNG file.
+    def without_auxiliary(self) -> Picture:
+        """The ordinary picture: LR pixels and colour chunks, nothing from which the HR could be restored."""
+        return Picture(self.rgb, colour=self.colour)
+
+    def encode(self, container: str = "png", layout: str = "alpha", carrier: str = "chunk") -> tuple[bytes, bytes | None]:
+        """The file, and the side-car's bytes if `carrier` is ``sidecar``. What was encoded is read back and compared.
+
+        Args:
+            container: ``png``, ``webp`` or ``jxl``, all lossless.
+            layout: where -A's fourth plane goes: ``alpha`` channel, ``chunk`` in the metadata, or ``strip`` below the picture.
+            carrier: ``chunk``, ``text`` or ``sidecar``, see `rescale.carrier`.
 
         Raises:
-            LrFileError: there is no valid block to write, since the picture is not exact.
+            LrFileError: this picture is not exact, so there is no valid block to write.
+            InputError: an unknown option, or more than the container or carrier can hold.
         """
+        for option, value, known in (
+            ("container", container, carriers.CONTAINERS),
+            ("layout", layout, LAYOUTS),
+            ("carrier", carrier, carriers.CARRIERS),
+        ):
+            if value not in known:
+                raise InputError(f"{option} {value!r}: choose one of {', '.join(known)}")
         if self.block is None or self.state is not State.EXACT:
             raise LrFileError(f"{self.name}: {self.detail}: an LR file is written from an exact picture only", self.state)
         pixels, sections = self.rgb, {}
-        if self.alpha is not None:
+        if self.alpha is None:
+            layout = "none"
+        elif layout == "alpha":
             pixels = np.dstack([self.rgb, codes.alpha_to_file(self.alpha)])
+        elif layout == "strip":
+            pixels = planes.add_strip(self.rgb, self.alpha)
+        else:
+            sections[blocks.ALPHA_SECTION] = planes.encode(self.alpha)
         if self.latent is not None:
-            sections[blocks.LATENT_SECTION] = png.encode(_stack(self.latent), level=9)
-        data = blocks.encode(replace(self.block, sections=sections))
-        parts = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
-        chunks = [(CHUNK, _PART.pack(i, len(parts)) + part) for i, part in enumerate(parts)]
-        file = png.insert(png.encode(pixels), [*self.colour, *chunks])
-        again = Small.from_bytes(file, self.name)
+            sections[blocks.LATENT_SECTION] = planes.encode(self.latent)
+        if self.source_alpha is not None:
+            sections[blocks.SOURCE_ALPHA_SECTION] = planes.encode(self.source_alpha)
+        if self.colour and container != "png":
+            sections[blocks.METADATA_SECTION] = colour.pack(self.colour)
+        block = blocks.encode(replace(self.block, layout=layout, sections=sections))
+        data = carriers.write(pixels, block, self.colour, container, carrier)
+        sidecar = block if carrier == "sidecar" else None
+        again = Small.from_bytes(data, self.name, pixels.shape[0] * pixels.shape[1], sidecar)
         if again.state is not State.EXACT or not _same(again, self):
             raise LrFileError(f"{self.name}: reading back the encoded file gave {again.state}: {again.detail}", again.state)
-        return file
+        return data, sidecar
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PNG file atomically.
+    def to_bytes(self, container: str = "png", layout: str = "alpha", carrier: str = "chunk") -> bytes:
+        """The file alone; see `encode`."""
+        return self.encode(container, layout, carrier)[0]
+
+    def save(self, path: str | os.PathLike[str], layout: str = "alpha", carrier: str = "chunk") -> None:
+        """Write the file atomically, in the container that its suffix names; a side-car goes beside it, first.
 
         Raises:
             OutputError: it cannot be written; an old file is untouched.
-            InputError: the name does not end in .png.
+            InputError: the suffix is not that of a lossless container; see also `encode`.
         """
         target = Path(path)
-        if target.suffix.lower() != ".png":
-            raise InputError(f"{target}: an LR file is a PNG; a lossy format would destroy it. Name it {target.stem}.png")
-        atomic_write(target, self.to_bytes())
+        data, sidecar = self.encode(container_for(target), layout, carrier)
+        if sidecar is not None:
+            atomic_write(sidecar_path(target), sidecar)
+        atomic_write(target, data)
 
     @classmethod
     def open(cls, source: Source, max_pixels: int = MAX_PIXELS) -> Small:
         """Read an LR file from a path, bytes or a binary stream. A foreign or damaged one is read too, and says so in `state`.
 
+        A side-car FILE.rescale beside a path is used if the file itself carries no block.
+
         Raises:
             InputError: it is not a readable picture at all, or larger than `max_pixels`.
         """
         data, name = read_bytes(source)
-        return cls.from_bytes(data, name, max_pixels)
+        sidecar = None
+        if isinstance(source, str | os.PathLike) and sidecar_path(Path(source)).is_file():
+            sidecar = read_bytes(sidecar_path(Path(source)))[0]
+        return cls.from_bytes(data, name, max_pixels, sidecar)
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "LR picture", max_pixels: int = MAX_PIXELS) -> Small:
-        """Read an LR file from its bytes; see `open`."""
-        if not data.startswith(png.SIGNATURE):
-            pixels = decode_pixels(data, name, max_pixels)
-            return cls(pixels[:, :, :3].copy(), state=State.FOREIGN, detail="it carries no marker of this toolkit", name=name)
-        chunks = png.read_chunks(data, name)
+    def from_bytes(cls, data: bytes, name: str = "LR picture", max_pixels: int = MAX_PIXELS, sidecar: bytes | None = None) -> Small:
+        """Read an LR file from its bytes, with the side-car's bytes if there is one; see `open`."""
         pixels = decode_pixels(data, name, max_pixels)
-        rgb = np.ascontiguousarray(pixels[:, :, :3])
-        base = cls(rgb, name=name)
+        base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name)
         try:
-            found = _collect(chunks)
+            found, shown = carriers.read(data, name)
+            base = replace(base, colour=shown)
+            found = found if found is not None else sidecar
             if found is None:
-                return replace(base, state=State.FOREIGN, detail="it carries no marker of this toolkit")
-            block = blocks.decode(found)
+                return replace(base, state=State.FOREIGN, detail=NO_MARKER)
+            return _judge(replace(base, block=blocks.decode(found)), pixels)
         except blocks.NewerFormatError as e:
             return replace(base, state=State.NEWER, detail=str(e))
         except blocks.DamagedBlockError as e:
             return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {e}")
-        return _judge(replace(base, block=block), pixels)
+
+
+def container_for(path: Path) -> str:
+    """Container that a file name asks for.
+
+    Raises:
+        InputError: not a lossless container.
+    """
+    try:
+        return SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise InputError(f"{path}: an LR file is lossless: name it {' or '.join(path.stem + s for s in SUFFIXES)}") from None
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where a file's side-car lies."""
+    return path.with_name(path.name + carriers.SIDECAR_SUFFIX)
 
 
 def _judge(small: Small, pixels: Array) -> Small:
-    """Compare the pixels and auxiliary data with the block; keep only what matches."""
+    """Compare pixels and auxiliary data with the block; keep only what matches."""
     block = small.block
     assert block is not None
-    width, height = small.size
-    if (width, height) != block.lr_size:
-        detail = f"it has {width}x{height} pixels where its marker says {block.lr_size[0]}x{block.lr_size[1]}"
-        return replace(small, state=State.CHANGED, detail=detail)
-    if hashlib.sha256(small.rgb.tobytes()).digest() != block.rgb_digest:
+    width, height = block.lr_size
+    rows = height + (planes.strip_rows(height) if block.layout == "strip" else 0)
+    if small.size != (width, rows):
+        return replace(
+            small, state=State.CHANGED, detail=f"it has {_by(small.size)} pixels where its marker says {_by((width, rows))}"
+        )
+    rgb, alpha = small.rgb, None
+    if block.layout == "strip":
+        rgb, alpha = planes.take_strip(small.rgb, height)
+        small = replace(small, rgb=rgb)
+    if hashlib.sha256(rgb.tobytes()).digest() != block.rgb_digest:
         return replace(small, state=State.CHANGED, detail="its pixels are not those its marker was made for")
-    alpha = latent = None
-    if block.layout == "alpha":
-        # A missing alpha channel reads as opaque: some writers drop one that is opaque everywhere.
-        stored = pixels[:, :, 3] if pixels.shape[2] == 4 else np.full((height, width), 255, np.uint8)
-        alpha = codes.alpha_from_file(stored)
-    if blocks.LATENT_SECTION in block.sections:
-        shape = (LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE))
-        try:
-            latent = _unstack(block.sections[blocks.LATENT_SECTION], shape, small.name)
-        except InputError as e:
-            return replace(small, state=State.DAMAGED, detail=f"its latent code is damaged: {e}")
+    sections = block.sections
+    try:
+        if block.layout == "alpha":
+            # A missing alpha channel reads as opaque: some writers drop one that is opaque everywhere.
+            stored = pixels[:, :, 3] if pixels.shape[2] == 4 else np.full((height, width), 255, np.uint8)
+            alpha = codes.alpha_from_file(stored)
+        elif blocks.ALPHA_SECTION in sections:
+            alpha = planes.decode(sections[blocks.ALPHA_SECTION], (height, width), small.name)
+        latent = None
+        if blocks.LATENT_SECTION in sections:
+            shape = (LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE))
+            latent = planes.decode(sections[blocks.LATENT_SECTION], shape, small.name)
+        if blocks.SOURCE_ALPHA_SECTION in sections:
+            source_alpha = planes.decode(sections[blocks.SOURCE_ALPHA_SECTION], block.hr_size[::-1], small.name)
+            small = replace(small, source_alpha=source_alpha)
+        if blocks.METADATA_SECTION in sections:
+            small = replace(small, colour=colour.unpack(sections[blocks.METADATA_SECTION], small.name))
+    except InputError as e:
+        return replace(small, state=State.DAMAGED, detail=f"its auxiliary data is damaged: {e}")
     if hashlib.sha256(_auxiliary_bytes(alpha, latent)).digest() != block.auxiliary_digest:
-        what = "alpha channel was changed or dropped" if block.layout == "alpha" else "latent code is missing or changed"
+        what = "latent code is missing or changed" if alpha is None else "alpha plane was changed or dropped"
         return replace(small, state=State.STRIPPED, detail=f"its {what}")
     return replace(small, alpha=alpha, latent=latent)
-
-
-def _collect(chunks: list[png.Chunk]) -> bytes | None:
-    """The block's bytes from its chunks; None if there is no such chunk."""
-    found = [c for c in chunks if c.kind == CHUNK]
-    if not found:
-        return None
-    parts: dict[int, bytes] = {}
-    for chunk in found:
-        if len(chunk.data) < _PART.size or not chunk.intact:
-            raise blocks.DamagedBlockError("a chunk is truncated or its CRC does not match")
-        index, count = _PART.unpack_from(chunk.data)
-        if count != len(found) or index in parts:
-            raise blocks.DamagedBlockError(f"{len(found)} of {count} parts are there")
-        parts[index] = chunk.data[_PART.size :]
-    if sorted(parts) != list(range(len(found))):
-        raise blocks.DamagedBlockError("its parts are not numbered in sequence")
-    return b"".join(parts[i] for i in range(len(found)))
 
 
 def _auxiliary_bytes(alpha: Array | None, latent: Array | None) -> bytes:
     return (b"" if alpha is None else alpha.tobytes()) + (b"" if latent is None else latent.tobytes())
 
 
-def _stack(planes: Array) -> Array:
-    """(C, h, w) as one gray picture (C * h, w), so that PNG's filters and inflater do the entropy coding."""
-    return planes.reshape(-1, planes.shape[2])
-
-
-def _unstack(data: bytes, shape: tuple[int, int, int], name: str) -> Array:
-    """Inverse of `_stack`, bounded: the coded picture's size is checked before it is decoded."""
-    header = png.read_header(png.read_chunks(data, name), name)
-    if (header.width, header.height, header.depth, header.colour) != (shape[2], shape[0] * shape[1], 8, 0):
-        raise InputError(f"{name}: a coded plane of {header.width}x{header.height}, wanted {shape[2]}x{shape[0] * shape[1]}")
-    plane = decode_pixels(data, name, header.width * header.height)[:, :, 0]
-    return np.ascontiguousarray(plane).reshape(shape)
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _same(a: Small, b: Small) -> bool:
-    pairs = ((a.rgb, b.rgb), (a.alpha, b.alpha), (a.latent, b.latent))
-    return all((x is None and y is None) or (x is not None and y is not None and np.array_equal(x, y)) for x, y in pairs)
+    pairs = ((a.rgb, b.rgb), (a.alpha, b.alpha), (a.latent, b.latent), (a.source_alpha, b.source_alpha))
+    equal = all((x is None and y is None) or (x is not None and y is not None and np.array_equal(x, y)) for x, y in pairs)
+    return equal and a.colour == b.colour

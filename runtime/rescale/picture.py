@@ -1,4 +1,4 @@
-"""Reading and writing ordinary pictures: the HR side of the tool.
+"""Ordinary pictures: the HR side of the tool.
 
 Every input is either handled exactly or refused with the way out; nothing is converted in silence.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rescale import png
+from rescale import colour, jxl, png, riff
 from rescale.errors import InputError
 from rescale.files import atomic_write
 
@@ -26,6 +29,65 @@ MAX_PIXELS = 256_000_000
 """Default limit on a picture's pixels, checked from the header before anything is decoded."""
 
 MAX_FILE_BYTES = 2 << 30
+ALPHA_RULES = ("refuse", "keep")
+"""What to do with real transparency: refuse the picture, or keep the alpha plane losslessly beside the LR."""
+
+READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif", ".jxl"]
+WRITABLE = (".png", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An HR picture with all that is carried beside its colours.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB.
+        gray: it was a gray picture, and is written as one again.
+        alpha: uint8 (H, W) transparency of the source, or None if opaque.
+        colour: chunks that say how it is to be shown, see `rescale.colour`.
+    """
+
+    pixels: Array
+    gray: bool = False
+    alpha: Array | None = None
+    colour: colour.Chunks = ()
+
+    def planes(self) -> Array:
+        """What is written: (H, W), (H, W, 3), or with alpha (H, W, 2) or (H, W, 4); gray is the mean of R, G and B."""
+        base = np.rint(self.pixels.mean(2)).astype(np.uint8)[:, :, None] if self.gray else self.pixels
+        if self.alpha is not None:
+            return np.dstack([base, self.alpha])
+        return base[:, :, 0] if self.gray else base
+
+    def to_bytes(self, suffix: str = ".png") -> bytes:
+        """A lossless file: PNG, or WebP with suffix ``.webp``.
+
+        Raises:
+            InputError: another suffix, or too large for WebP.
+        """
+        if suffix == ".png":
+            return png.insert(png.encode(self.planes()), self.colour)
+        if suffix == ".webp":
+            pixels = self.pixels if self.alpha is None else np.dstack([self.pixels, self.alpha])
+            extra = {b"ICCP": colour.icc_profile(self.colour), b"EXIF": colour.exif(self.colour)}
+            kept = {k: v for k, v in extra.items() if v}
+            return riff.insert(riff.encode(pixels), self.size, self.alpha is not None, kept)
+        raise InputError(f"restored pictures are written as {' or '.join(WRITABLE)}, not as {suffix or 'a file without suffix'}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it losslessly and atomically, as the suffix says.
+
+        Raises:
+            OutputError: it cannot be written; an old file is untouched.
+            InputError: the suffix is not one of `WRITABLE`.
+        """
+        target = Path(path)
+        atomic_write(target, self.to_bytes(target.suffix.lower()))
 
 
 def read_bytes(source: Source) -> tuple[bytes, str]:
@@ -43,8 +105,8 @@ def read_bytes(source: Source) -> tuple[bytes, str]:
                 return _bounded(f.read(MAX_FILE_BYTES + 1), str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except OSError as e:
-            raise InputError(f"{path}: cannot read: {e.strerror}") from None
+        except (OSError, ValueError) as e:
+            raise InputError(f"{path}: cannot read: {getattr(e, 'strerror', None) or e}") from None
     name = getattr(source, "name", "stream")
     return _bounded(source.read(MAX_FILE_BYTES + 1), str(name))
 
@@ -57,8 +119,14 @@ def _bounded(data: bytes, name: str) -> tuple[bytes, str]:
     return data, name
 
 
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Open with Pillow, the size bounded before pixels are decoded."""
+def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width * height > max_pixels:
+        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
+
+
+@contextmanager
+def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open with Pillow, the size bounded before pixels are decoded; PNG without its ancillary chunks."""
     if data.startswith(png.SIGNATURE):
         chunks = png.read_chunks(data, name)
         header = png.read_header(chunks, name)
@@ -66,19 +134,15 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
         data = png.critical_only(chunks)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as e:
         raise InputError(f"{name}: {e}; raise the limit with --max-pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError):
-        raise InputError(f"{name}: not a picture that can be read (PNG, JPEG, WebP, TIFF, BMP, AVIF, PPM are)") from None
-    _check_pixels(image.width, image.height, max_pixels, name)
-    return image
-
-
-def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width * height > max_pixels:
-        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
+    except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
+        raise InputError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
+    with image:
+        _check_pixels(image.width, image.height, max_pixels, name)
+        yield image
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -88,9 +152,19 @@ def _load(image: Image.Image, name: str) -> None:
         InputError: the file is truncated or damaged.
     """
     try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError) as e:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except Exception as e:  # decoders raise many classes on damaged files; none of them is a fault of ours
         raise InputError(f"{name}: truncated or damaged picture: {e}") from None
+
+
+def _is_deep(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array:
@@ -101,51 +175,87 @@ def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array
     Raises:
         InputError: not readable, too large, or with samples that 8 bits cannot hold.
     """
-    with _open(data, name, max_pixels) as image:
+    if jxl.is_jxl(data):
+        return jxl.decode(data, name, max_pixels)
+    with _opened(data, name, max_pixels) as image:
         _load(image, name)
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        if _is_deep(image.mode):
             raise InputError(f"{name}: {image.mode} samples; an LR picture has 8 bits")
-        has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-        return np.array(image.convert("RGBA" if has_alpha else "RGB"))
+        return np.array(image.convert("RGBA" if _has_alpha(image) else "RGB"))
 
 
-def read_picture(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
-    """An HR picture as uint8 (H, W, 3).
+def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PIXELS) -> Picture:
+    """An HR picture from a path, bytes or a binary stream.
+
+    Gray and palette pictures become RGB, which holds them exactly; gray is remembered. An alpha channel that is opaque
+    everywhere is dropped. Colour profile, EXIF and orientation are carried along, not applied.
+
+    Args:
+        source: what to read.
+        alpha: ``refuse`` a picture with real transparency, or ``keep`` its alpha plane losslessly.
+        max_pixels: refuse larger ones before decoding.
 
     Raises:
-        InputError: missing, not a picture, truncated, too large, or of a kind that RGB with 8 bits cannot hold exactly:
-            more than 8 bits, CMYK, several frames, real transparency. The message says what to do.
+        InputError: missing, not a picture, truncated, too large, or of a kind that RGB with 8 bits cannot hold exactly: more
+            than 8 bits, CMYK, several frames, real transparency. The message says what to do.
     """
+    if alpha not in ALPHA_RULES:
+        raise InputError(f"alpha rule {alpha!r}: choose one of {', '.join(ALPHA_RULES)}")
     data, name = read_bytes(source)
-    with _open(data, name, max_pixels) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{name}: has {image.n_frames} frames; extract the one you want")  # type: ignore[attr-defined]
-        deep = image.mode in ("I", "F") or image.mode.startswith("I;") or _png_depth(data, name) > 8
-        if deep:
-            raise InputError(f"{name}: more than 8 bits a sample; convert it to 8 bits first")
+    if jxl.is_jxl(data):
+        pixels = jxl.decode(data, name, max_pixels)
+        return Picture(np.ascontiguousarray(pixels[:, :, :3]), False, _transparency(pixels, alpha, name))
+    with _opened(data, name, max_pixels) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 or _is_animated_png(data, name):
+            raise InputError(f"{name}: has several frames; extract the one you want as a PNG first")
+        if _is_deep(image.mode) or _stored_depth(data, name) > 8:
+            raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; convert it to 8 bits first")
         if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
             raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB with its colour profile first")
         _load(image, name)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = np.array(image.convert("RGBA"))
-            if (rgba[:, :, 3] != 255).any():
-                raise InputError(f"{name}: has real transparency, which would be lost; flatten it onto a background first")
-            return np.ascontiguousarray(rgba[:, :, :3])
-        return np.array(image.convert("RGB"))
+        carried = colour.from_png(png.read_chunks(data, name), name) if _is_png(data) else colour.from_info(image.info, name)
+        gray = image.mode in ("1", "L", "LA")
+        if not _has_alpha(image):
+            return Picture(np.array(image.convert("RGB")), gray, None, carried)
+        rgba = np.array(image.convert("RGBA"))
+        return Picture(np.ascontiguousarray(rgba[:, :, :3]), gray, _transparency(rgba, alpha, name), carried)
 
 
-def _png_depth(data: bytes, name: str) -> int:
-    return png.read_header(png.read_chunks(data, name), name).depth if data.startswith(png.SIGNATURE) else 8
+def read_picture(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
+    """Only the pixels of `open_picture`: uint8 (H, W, 3)."""
+    return open_picture(source, max_pixels=max_pixels).pixels
+
+
+def _transparency(pixels: Array, rule: str, name: str) -> Array | None:
+    """The alpha plane to keep; None for an opaque picture."""
+    if pixels.shape[2] < 4 or (pixels[:, :, 3] == 255).all():
+        return None
+    if rule == "refuse":
+        raise InputError(f"{name}: has real transparency; keep it beside the LR with --alpha keep, or flatten it first")
+    return np.ascontiguousarray(pixels[:, :, 3])
+
+
+def _is_png(data: bytes) -> bool:
+    return data.startswith(png.SIGNATURE)
+
+
+def _is_animated_png(data: bytes, name: str) -> bool:
+    """Pillow sees critical chunks only, so the animation chunk is looked for here."""
+    return _is_png(data) and any(c.kind == b"acTL" for c in png.read_chunks(data, name))
+
+
+def _stored_depth(data: bytes, name: str) -> int:
+    """Bits a sample that the file holds, where Pillow would reduce them in silence: PNG and AVIF."""
+    if _is_png(data):
+        return png.read_header(png.read_chunks(data, name), name).depth
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        at = data.find(b"av1C")
+        # Third byte behind the box name: seq_tier, high_bitdepth, twelve_bit, ...
+        return 10 if at >= 0 and len(data) > at + 6 and data[at + 6] & 0x40 else 8
+    return 8
 
 
 def write_picture(path: str | os.PathLike[str], pixels: Array) -> None:
-    """Write an HR picture losslessly as PNG, atomically.
-
-    Raises:
-        OutputError: it cannot be written; an old file is untouched.
-        InputError: the name does not end in .png.
-    """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise InputError(f"{target}: restored pictures are written as PNG; name it {target.stem}.png")
-    atomic_write(target, png.encode(pixels))
+    """Write RGB pixels losslessly and atomically as PNG or WebP; see `Picture.save`."""
+    Picture(pixels).save(path)

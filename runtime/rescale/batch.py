@@ -1,0 +1,109 @@
+"""Folders: every picture below one folder to the same place below another, resumable and never half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rescale.errors import InputError, OutputError, RescaleError
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make."""
+
+    source: Path
+    target: Path
+
+
+@dataclass
+class Outcome:
+    """What became of a folder: counts, and the errors by source file."""
+
+    done: int = 0
+    skipped: int = 0
+    errors: list[tuple[Path, RescaleError]] = field(default_factory=list)
+
+
+def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -> list[Job]:
+    """Jobs for all files below `source` with one of `suffixes`, in the same tree below `target`.
+
+    Raises:
+        InputError: nothing to do, or two sources would be written to one target.
+    """
+    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"{source}: no picture found; wanted are {' '.join(suffixes)}")
+    jobs: dict[Path, Job] = {}
+    for path in found:
+        goal = target / path.relative_to(source).with_suffix(new_suffix)
+        if goal in jobs:
+            raise InputError(f"{path} and {jobs[goal].source.name} would both become {goal}; rename one")
+        jobs[goal] = Job(path, goal)
+    return list(jobs.values())
+
+
+def run(
+    jobs: Iterable[Job],
+    make: Callable[[Job], None],
+    overwrite: bool,
+    report: Callable[[Job, str], None] = lambda job, what: None,
+) -> Outcome:
+    """Carry the jobs out one by one. A target that exists is finished, since targets appear complete or not at all.
+
+    An error is kept and the next job begins; Ctrl-C ends the run.
+
+    Args:
+        jobs: from `plan`.
+        make: reads a job's source and writes its target atomically.
+        overwrite: make targets that exist again.
+        report: told about each job: ``done``, ``skipped`` or ``error``.
+    """
+    outcome = Outcome()
+    for job in jobs:
+        if job.target.exists() and not overwrite:
+            outcome.skipped += 1
+            report(job, "skipped")
+            continue
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            make(job)
+        except RescaleError as e:
+            outcome.errors.append((job.source, e))
+            report(job, "error")
+        except OSError as e:
+            outcome.errors.append((job.source, OutputError(f"{job.target}: cannot write: {e.strerror or e}")))
+            report(job, "error")
+        except MemoryError:
+            outcome.errors.append((job.source, RescaleError(f"{job.source}: not enough memory")))
+            report(job, "error")
+        else:
+            outcome.done += 1
+            report(job, "done")
+    return outcome
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove temporary files of ours below a folder whose process is gone (killed with SIGKILL). Returns how many."""
+    count = 0
+    for path in folder.rglob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _alive(int(match.group(1))):
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,123 @@
+"""JPEG XL, lossless, as a container of boxes. Needs the optional extra ``jxl`` (imagecodecs)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale.errors import InputError, MissingExtraError
+
+SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a")
+FILE_TYPE = bytes.fromhex("00000014667479706a786c20000000006a786c20")
+CODESTREAM = b"\xff\x0a"
+MAX_BOXES = 10_000
+
+
+def is_jxl(data: bytes) -> bool:
+    """Whether the bytes start like a JPEG XL file, boxed or bare."""
+    return data.startswith((SIGNATURE, CODESTREAM))
+
+
+def _codec() -> Any:
+    try:
+        import imagecodecs
+    except ImportError:
+        raise MissingExtraError("JPEG XL needs imagecodecs: pip install 'rescale-toolkit[jxl]'") from None
+    return imagecodecs
+
+
+def read_boxes(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
+    """Boxes (name, body) of a file; a bare codestream is one box ``jxlc``.
+
+    Raises:
+        InputError: truncated or damaged.
+    """
+    if data.startswith(CODESTREAM):
+        return [(b"jxlc", data)]
+    boxes: list[tuple[bytes, bytes]] = []
+    at = 0
+    while at + 8 <= len(data) and len(boxes) < MAX_BOXES:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if length == 1 and at + 16 <= len(data):
+            (length,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        end = len(data) if length == 0 else at + length
+        if end > len(data) or end < start:
+            raise InputError(f"{name}: truncated JPEG XL: a {kind!r} box ends after the file")
+        boxes.append((kind, data[start:end]))
+        at = end
+    if at != len(data):
+        raise InputError(f"{name}: damaged JPEG XL: bytes behind the last box")
+    return boxes
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) from the codestream's size header, before anything is decoded.
+
+    Raises:
+        InputError: there is no codestream.
+    """
+    stream = b""
+    for kind, body in read_boxes(data, name):
+        if kind in (b"jxlc", b"jxlp"):
+            stream = body[4:] if kind == b"jxlp" else body
+            break
+    if len(stream) < 16 or not stream.startswith(CODESTREAM):
+        raise InputError(f"{name}: damaged JPEG XL: no picture in it")
+    bits = int.from_bytes(stream[2:16], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def side(small: int) -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    small = take(1)
+    height = side(small)
+    ratio = take(3)
+    if ratio:
+        up, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        return height * up // down, height
+    return side(small), height
+
+
+def encode(pixels: npt.NDArray[np.uint8], boxes: Mapping[bytes, bytes]) -> bytes:
+    """(H, W, 3) or (H, W, 4) uint8 -> lossless JPEG XL container with extra boxes."""
+    stream = bytes(_codec().jpegxl_encode(pixels, lossless=True, effort=5))
+    if stream.startswith(SIGNATURE):
+        stream = next(body for kind, body in read_boxes(stream, "encoded JPEG XL") if kind == b"jxlc")
+    out = [SIGNATURE, FILE_TYPE]
+    for kind, body in [(b"jxlc", stream), *boxes.items()]:
+        out.append(struct.pack(">I4s", len(body) + 8, kind) + body)
+    return b"".join(out)
+
+
+def decode(data: bytes, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, 3 or 4).
+
+    Raises:
+        InputError: damaged, too large, or not 8 bits.
+        MissingExtraError: imagecodecs is not installed.
+    """
+    width, height = picture_size(data, name)
+    if width * height > max_pixels:
+        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
+    codec = _codec()
+    try:
+        pixels = np.asarray(codec.jpegxl_decode(data))
+    except Exception as e:  # imagecodecs raises classes of its own
+        raise InputError(f"{name}: truncated or damaged JPEG XL: {e}") from None
+    if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
+        raise InputError(f"{name}: {pixels.dtype} {pixels.shape} in a JPEG XL; an 8-bit still picture is wanted")
+    if pixels.ndim == 2 or pixels.shape[2] in (1, 2):
+        planes = pixels.reshape(height, width, -1)
+        pixels = np.dstack([planes[:, :, :1]] * 3 + [planes[:, :, 1:]])
+    return np.ascontiguousarray(pixels)
