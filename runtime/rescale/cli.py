@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -245,23 +245,20 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 def _frames(net: Rescaler, source: Path, target: Path, raw: str, upwards: bool) -> int:
     """Raw frames from a stream or file to another."""
+    from rescale.files import atomic_stream
     from rescale.frames import down_frames, parse_size, up_frames
 
     size = parse_size(raw)
     run = up_frames if upwards else down_frames
     if target != STREAM and target.is_dir():
         raise OutputError(f"{target}: raw frames go to a file or to -, not to a folder")
-    try:
-        reader = sys.stdin.buffer if source == STREAM else source.open("rb")
-        writer = sys.stdout.buffer if target == STREAM else target.open("wb")
-    except OSError as e:
-        raise OutputError(f"{e.filename}: cannot open: {e.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            reader = sys.stdin.buffer if source == STREAM else stack.enter_context(source.open("rb"))
+        except OSError as e:
+            raise InputError(f"{source}: cannot read: {e.strerror}") from None
+        writer = sys.stdout.buffer if target == STREAM else stack.enter_context(atomic_stream(target))
         count = run(net, size, reader, writer)
-    finally:
-        for stream, path in ((reader, source), (writer, target)):
-            if path != STREAM:
-                stream.close()
     print(f"{count} frames", file=sys.stderr)
     return 0
 

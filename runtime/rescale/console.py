@@ -59,6 +59,8 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
         if show is not None:
             show()
         return int(code)
+    if result == INTERRUPTED:  # what typer makes of Ctrl-C
+        return fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

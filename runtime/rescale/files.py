@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from rescale.errors import OutputError
 
@@ -16,15 +18,22 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OutputError: the folder does not exist or is not writable, or the disk is full; an old file is untouched.
     """
+    with atomic_stream(path) as f:
+        f.write(data)
+
+
+@contextlib.contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when the block ends without an error, and vanishes otherwise.
+
+    Raises:
+        OutputError: as `atomic_write`.
+    """
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
     name = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
+        with open(name, "xb") as f:
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(name, path)

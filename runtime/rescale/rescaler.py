@@ -13,7 +13,6 @@ from rescale import codes
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
-from rescale.errors import InputError
 from rescale.image import check_rgb, pad_planes, pad_to_multiple
 from rescale.picture import Picture
 from rescale.variants import LATENT_STRIDE
@@ -90,8 +89,7 @@ class Rescaler:
         block = small.block
         known = block is not None and block.scale == scale and block.lr_size == small.size
         out_width, out_height = block.hr_size if block is not None and known else (width * scale, height * scale)
-        if hr.shape[0] < out_height or hr.shape[1] < out_width:
-            raise InputError(f"{small.name}: the marker's size {out_width}x{out_height} does not fit its {width}x{height} pixels")
+        # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
 
     def run_upscale(self, rgb: Array, alpha: Array | None, latent: Array | None) -> Array:
@@ -118,7 +116,8 @@ class Rescaler:
                 channels = next(t.axes[1] for t in self.bundle.graphs["upscale"].inputs if t.name == "z")
                 z = np.zeros((1, int(channels), height, width), np.float32)
             inputs["z"] = np.ascontiguousarray(z)
-        return cast(Array, self.runner.run("upscale", inputs)["hr"])[0]
+        hr = cast(Array, self.runner.run("upscale", inputs)["hr"])
+        return np.ascontiguousarray(hr[0])
 
     def restore(self, small: Small, strict: bool = True) -> Picture:
         """`upscale`, with what belongs to the picture beside its colours: gray mode, transparency, colour chunks."""

@@ -1,0 +1,294 @@
+"""Commands as a user meets them: what they print, their exit codes, and what they leave on the disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rescale
+from rescale.cli import main
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, bundle, picture):
+    """A folder with photo.png (odd size), and the options that name an -A bundle."""
+    monkeypatch.chdir(tmp_path)
+    rescale.write_picture("photo.png", picture(21, 33))
+    return ["-b", str(bundle("dlv_irn_a", 2))]
+
+
+def files(folder) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def error_of(capsys, args) -> tuple[int, str]:
+    code = main([str(a) for a in args])
+    err = capsys.readouterr().err.strip()
+    assert "\n" not in err, err
+    return code, err
+
+
+def test_down_up_info_verify_strip(here, capsys, tmp_path):
+    assert main(["down", "photo.png", "s.png", *here]) == 0
+    assert "s.png: 17x11 from 33x21, dlv_irn_a x2 custom" in capsys.readouterr().out
+    assert main(["verify", "s.png", *here]) == 0
+    assert capsys.readouterr().out == "s.png: exact\n"
+    assert main(["info", "s.png", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["state"], facts["model"], facts["hr_size"], facts["layout"]) == ("exact", "dlv_irn_a", [33, 21], "alpha")
+    assert main(["up", "s.png", "again.png", *here, "--reference", "photo.png", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["psnr_y"] == rescale.psnr_y(rescale.read_picture("again.png"), rescale.read_picture("photo.png"), 2)
+    assert main(["strip", "s.png", "bare.png"]) == 0
+    assert main(["verify", "bare.png", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["state"] == "foreign"
+    assert files(tmp_path) == ["again.png", "bare.png", "photo.png", "s.png"]
+
+
+@pytest.mark.parametrize("layout", ["alpha", "chunk", "strip"])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+@pytest.mark.parametrize("carrier", ["chunk", "text", "sidecar"])
+def test_every_form_restores_the_same_picture(here, layout, suffix, carrier):
+    assert main(["down", "photo.png", "plain.png", *here]) == 0
+    assert main(["down", "photo.png", f"s{suffix}", *here, "--layout", layout, "--carrier", carrier]) == 0
+    for name in ("plain.png", f"s{suffix}"):
+        assert main(["up", name, f"{name}.hr.png", *here]) == 0
+    assert np.array_equal(rescale.read_picture("plain.png.hr.png"), rescale.read_picture(f"s{suffix}.hr.png"))
+
+
+def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, tmp_path, bundle):
+    main(["down", "photo.png", "s.png", *here])
+    capsys.readouterr()
+    data = (tmp_path / "photo.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.png").write_text("hello")
+    rescale.write_picture("other.png", np.zeros((5, 4, 3), np.uint8))
+    (tmp_path / "empty.png").write_bytes(b"")
+    lr = (tmp_path / "s.png").read_bytes()
+    (tmp_path / "short_lr.png").write_bytes(lr[:-30])
+    before = files(tmp_path)
+    other = ["-b", bundle("irn_a", 2)]
+    cases = [
+        (1, ["down", "none.png", "o.png", *here], "none.png: no such file"),
+        (1, ["down", "text.png", "o.png", *here], "text.png: not a picture that can be read"),
+        (1, ["down", "empty.png", "o.png", *here], "empty.png: empty"),
+        (1, ["down", "short.png", "o.png", *here], "short.png: truncated PNG"),
+        (1, ["down", "photo.png", "o.jpg", *here], "an LR file is lossless"),
+        (1, ["down", "photo.png", "nowhere/o.png", *here], "the folder nowhere does not exist"),
+        (1, ["down", "photo.png", "photo.png", *here], "is the source itself"),
+        (1, ["down", "photo.png", "o.png", "-b", "none"], "none: no bundle here"),
+        (1, ["down", "photo.png", "o.png", *here, "--layout", "x"], "layout 'x': choose one of"),
+        (1, ["down", "photo.png", "o.png", *here, "--max-pixels", "10"], "33x21 is above the limit of 10 pixels"),
+        (1, ["down", "photo.png", "o.png", *here, "--backend", "x"], "unknown backend 'x'"),
+        (1, ["up", "short_lr.png", "o.png", *here], "short_lr.png: truncated"),
+        (1, ["up", "s.png", "o.jpg", *here], "o.jpg: restored pictures are .png or .webp"),
+        (3, ["up", "photo.png", "o.png", *here], "photo.png: it carries no marker of this toolkit"),
+        (3, ["up", "s.png", "o.png", *other], "s.png: made by dlv_irn_a x2"),
+        (3, ["verify", "s.png", *other], "s.png: other-model"),
+        (3, ["verify", "photo.png"], "photo.png: foreign"),
+        (1, ["up", "s.png", "o.png", *here, "--reference", "other.png"], "other.png: 4x5, the restored picture is not"),
+    ]
+    for code, args, message in cases:
+        got, err = error_of(capsys, args)
+        assert (got, err[:7]) == (code, "error: "), (args, err)
+        assert message in err, (args, err)
+        assert files(tmp_path) == before, args
+
+
+def test_usage_errors_are_exit_code_2(here):
+    assert main(["down", "photo.png"]) == 2
+    assert main(["fly"]) == 2
+    assert main(["down", "--threads", "many", "a", "b", *here]) == 2
+    assert main(["--help"]) == 0
+
+
+def test_unwritable_target_keeps_the_old_file(here, capsys, tmp_path, monkeypatch):
+    (tmp_path / "o.png").write_bytes(b"old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    code, err = error_of(capsys, ["down", "photo.png", "o.png", *here])
+    assert (code, err) == (1, "error: o.png: cannot write: No space left on device")
+    assert (tmp_path / "o.png").read_bytes() == b"old"
+    assert files(tmp_path) == ["o.png", "photo.png"]
+
+
+def test_force_restores_a_foreign_picture_and_says_so(here, capsys):
+    assert main(["up", "photo.png", "big.png", *here, "--force"]) == 0
+    assert "photo.png: it carries no marker of this toolkit; restored without auxiliary data" in capsys.readouterr().err
+    assert rescale.read_picture("big.png").shape == (42, 66, 3)
+
+
+def run(args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "rescale", *map(str, args)], capture_output=True, check=False, **kwargs)
+
+
+def test_standard_streams(here, tmp_path):
+    down = run(["down", "-", "-", *here], input=(tmp_path / "photo.png").read_bytes())
+    assert down.returncode == 0, down.stderr
+    up = run(["up", "-", "-", *here], input=down.stdout)
+    assert up.returncode == 0, up.stderr
+    main(["down", "photo.png", "s.png", *here])
+    assert down.stdout == (tmp_path / "s.png").read_bytes()
+    assert rescale.read_picture(up.stdout).shape == (21, 33, 3)
+    webp = run(["down", "photo.png", "-", "--container", "webp", *here])
+    assert rescale.Small.from_bytes(webp.stdout).state == "exact"
+
+
+def test_ctrl_c_ends_a_folder_cleanly(here, tmp_path, picture):
+    os.mkdir("many")
+    for i in range(40):
+        rescale.write_picture(f"many/{i:02}.png", picture(300, 300, seed=i))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rescale", "down", "many", "out", *here], stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not (tmp_path / "out").exists() or len(list((tmp_path / "out").iterdir())) < 3:
+        time.sleep(0.02)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().strip() == "error: interrupted"
+    made = list((tmp_path / "out").iterdir())
+    assert 3 <= len(made) < 40
+    assert all(rescale.Small.open(p).state == "exact" for p in made)
+
+
+def test_sigkill_at_any_moment_then_again_gives_the_same_files(here, tmp_path, picture):
+    os.makedirs("many/sub")
+    for i in range(12):
+        rescale.write_picture(f"many/{'sub/' if i % 2 else ''}{i:02}.png", picture(200, 260, seed=i))
+    assert main(["down", "many", "want", *here]) == 0
+    for wait in (0.5, 0.8, 1.1):
+        process = subprocess.Popen([sys.executable, "-m", "rescale", "down", "many", "out", *here], stdout=subprocess.DEVNULL)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    # What a kill between writing and renaming leaves, by a process that is gone.
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / f".x.png.{process.pid}-0123abcd.tmp").write_bytes(b"half")
+    assert main(["down", "many", "out", *here]) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "want")
+    for name in files(tmp_path / "want"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "want" / name).read_bytes()
+
+
+def test_folders_keep_their_tree_skip_finished_and_collect_errors(here, tmp_path, capsys, picture):
+    os.makedirs("in/a b/ü")
+    rescale.write_picture("in/one.png", picture(9, 8))
+    rescale.write_picture("in/a b/ü/two.png", picture(7, 7))
+    Image.fromarray(picture(12, 12)).save("in/a b/three.jpg")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no")
+    (tmp_path / "in" / "Thumbs.db").write_bytes(b"junk")
+    assert main(["down", "in", "out", *here, "--json"]) == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert lines[-1] == {"done": 3, "skipped": 0, "errors": 1}
+    assert captured.err.count("error: ") == 1
+    assert "in/broken.png: not a picture" in captured.err
+    assert files(tmp_path / "out") == ["a b/three.png", "a b/ü/two.png", "one.png"]
+    stamp = (tmp_path / "out" / "one.png").stat().st_mtime_ns
+    (tmp_path / "in" / "broken.png").unlink()
+    assert main(["down", "in", "out", *here]) == 0
+    assert capsys.readouterr().out.strip() == "0 done, 3 skipped, 0 errors"
+    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns == stamp
+    assert main(["down", "in", "out", *here, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns != stamp
+    assert main(["up", "out", "back", *here]) == 0
+    assert rescale.read_picture("back/a b/ü/two.png").shape == (7, 7, 3)
+
+
+def test_folder_mistakes_are_refused(here, tmp_path, capsys, picture):
+    os.mkdir("in")
+    for args, message in (
+        (["down", "in", "out"], "in: no picture found"),
+        (["down", "in", "photo.png"], "a folder is wanted for the results"),
+        (["down", "in", "-"], "a folder is wanted for the results"),
+        (["down", "in", "in/out"], "lies inside the source folder"),
+    ):
+        code, err = error_of(capsys, [*args, *here])
+        assert code == 1
+        assert message in err
+    rescale.write_picture("in/x.png", picture(4, 4))
+    Image.fromarray(picture(4, 4)).save("in/x.jpg")
+    code, err = error_of(capsys, ["down", "in", "out", *here])
+    assert code == 1
+    assert "would both become" in err
+
+
+def test_raw_frames_down_and_up(here, bundle, picture, tmp_path):
+    frames = [picture(21, 33, seed=i) for i in range(7)]
+    raw = b"".join(f.tobytes() for f in frames)
+    down = run(["down", "-", "-", "--raw", "33x21", *here], input=raw)
+    assert down.returncode == 0, down.stderr
+    assert len(down.stdout) == 7 * 17 * 11 * 4
+    up = run(["up", "-", "-", "--raw", "33x21", *here], input=down.stdout)
+    assert up.returncode == 0, up.stderr
+    with rescale.load(bundle("dlv_irn_a", 2)) as net:
+        want = b"".join(net.upscale(net.downscale(f)).tobytes() for f in frames)
+    assert up.stdout == want
+
+
+def test_raw_mistakes(here, bundle, capsys, tmp_path):
+    (tmp_path / "f.raw").write_bytes(bytes(33 * 21 * 3 + 5))
+    for args, message in (
+        (["down", "f.raw", "o.raw", "--raw", "33x21", *here], "frame 1: the stream ends after 5 of 2079 bytes"),
+        (["down", "f.raw", "o.raw", "--raw", "33", *here], "WIDTHxHEIGHT is wanted"),
+        (["down", "f.raw", "o.raw", "--raw", "33x21", "-b", bundle("irn_m", 2)], "raw frames cannot carry its latent code"),
+    ):
+        code, err = error_of(capsys, args)
+        assert code == 1
+        assert message in err
+        assert files(tmp_path) == ["f.raw", "photo.png"]
+
+
+def test_a_reader_that_goes_away_ends_raw_frames(here, picture):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rescale", "down", "-", "-", "--raw", "33x21", *here],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    frame = picture(21, 33).tobytes()
+    process.stdin.write(frame * 3)
+    process.stdin.flush()
+    assert len(process.stdout.read(17 * 11 * 4)) == 17 * 11 * 4
+    process.stdout.close()
+    try:
+        for _ in range(2000):
+            process.stdin.write(frame)
+            process.stdin.flush()
+    except BrokenPipeError:
+        pass
+    assert process.wait(timeout=30) == 1
+    assert b"Traceback" not in process.stderr.read()
+
+
+def test_frames_wait_in_bounded_queues(bundle, picture):
+    from rescale.frames import QUEUE_FRAMES, down_frames
+
+    taken = 0
+
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            nonlocal taken
+            taken += 1
+            return bytes(size)
+
+    class Stuck(io.RawIOBase):
+        def write(self, data):
+            time.sleep(0.5)
+            raise OSError(28, "No space left on device")
+
+    with rescale.load(bundle("irn", 2)) as net, pytest.raises(OSError, match="No space left"):
+        down_frames(net, (8, 8), Endless(), Stuck())
+    assert taken <= 3 * QUEUE_FRAMES + 4

@@ -1,0 +1,286 @@
+"""The LR file: every carrier and layout brings every byte back, and each way of spoiling a file has its own name."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+import rescale
+from rescale import Picture, Small, State, block, codes, planes, png, riff
+from rescale.carrier import CARRIERS, CONTAINERS, SIDECAR_SUFFIX
+from rescale.errors import InputError, LrFileError
+from rescale.variants import VARIANTS
+
+jxl_missing = not pytest.importorskip("importlib.util").find_spec("imagecodecs")
+LAYOUTS = ("alpha", "chunk", "strip")
+
+
+def small_of(model: str, scale: int, width: int, height: int, seed: int = 0, **picture: object) -> Small:
+    """An LR picture of random bytes: every code of alpha and latent occurs."""
+    rng = np.random.default_rng((seed, width, height))
+    v = VARIANTS[model]
+    hr_width, hr_height = width * scale - (width * seed) % scale, height * scale - (height + seed) % scale
+    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    alpha = rng.integers(1, 256, (height, width), dtype=np.uint8) if v.alpha else None
+    latent = rng.integers(1, 256, (4, -(-height // 4), -(-width // 4)), dtype=np.uint8) if v.latent else None
+    source = Picture(np.zeros((hr_height, hr_width, 3), np.uint8), **picture)
+    return Small.create(rgb, alpha, latent, model=model, scale=scale, weights="ab" * 32, source=source)
+
+
+def assert_same(a: Small, b: Small) -> None:
+    assert a.state is State.EXACT, a.detail
+    for x, y in ((a.rgb, b.rgb), (a.alpha, b.alpha), (a.latent, b.latent), (a.source_alpha, b.source_alpha)):
+        assert (x is None) == (y is None)
+        assert x is None or np.array_equal(x, y)
+    assert a.colour == b.colour
+    assert (a.block.hr_size, a.block.model, a.block.source_mode) == (b.block.hr_size, b.block.model, b.block.source_mode)
+
+
+CONTAINERS_HERE = [c for c in CONTAINERS if c != "jxl" or not jxl_missing]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(VARIANTS)),
+    st.sampled_from([2, 4]),
+    st.integers(1, 67),
+    st.integers(1, 67),
+    st.sampled_from(CONTAINERS_HERE),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(CARRIERS),
+    st.integers(0, 3),
+)
+def test_every_byte_survives(model, scale, width, height, container, layout, carrier, seed):
+    colour = ((b"gAMA", b"\0\0\xb1\x8f"), (b"pHYs", b"\0\0\x0b\x13\0\0\x0b\x13\1")) if seed % 2 else ()
+    small = small_of(model, scale, width, height, seed, colour=colour, gray=seed == 3)
+    data, sidecar = small.encode(container, layout, carrier)
+    assert (sidecar is not None) == (carrier == "sidecar")
+    assert_same(Small.from_bytes(data, sidecar=sidecar), small)
+    if carrier == "sidecar":
+        assert Small.from_bytes(data).state is State.FOREIGN
+
+
+def test_alpha_zigzag_is_a_bijection_without_zero():
+    every = np.arange(1, 256, dtype=np.uint8)
+    stored = codes.alpha_to_file(every)
+    assert sorted(stored) == list(range(1, 256))
+    assert np.array_equal(codes.alpha_from_file(stored), every)
+    assert [int(codes.alpha_to_file(np.uint8(c))) for c in (128, 127, 129, 126, 1, 255)] == [255, 254, 253, 252, 2, 1]
+    assert codes.alpha_from_file(np.zeros(1, np.uint8))[0] == codes.ALPHA_NEUTRAL
+
+
+def test_layouts_look_as_promised(tmp_path):
+    small = small_of("irn_a", 2, 20, 13)
+    alpha = Image.open(io.BytesIO(small.to_bytes(layout="alpha")))
+    assert alpha.mode == "RGBA"
+    assert alpha.size == (20, 13)
+    assert np.array(alpha)[:, :, 3].min() >= 1
+    chunk = Image.open(io.BytesIO(small.to_bytes(layout="chunk")))
+    assert (chunk.mode, chunk.size) == ("RGB", (20, 13))
+    strip = Image.open(io.BytesIO(small.to_bytes(layout="strip")))
+    assert (strip.mode, strip.size) == ("RGB", (20, 13 + 5))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_strip_and_coded_planes_are_exact(height, width):
+    rng = np.random.default_rng((height, width))
+    rgb, plane = rng.integers(0, 256, (height, width, 3), np.uint8), rng.integers(0, 256, (height, width), np.uint8)
+    joined = planes.add_strip(rgb, plane)
+    assert joined.shape[0] == height + planes.strip_rows(height)
+    a, b = planes.take_strip(joined, height)
+    assert np.array_equal(a, rgb)
+    assert np.array_equal(b, plane)
+    assert np.array_equal(planes.decode(planes.encode(plane), plane.shape, "x"), plane)
+
+
+def test_coded_plane_of_another_size_is_refused_before_it_is_decoded():
+    bomb = png.encode(np.zeros((3000, 3000), np.uint8))
+    with pytest.raises(InputError, match="a coded plane of 3000x3000, wanted 5x4"):
+        planes.decode(bomb, (4, 5), "x")
+
+
+def test_sidecar_lies_beside_and_is_found(tmp_path):
+    small = small_of("irn_m", 2, 9, 9)
+    path = tmp_path / "été s.png"
+    small.save(path, carrier="sidecar")
+    assert path.with_name(path.name + SIDECAR_SUFFIX).exists()
+    assert_same(Small.open(path), small)
+    shutil.copy(path, tmp_path / "alone.png")
+    assert Small.open(tmp_path / "alone.png").state is State.FOREIGN
+
+
+def test_paths_bytes_and_streams_are_the_same(tmp_path):
+    small = small_of("dlv_irn_a", 4, 11, 7)
+    small.save(tmp_path / "s.png")
+    data = (tmp_path / "s.png").read_bytes()
+    for source in (tmp_path / "s.png", str(tmp_path / "s.png"), data, io.BytesIO(data)):
+        assert_same(Small.open(source), small)
+
+
+@pytest.mark.parametrize("container", CONTAINERS_HERE)
+def test_moving_between_lossless_containers_keeps_the_promise(container):
+    small = small_of("dlv_irn_a", 2, 30, 20)
+    moved = small
+    for target in (container, "webp", "png"):
+        moved = Small.from_bytes(moved.to_bytes(target, layout="chunk"))
+        assert_same(moved, small)
+
+
+def rewritten(data: bytes, change) -> bytes:
+    """The file as Pillow would save it after a change of its pixels, with our chunks put back: a tool that keeps chunks."""
+    image = change(Image.open(io.BytesIO(data)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kept = [(c.kind, c.data) for c in png.read_chunks(data, "x") if c.kind == b"reSc"]
+    return png.insert(buffer.getvalue(), kept)
+
+
+def test_states_are_told_apart():
+    a, m = small_of("dlv_irn_a", 2, 40, 30).to_bytes(), small_of("irn_m", 2, 40, 30).to_bytes()
+    plain_png = png.encode(np.zeros((5, 5, 3), np.uint8))
+    jpeg = io.BytesIO()
+    Image.open(io.BytesIO(m)).convert("RGB").save(jpeg, "JPEG")
+    premultiplied = rewritten(a, lambda i: i.convert("RGBa").convert("RGBA"))
+    newer = block.encode(Small.from_bytes(m).block)
+    newer = newer[:4] + b"\x02" + newer[5:]
+    cases = [
+        (a, State.EXACT),
+        (rewritten(a, lambda i: i), State.EXACT),
+        (rewritten(a, lambda i: i.resize((20, 15))), State.CHANGED),
+        (rewritten(m, lambda i: i.rotate(180)), State.CHANGED),
+        (premultiplied, State.CHANGED),
+        (rewritten(a, lambda i: i.convert("RGB")), State.STRIPPED),
+        (plain_png, State.FOREIGN),
+        (jpeg.getvalue(), State.FOREIGN),
+        (png.insert(plain_png, [(b"reSc", b"\0\0\0\1junk")]), State.DAMAGED),
+        (png.insert(plain_png, [(b"reSc", b"\0")]), State.DAMAGED),
+        (png.insert(m, [(b"reSc", b"\0\0\0\1" + newer)]), State.NEWER),
+    ]
+    for index, (data, want) in enumerate(cases):
+        small = Small.from_bytes(data)
+        assert small.state is want, (index, small.detail)
+        if want is not State.EXACT:
+            assert small.alpha is None
+            assert small.latent is None
+            assert small.detail
+            with pytest.raises(LrFileError, match="written from an exact picture only"):
+                small.to_bytes()
+
+
+def test_a_latent_that_was_exchanged_is_never_used():
+    one, two = small_of("irn_m", 2, 40, 30, seed=0), small_of("irn_m", 2, 40, 30, seed=2)
+    foreign = [c.data for c in png.read_chunks(two.to_bytes(), "x") if c.kind == b"reSc"]
+    mixed = Small.from_bytes(png.insert(one.to_bytes(), [(b"reSc", d) for d in foreign]))
+    assert mixed.state is State.CHANGED
+    assert mixed.latent is None
+
+
+def test_missing_section_is_stripped_not_exact():
+    small = small_of("dlv_irn_m", 2, 16, 16)
+    bare = block.encode(small.block)
+    data = png.insert(png.encode(small.rgb), [(b"reSc", b"\0\0\0\1" + bare)])
+    found = Small.from_bytes(data)
+    assert found.state is State.STRIPPED
+    assert "latent code is missing" in found.detail
+
+
+def test_large_blocks_travel_in_numbered_parts(monkeypatch):
+    from rescale import carrier
+
+    monkeypatch.setattr(carrier, "PART_BYTES", 100)
+    small = small_of("irn_m", 2, 60, 60)
+    data = small.to_bytes()
+    own = [c for c in png.read_chunks(data, "x") if c.kind == b"reSc"]
+    assert len(own) > 3
+    assert_same(Small.from_bytes(data), small)
+    others = [c for c in png.read_chunks(data, "x") if c.kind != b"reSc"]
+    head, tail = others[:1], others[1:]
+    assert_same(Small.from_bytes(png.assemble([*head, *reversed(own), *tail])), small)
+    assert Small.from_bytes(png.assemble([*head, *own[1:], *tail])).state is State.DAMAGED
+    assert Small.from_bytes(png.assemble([*head, own[0], *own, *tail])).state is State.DAMAGED
+
+
+def test_text_survives_the_forms_that_tools_give_it():
+    small = small_of("irn_m", 2, 24, 24)
+    data = small.to_bytes(carrier="text")
+    image = Image.open(io.BytesIO(data))
+    text = image.info["rescale"]
+    for compressed in (False, True):
+        for international in (False, True):
+            info = PngImagePlugin.PngInfo()
+            (info.add_itxt if international else info.add_text)("rescale", text, zip=compressed)
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", pnginfo=info)
+            assert_same(Small.from_bytes(buffer.getvalue()), small)
+
+
+def test_text_that_is_too_much_or_a_bomb_is_refused(monkeypatch):
+    import zlib
+
+    from rescale import carrier
+
+    data = png.encode(np.zeros((4, 4, 3), np.uint8))
+    for body, what in ((zlib.compress(b"A" * 50_000_000), "too long"), (b"junk", "inflate"), (zlib.compress(b"!!"), "base64")):
+        bad = Small.from_bytes(png.insert(data, [(b"zTXt", b"rescale\0\0" + body)]))
+        assert bad.state is State.DAMAGED
+        assert what in bad.detail
+    monkeypatch.setattr(carrier, "MAX_TEXT_BYTES", 10)
+    with pytest.raises(InputError, match="use --carrier chunk or sidecar"):
+        small_of("irn", 2, 4, 4).to_bytes(carrier="text")
+
+
+@pytest.mark.parametrize("name", ["s.jpg", "s.avif", "s", "s.gif"])
+def test_lossy_or_unknown_suffix_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"an LR file is lossless: name it s.png or s.webp or s.jxl"):
+        small_of("irn", 2, 4, 4).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "value"), [("container", "gif"), ("layout", "left"), ("carrier", "pigeon")])
+def test_unknown_options_are_refused(option, value):
+    with pytest.raises(InputError, match=f"{option} '{value}': choose one of"):
+        small_of("irn_a", 2, 4, 4).encode(**{option: value})
+
+
+def test_webp_too_large_is_refused_with_the_way_out():
+    with pytest.raises(InputError, match="WebP holds at most 16383 pixels a side; write a PNG"):
+        riff.encode(np.zeros((1, 16384, 3), np.uint8))
+
+
+def test_strip_leaves_nothing_behind():
+    small = Small.from_bytes(small_of("dlv_irn_a", 2, 20, 20).to_bytes())
+    data = small.without_auxiliary().to_bytes()
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    assert Small.from_bytes(data).state is State.FOREIGN
+    assert b"reSc" not in data
+
+
+def test_block_fields_are_checked():
+    good = block.encode(small_of("irn", 2, 5, 5).block)
+    assert block.decode(good).model == "irn"
+    for end in (0, 4, 100, len(good) - 1):
+        with pytest.raises(block.DamagedBlockError):
+            block.decode(good[:end])
+    for at in range(len(good)):
+        bad = bytearray(good)
+        bad[at] ^= 0x55
+        with pytest.raises((block.DamagedBlockError, block.NewerFormatError)):
+            block.decode(bytes(bad))
+
+
+def test_force_takes_the_neutral_road(bundle, picture):
+    image = picture(26, 34)
+    with rescale.load(bundle("dlv_irn_a", 2)) as net:
+        small = net.downscale(image)
+        stripped = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.convert("RGB")))
+        with pytest.raises(LrFileError, match=r"alpha plane was changed or dropped.*--force"):
+            net.upscale(stripped)
+        neutral = net.run_upscale(small.rgb, None, None)
+        assert np.array_equal(net.upscale(stripped, strict=False), neutral[:26, :34])

@@ -1,0 +1,250 @@
+"""Pictures in the wild: each kind is handled exactly or refused with the way out."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rescale
+from rescale import Picture, Small, colour, png
+from rescale.errors import InputError, OutputError
+from rescale.image import MAX_SIDE, check_rgb
+
+ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))
+EXIF = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # orientation 6
+CHUNKS = (
+    (b"iCCP", b"Display P3\0\0" + zlib.compress(ICC)),
+    (b"cICP", bytes([12, 13, 0, 1])),
+    (b"gAMA", struct.pack(">I", 45455)),
+    (b"cHRM", struct.pack(">8I", *range(31270, 31278))),
+    (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)),
+    (b"eXIf", EXIF),
+)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def there_and_back(path, picture: Picture, container: str, **options) -> Picture:
+    with rescale.load(path) as net:
+        small = Small.from_bytes(net.downscale(picture).to_bytes(container, **options))
+        return net.restore(small)
+
+
+@pytest.mark.parametrize("container", ["png", "webp"])
+def test_colour_and_origin_chunks_come_back_byte_for_byte(bundle, picture, container):
+    source = rescale.open_picture(png.insert(png.encode(picture(19, 23)), [*CHUNKS, (b"tEXt", b"Author\0me")]))
+    assert source.colour == CHUNKS
+    again = there_and_back(bundle("irn", 2), source, container)
+    assert rescale.open_picture(again.to_bytes()).colour == CHUNKS
+    chunks = {c.kind: c.data for c in png.read_chunks(again.to_bytes(), "x")}
+    assert all(chunks[kind] == data for kind, data in CHUNKS)
+
+
+def test_lr_shows_the_same_colours_and_orientation(bundle, picture):
+    source = rescale.open_picture(png.insert(png.encode(picture(8, 9)), CHUNKS))
+    with rescale.load(bundle("irn", 2)) as net:
+        small = net.downscale(source)
+    lr_png, lr_webp = Image.open(io.BytesIO(small.to_bytes())), Image.open(io.BytesIO(small.to_bytes("webp")))
+    for image in (lr_png, lr_webp):
+        assert image.info["icc_profile"] == ICC
+        assert image.getexif()[274] == 6
+
+
+def test_icc_exif_and_density_of_a_jpeg_are_carried(bundle, picture):
+    data = encoded(
+        Image.fromarray(picture(16, 16)), "JPEG", icc_profile=ICC, exif=b"Exif\0\0" + EXIF, dpi=(72, 72), progressive=True
+    )
+    source = rescale.open_picture(data)
+    assert colour.icc_profile(source.colour) == ICC
+    assert colour.exif(source.colour) == EXIF
+    assert dict(source.colour)[b"pHYs"] == struct.pack(">IIB", 2835, 2835, 1)
+    again = there_and_back(bundle("irn", 2), source, "png")
+    assert again.colour == source.colour
+    for suffix in (".png", ".webp"):
+        image = Image.open(io.BytesIO(again.to_bytes(suffix)))
+        assert image.info["icc_profile"] == ICC
+        assert image.getexif()[274] == 6
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_gray_comes_back_gray(bundle, picture, mode):
+    image = Image.fromarray(picture(15, 12)).convert(mode)
+    source = rescale.open_picture(encoded(image, "PNG"))
+    assert source.gray
+    assert np.array_equal(source.pixels[:, :, 0], np.array(image.convert("L")))
+    again = there_and_back(bundle("irn", 2), source, "png")
+    assert Image.open(io.BytesIO(again.to_bytes())).mode == "L"
+    assert np.array_equal(Picture(source.pixels, gray=True).planes(), np.array(image.convert("L")))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_lossless_inputs_are_read_exactly(picture, format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    image = picture(11, 14)
+    assert np.array_equal(rescale.read_picture(encoded(Image.fromarray(image), format, **options)), image)
+
+
+def test_palette_is_read_exactly_and_interlacing_does_not_matter(picture):
+    image = Image.fromarray(picture(33, 20)).quantize(40)
+    want = np.array(image.convert("RGB"))
+    assert np.array_equal(rescale.read_picture(encoded(image, "PNG")), want)
+    assert np.array_equal(rescale.read_picture(encoded(image, "GIF", interlace=1)), want)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("layout", ["alpha", "chunk", "strip"])
+def test_transparency_is_refused_or_kept_bit_for_bit(bundle, picture, mode, layout):
+    rng = np.random.default_rng(1)
+    plane = rng.integers(0, 256, (17, 21), np.uint8)
+    image = Image.fromarray(picture(17, 21)).convert(mode)
+    image.putalpha(Image.fromarray(plane))
+    data = encoded(image, "PNG")
+    with pytest.raises(InputError, match=r"has real transparency; keep it beside the LR with --alpha keep"):
+        rescale.open_picture(data)
+    kept = rescale.open_picture(data, alpha="keep")
+    again = there_and_back(bundle("dlv_irn_a", 2), kept, "png", layout=layout)
+    assert np.array_equal(again.alpha, plane)
+    back = Image.open(io.BytesIO(again.to_bytes()))
+    assert back.mode == mode
+    assert np.array_equal(np.array(back)[:, :, -1], plane)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(again.to_bytes(".webp"))).convert("RGBA"))[:, :, 3], plane)
+
+
+def test_transparent_palette_counts_as_transparency_and_opaque_alpha_does_not(picture):
+    image = Image.fromarray(picture(9, 9)).quantize(8)
+    with pytest.raises(InputError, match="real transparency"):
+        rescale.open_picture(encoded(image, "PNG", transparency=0))
+    opaque = Image.fromarray(picture(9, 9)).convert("RGBA")
+    assert rescale.open_picture(encoded(opaque, "PNG")).alpha is None
+    with pytest.raises(InputError, match="alpha rule 'drop': choose one of refuse, keep"):
+        rescale.open_picture(encoded(opaque, "PNG"), alpha="drop")
+
+
+def deep_png(channels: int) -> bytes:
+    """A 16-bit PNG, which Pillow itself would reduce in silence."""
+    kind = {1: 0, 3: 2}[channels]
+    rows = b"".join(b"\0" + bytes(range(2 * 4 * channels)) for _ in range(4))
+    return png.assemble(
+        [
+            png.Chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0), True),
+            png.Chunk(b"IDAT", zlib.compress(rows), True),
+            png.Chunk(b"IEND", b"", True),
+        ]
+    )
+
+
+def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture):
+    rgb = Image.fromarray(picture(8, 8))
+    other = Image.fromarray(picture(8, 8, seed=1))
+    cases = [
+        (deep_png(1), "more than 8 bits a sample"),
+        (deep_png(3), "more than 8 bits a sample"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "more than 8 bits a sample"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF"), "more than 8 bits a sample"),
+        (encoded(rgb.convert("CMYK"), "JPEG"), "colour mode CMYK; convert it to RGB"),
+        (encoded(rgb.convert("LAB"), "TIFF"), "colour mode LAB; convert it to RGB"),
+        (encoded(rgb, "PNG", save_all=True, append_images=[other]), "has several frames; extract the one you want"),
+        (encoded(rgb, "GIF", save_all=True, append_images=[other]), "has several frames"),
+        (encoded(rgb, "WEBP", save_all=True, append_images=[other]), "has several frames"),
+        (encoded(rgb, "TIFF", save_all=True, append_images=[other]), "has several frames"),
+    ]
+    for data, message in cases:
+        with pytest.raises(InputError, match=message):
+            rescale.open_picture(data)
+
+
+def test_ten_bit_avif_is_refused_by_its_header():
+    box = b"\0\0\0\x0cav1C\x81\x08\x4c\0"
+    from rescale.picture import _stored_depth
+
+    assert _stored_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box, "x") == 10
+    assert _stored_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box.replace(b"\x4c", b"\x0c"), "x") == 8
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_every_truncation_is_refused(picture, format):
+    data = encoded(Image.fromarray(picture(40, 40)), format)
+    for end in range(0, len(data) - 1, max(1, len(data) // 40)):
+        try:
+            found = rescale.read_picture(data[:end])
+        except InputError:
+            continue
+        # A format may end in bytes that its pixels do not need.
+        assert end > 0.9 * len(data), (end, len(data))
+        assert np.array_equal(found, rescale.read_picture(data))
+
+
+def test_bombs_and_absurd_headers_are_bounded_before_decoding():
+    def header(width: int, height: int) -> bytes:
+        body = zlib.compress(b"\0" * 1000)
+        ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = [(b"IHDR", ihdr), (b"IDAT", body), (b"IEND", b"")]
+        return png.assemble(png.Chunk(k, d, True) for k, d in chunks)
+
+    with pytest.raises(InputError, match="100000x100000 is above the limit of 256000000 pixels; raise it with --max-pixels"):
+        rescale.read_picture(header(100_000, 100_000))
+    with pytest.raises(InputError, match="size 0x5"):
+        rescale.read_picture(header(0, 5))
+    webp = encoded(Image.new("RGB", (3000, 3000)), "WEBP")
+    with pytest.raises(InputError, match="3000x3000 is above the limit of 1000000"):
+        rescale.read_picture(webp, max_pixels=1_000_000)
+    with pytest.raises(InputError, match=r"limit|Exceeds|exceeds"):
+        rescale.read_picture(encoded(Image.new("1", (60000, 60000)), "TIFF", compression="group4"))
+
+
+def test_a_text_bomb_beside_the_pixels_does_not_matter(picture):
+    image = picture(6, 6)
+    bomb = (b"zTXt", b"Comment\0\0" + zlib.compress(b"A" * 100_000_000))
+    assert np.array_equal(rescale.read_picture(png.insert(png.encode(image), [bomb])), image)
+
+
+def test_too_much_metadata_is_refused_not_dropped(picture):
+    data = png.insert(png.encode(picture(4, 4)), [(b"eXIf", bytes(9 << 20))])
+    with pytest.raises(InputError, match="bytes of colour and EXIF metadata; at most"):
+        rescale.open_picture(data)
+
+
+def test_a_damaged_profile_is_carried_but_never_applied():
+    assert colour.icc_profile(((b"iCCP", b"x\0\0junk"),)) is None
+    assert colour.icc_profile(((b"iCCP", b"x\0\0" + zlib.compress(bytes(20 << 20))),)) is None
+    assert colour.icc_profile(()) is None
+    for bad in (b"iCCP", b"zzzz\0\0\0\0", b"iCCP\xff\0\0\0a", colour.pack(CHUNKS)[:-1]):
+        with pytest.raises(InputError, match="damaged metadata section"):
+            colour.unpack(bad, "x")
+    assert colour.unpack(colour.pack(CHUNKS), "x") == CHUNKS
+
+
+def test_paths_that_cannot_be_read_or_written(tmp_path, picture):
+    with pytest.raises(InputError, match="no such file"):
+        rescale.open_picture(tmp_path / "none.png")
+    with pytest.raises(InputError, match="cannot read: Is a directory"):
+        rescale.open_picture(tmp_path)
+    with pytest.raises(InputError, match="cannot read"):
+        rescale.open_picture("a\0b.png")
+    with pytest.raises(OutputError, match="cannot write: No such file or directory"):
+        rescale.write_picture(tmp_path / "no" / "o.png", picture(2, 2))
+    with pytest.raises(InputError, match=r"restored pictures are written as .png or .webp, not as .jpg"):
+        rescale.write_picture(tmp_path / "o.jpg", picture(2, 2))
+
+
+def test_names_with_spaces_and_other_scripts(tmp_path, bundle, picture):
+    folder = tmp_path / "фото 写真 é"
+    folder.mkdir()
+    rescale.write_picture(folder / "ä ß.png", picture(5, 6))
+    with rescale.load(bundle("irn_a", 4)) as net:
+        net.downscale(rescale.open_picture(folder / "ä ß.png")).save(folder / "小.webp")
+        assert net.upscale(Small.open(folder / "小.webp")).shape == (5, 6, 3)
+
+
+def test_arrays_beyond_the_longest_side():
+    with pytest.raises(InputError, match=f"sides of 1 to {MAX_SIDE} pixels"):
+        check_rgb(np.zeros((1, MAX_SIDE + 1, 3), np.uint8))
