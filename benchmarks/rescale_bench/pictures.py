@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def folder_set(folder: Path, limit: int | None = None) -> PictureSet:
         InputError: no such folder, or no picture in it.
     """
     paths = find_pictures([folder])[:limit]
-    return PictureSet(folder.resolve().name, tuple((str(p.relative_to(folder)), _reader(p)) for p in paths))
+    return PictureSet(os.path.basename(os.path.abspath(folder)), tuple((str(p.relative_to(folder)), _reader(p)) for p in paths))
 
 
 def crop_to_multiple(picture: Picture, multiple: int) -> Picture:

@@ -21,6 +21,7 @@ from rescale_train.bicubic import bicubic_picture
 DEFINITIONS = {
     "hr_psnr_y": "restored HR against source: PSNR (dB, peak 255) of BT.601 Y in 16..235, not rounded",
     "hr_psnr_rgb": "the same over R, G and B together",
+    "hr_psnr_y_forced": "hr_psnr_y when the auxiliary data is lost: neutral alpha (-A), z = 0 (-M); undefined for plain models",
     "hr_ssim_y": "SSIM of Y: 11x11 Gaussian window, sigma 1.5, K 0.01 and 0.03, peak 255, valid region",
     "lr_psnr_y": "LR against antialiased bicubic (MATLAB's, a = -0.5), both 8 bits: PSNR of Y",
     "lr_ssim_y": "the same: SSIM of Y",
@@ -47,6 +48,7 @@ class PictureQuality:
     name: str
     hr_psnr_y: float
     hr_psnr_rgb: float
+    hr_psnr_y_forced: float
     hr_ssim_y: float
     lr_psnr_y: float
     lr_ssim_y: float
@@ -72,12 +74,19 @@ def measure_picture(net: Rescaler, name: str, picture: Picture) -> PictureQualit
         name=name,
         hr_psnr_y=psnr_y(again, hr, scale),
         hr_psnr_rgb=psnr(_cropped(again, scale), _cropped(hr, scale)),
+        hr_psnr_y_forced=_forced(net, small, hr),
         hr_ssim_y=ssim_y(again, hr, scale),
         lr_psnr_y=psnr_y(small.rgb, bicubic, scale),
         lr_ssim_y=ssim_y(small.rgb, bicubic, scale),
         bytes=len(file),
         bits_per_lr_pixel=8.0 * len(file) / (small.size[0] * small.size[1]),
     )
+
+
+def _forced(net: Rescaler, small: Small, hr: Picture) -> float:
+    if net.bundle.variant.auxiliary == "none":
+        return math.nan
+    return psnr_y(net.run_upscale(small.rgb, None, None), hr, net.bundle.scale)
 
 
 def _cropped(picture: Picture, border: int) -> npt.NDArray[np.generic]:
@@ -91,7 +100,8 @@ def measure_set(net: Rescaler, pictures: PictureSet, progress: Callable[[str], N
     """Mean figures of a set: the mean of the pictures' values (for PSNR: of their dB).
 
     Returns:
-        ``set``, ``count``, ``border``, ``mean`` by figure, ``pictures``, and ``paper``: the rows of table 3 for this set.
+        ``set``, ``weights`` (SHA-256), ``count``, ``border``, ``mean`` by figure, ``pictures``, and ``paper``: the rows of
+        table 3 for this set.
     """
     rows = []
     for name, load in pictures.pictures:
@@ -99,6 +109,7 @@ def measure_set(net: Rescaler, pictures: PictureSet, progress: Callable[[str], N
         progress(name)
     return {
         "set": pictures.name,
+        "weights": net.bundle.weights,
         "count": len(rows),
         "border": net.bundle.scale,
         "mean": {f: mean(getattr(r, f) for r in rows) for f in FIGURES},

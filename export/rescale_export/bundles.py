@@ -26,25 +26,15 @@ from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.probe import probe_picture
 from rescale_export.validate import GOLDEN_SIZE, check_contract, compare, reference
 from rescale_train.checkpoint import weights_digest
-from rescale_train.config import SIZES, net_config, to_dict
+from rescale_train.config import size_name, to_dict
 from rescale_train.models import RescalingNet
 
 LICENCE = "Apache-2.0"
 
 
-def size_name(net: RescalingNet) -> str:
-    """The named size that a network has, or ``custom``."""
-    c = net.config
-    for size in SIZES:
-        named = net_config(c.model, c.scale, size)
-        if (named.blocks, named.growth, named.shared_trunk) == (c.blocks, c.growth, c.shared_trunk):
-            return size
-    return "custom"
-
-
 def bundle_name(net: RescalingNet) -> str:
     """Default folder name of a network's bundle."""
-    return f"{net.config.model}_x{net.config.scale}_{size_name(net)}"
+    return f"{net.config.model}_x{net.config.scale}_{size_name(net.config)}"
 
 
 def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = None) -> Bundle:
@@ -88,7 +78,7 @@ def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = 
         "format": f"{FORMAT}/{MAJOR}.{MINOR}",
         "model": net.config.model,
         "scale": scale,
-        "size": size_name(net),
+        "size": size_name(net.config),
         "auxiliary": net.config.variant.auxiliary,
         "net": to_dict(net.config),
         "receptive_field": {"lr_pixels": receptive_field(net)},

@@ -32,7 +32,8 @@ def export(
     if list_:
         print_list(json_)
         return
-    from rescale_export.bundles import bundle_name, size_name, write_bundle
+    from rescale_export.bundles import bundle_name, write_bundle
+    from rescale_train.config import size_name
 
     card: dict[str, Any] = {}
     if checkpoint is None:
@@ -47,8 +48,8 @@ def export(
     if (config.model, config.scale) != (model, scale):
         raise CheckpointError(f"{source}: holds {config.model} x{config.scale}, not {model} x{scale}; give --model and --scale so")
     net = checkpoints.load_net(found, str(source))
-    if size is not None and size_name(net) != size:
-        raise CheckpointError(f"{source}: is of size {size_name(net)}, not {size}")
+    if size is not None and size_name(config) != size:
+        raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     if not json_:
         print(f"{model} x{scale}: {said}")
     bundle = write_bundle(net, out or Path(bundle_name(net)), card)

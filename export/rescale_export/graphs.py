@@ -191,7 +191,6 @@ def upscale(net: RescalingNet) -> GraphWriter:
 
 
 def _sequence(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> str:
-    scales = g.constant("double", [1.0, 1.0, 2.0, 2.0])
     for i, layer in enumerate(layers):
         here = f"{name}.{i}"
         if isinstance(layer, nn.Conv2d):
@@ -202,7 +201,7 @@ def _sequence(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> s
             value = g.op("MaxPool", [value], here, kernel_shape=[2, 2], strides=[2, 2])
         elif isinstance(layer, nn.Upsample):
             options: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-            value = g.op("Resize", [value, "", scales], here, **options)
+            value = g.op("Resize", [value, "", g.constant("double", [1.0, 1.0, 2.0, 2.0])], here, **options)
         else:
             raise TypeError(f"no ONNX form for {type(layer).__name__}")
     return value

@@ -128,8 +128,8 @@ def attack(count: int, seed: int) -> dict[str, int]:
     return tally
 
 
-def test_a_sample_of_mutations_is_never_silently_wrong():
-    tally = attack(1500, seed=1)
+def test_mutations_are_never_silently_wrong():
+    tally = attack(6000, seed=1)
     assert {"exact", "InputError", "damaged", "pixels-changed"} <= set(tally), tally
 
 
@@ -137,8 +137,8 @@ def test_a_sample_of_mutations_is_never_silently_wrong():
 @pytest.mark.timeout(1800)
 def test_many_mutations_are_never_silently_wrong_nor_costly():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tally = attack(12_000, seed=2)
-    assert sum(tally.values()) == 12_000
+    tally = attack(200_000, seed=2)
+    assert sum(tally.values()) == 200_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "more than 300 MB"
 
 

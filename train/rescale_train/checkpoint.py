@@ -1,11 +1,12 @@
 """Checkpoints and shipped weights: safetensors with the configuration in the header. Nothing is ever unpickled.
 
-A training checkpoint holds ``model.*``, ``ema.*``, ``optim.<index>.<moment>`` and ``state.*``; a weights file holds the bare
+A training checkpoint holds ``model.*``, ``ema.*``, ``optim.<name>.<moment>`` and ``state.*``; a weights file holds the bare
 parameter names. Both carry ``format``, ``recipe`` and ``progress`` as JSON in the safetensors metadata.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rescale.errors import CheckpointError, ConfigError
+from rescale.errors import CheckpointError, ConfigError, UnknownModelError
 from rescale.files import atomic_write
 from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
 from rescale_train.models import RescalingNet, build
@@ -83,7 +84,7 @@ def read(path: Path) -> Checkpoint:
         progress = json.loads(metadata["progress"])
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as e:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, ConfigError, UnknownModelError) as e:
         raise CheckpointError(f"{path}: not a readable checkpoint: {e}") from None
     if not isinstance(progress, dict):
         raise CheckpointError(f"{path}: not a readable checkpoint: progress is not a table")
@@ -131,7 +132,7 @@ def split(path: Path, part_bytes: int = PART_BYTES) -> list[Path]:
     """Cut a file into ``NAME.part00``, ``NAME.part01``, ... of at most `part_bytes` bytes."""
     data = path.read_bytes()
     parts = []
-    for old in path.parent.glob(f"{path.name}.part[0-9][0-9]"):
+    for old in path.parent.glob(f"{glob.escape(path.name)}.part[0-9][0-9]"):
         old.unlink()
     for index, start in enumerate(range(0, len(data), part_bytes)):
         part = path.with_name(f"{path.name}.part{index:02d}")
@@ -147,7 +148,7 @@ def join(first: Path) -> Path:
         CheckpointError: the first part is missing.
     """
     stem = first.name.removesuffix(".part00")
-    parts = sorted(first.parent.glob(f"{stem}.part[0-9][0-9]"))
+    parts = sorted(first.parent.glob(f"{glob.escape(stem)}.part[0-9][0-9]"))
     if not parts or [int(p.name[-2:]) for p in parts] != list(range(len(parts))):
         raise CheckpointError(f"{first}: parts are missing; found {', '.join(p.name for p in parts) or 'none'}")
     whole = first.with_name(stem)

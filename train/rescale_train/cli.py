@@ -210,16 +210,22 @@ def spread(paths: list[Path], count: int) -> list[Path]:
 def ship(
     source: Annotated[Path, typer.Argument(help="Training checkpoint.", metavar="CHECKPOINT")],
     target: Annotated[Path, typer.Argument(help="Weights file to write (.safetensors).", metavar="WEIGHTS")],
+    figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
+    data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
+    machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
 ) -> None:
-    """Write the averaged weights of a checkpoint, rounded to float16, as a weights file."""
+    """Write the averaged weights of a checkpoint, rounded to float16, as a weights file; with --figures also its card."""
     require(EXTRA, "train")
     from rescale_train import checkpoint
+    from rescale_train.shipped import write_card
 
     found = checkpoint.read(source)
     net = checkpoint.load_net(found, str(source))
     # Stored as float16 and loaded as float32: every user computes with exactly the same weights.
     checkpoint.write(target, {k: v.half() for k, v in net.state_dict().items()}, found.recipe, found.progress)
     print(f"{target}: {target.stat().st_size} bytes")
+    if figures is not None:
+        print(write_card(target, figures, data, machine))
 
 
 @app.command()

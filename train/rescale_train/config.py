@@ -127,6 +127,15 @@ def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig
     return NetConfig(**{**values, **overrides})
 
 
+def size_name(config: NetConfig) -> str:
+    """The named size that a network has, or ``custom``."""
+    for size in SIZES:
+        named = net_config(config.model, config.scale, size)
+        if (named.blocks, named.growth, named.shared_trunk) == (config.blocks, config.growth, config.shared_trunk):
+            return size
+    return "custom"
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """Weights of equation 2. Every term is a sum over C, H, W and a mean over the batch.
@@ -305,8 +314,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
     if path.suffix == ".toml":
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as e:
-            raise ConfigError(f"{path}: cannot read the recipe: {e.strerror}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: cannot read the recipe: {getattr(e, 'strerror', None) or e}") from None
     elif name_or_path in recipe_names():
         text = (resources.files("rescale_train") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     else:
@@ -327,11 +336,12 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
     extra = set(table) - {"net", "train"}
     if extra:
         raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
+    _require(isinstance(table.get("net", {}), dict), f"net: a table was expected, got {table.get('net')!r}")
     net = dict(table.get("net", {}))
     if "size" in net:
         for key in ("model", "scale"):
             if key not in net:
                 raise ConfigError(f"net.{key}: missing")
-        base = to_dict(net_config(str(net["model"]), net["scale"], str(net.pop("size"))))
+        base = to_dict(net_config(str(net["model"]), _convert(net["scale"], int, "net.scale"), str(net.pop("size"))))
         net = {**base, **net}
     return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table.get("train"), "train"))

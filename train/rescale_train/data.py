@@ -46,7 +46,7 @@ def load_picture(path: Path) -> Picture:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise InputError(f"{path}: not a readable picture: {e}") from None
 

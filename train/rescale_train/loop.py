@@ -246,7 +246,7 @@ class Trainer:
         names = {id(p): n for n, p in self.net.named_parameters()}
         tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in self.net.state_dict().items()}
         if self.average:
-            tensors |= {f"ema.{n}": v for n, v in self.net.state_dict().items()}
+            tensors |= {f"ema.{n}": v.clone() for n, v in self.net.state_dict().items()}  # a file shares no memory
             tensors |= {f"ema.{names[id(p)]}": a for p, a in zip(self.parameters, self.average, strict=True)}
         for p in self.parameters:
             for key, value in self.optimiser.state.get(p, {}).items():

@@ -8,9 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rescale.errors import CheckpointError, UnknownModelError
+from rescale.files import atomic_write
 from rescale.variants import check_scale, variant
-from rescale_train.config import SIZES
+from rescale_train import checkpoint
+from rescale_train.config import SIZES, size_name, to_dict
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
 """Sets whose PSNR ranks weights of one model and scale, in order of preference."""
@@ -64,7 +68,7 @@ def list_shipped(folder: Path | None = None) -> list[Shipped]:
             found.append(Shipped(card["model"], int(card["scale"]), card["size"], path, card))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise CheckpointError(f"{card_path}: no readable card for {path.name}: {e}") from None
-    return found
+    return sorted(found, key=lambda s: (s.model, s.scale, s.size))
 
 
 def find_shipped(model: str, scale: int, size: str | None = None, folder: Path | None = None) -> Shipped:
@@ -85,3 +89,55 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
         cure = "train them with rescale-train and give --checkpoint"
         raise UnknownModelError(f"no weights ship for {wanted} (shipped: {there}); {cure}")
     return max(fitting, key=lambda s: s.headline()[1])
+
+
+def write_card(weights: Path, report: Path, data: str, machine: str) -> Path:
+    """Write the card of a weights file from a report of `rescale-bench psnr --out`.
+
+    Args:
+        weights: the shipped file; the card goes beside it with suffix .json.
+        report: measured on a bundle of exactly these weights.
+        data: what it was trained on.
+        machine: where it was trained.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        CheckpointError: the report is unreadable or was measured on other weights.
+    """
+    found = checkpoint.read(weights)
+    net = checkpoint.load_net(found, str(weights))
+    digest = checkpoint.weights_digest(net)
+    try:
+        results = json.loads(report.read_text(encoding="utf-8"))["results"]
+        others = [r["set"] for r in results if r["weights"] != digest]
+        figures = {r["set"]: {"count": r["count"], **{k: _rounded(v) for k, v in r["mean"].items()}} for r in results}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{report}: not a report of rescale-bench psnr: {e}") from None
+    if others:
+        raise CheckpointError(f"{report}: {others[0]} was measured on other weights; export {weights} and measure that bundle")
+    config = found.recipe.net
+    card = {
+        "model": config.model,
+        "scale": config.scale,
+        "size": size_name(config),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "weights_sha256": digest,
+        "data": data,
+        "machine": machine,
+        "torch": torch.__version__,
+        "steps": found.progress["step"],
+        "minutes": round(found.progress["seconds"] / 60.0, 1),
+        "validation": {k: _rounded(v) for k, v in found.progress.items() if k.endswith("psnr_y")},
+        "recipe": to_dict(found.recipe),
+        "figures": figures,
+        "licence": "Apache-2.0",
+    }
+    target = weights.with_suffix(".json")
+    atomic_write(target, (json.dumps(card, indent=2) + "\n").encode())
+    return target
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

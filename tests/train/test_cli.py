@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rescale.errors import RescaleError
+from rescale_export.probe import probe_picture
+from rescale_train import checkpoint
+from rescale_train.cli import main, pick_device, spread, with_progress_bar
+from rescale_train.config import Recipe, recipe_names
+from rescale_train.data import CropSampler
+from rescale_train.loop import Options, Trainer, read_log
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, pictures: Path, recipe_file: Path) -> Run:
+    """`rescale-train run` of the tiny recipe into tmp_path/out, with further arguments."""
+
+    def call(*extra: str) -> int:
+        fixed = ["--data", str(pictures), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu", "--holdout", "1"]
+        return main(["run", str(recipe_file), *fixed, *extra])
+
+    return call
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1, "one line"
+    return text
+
+
+def test_a_run_writes_checkpoint_log_and_plot(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--set", "train.steps=3", "--set", "train.loss.hr=2", "--log-every", "1", "--split") == 0
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "checkpoint.safetensors.part00",
+        "log.jsonl",
+        "loss.png",
+    }
+    found = checkpoint.read(out / "checkpoint.safetensors")
+    assert (found.recipe.train.steps, found.recipe.train.loss.hr, found.progress["step"]) == (3, 2.0, 3)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert text.startswith("irn_a x2: 3 pictures to train on, 1 held out\n")
+    assert "step 2/3 total " in text
+    result = json.loads(text[text.index("{") :])
+    assert result["finished"]
+    assert result["checkpoint"] == str(out / "checkpoint.safetensors")
+    assert result["hr_psnr_y"] == read_log(out / "log.jsonl")[-1]["hr_psnr_y"] > 10.0
+
+
+def test_an_existing_run_is_kept_unless_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0") == 0
+    target = tmp_path / "out" / "checkpoint.safetensors"
+    before = target.read_bytes()
+    capsys.readouterr()
+    assert run() == 1
+    assert "checkpoint.safetensors: exists; add --resume to continue it, or choose another --out" in error(capsys)
+    assert target.read_bytes() == before
+    assert run("--resume") == 0
+    assert checkpoint.read(target).progress["step"] == 4
+
+
+def test_a_run_resumes_from_parts(run: Run, tmp_path: Path) -> None:
+    assert run("--max-minutes", "0", "--split") == 0
+    (tmp_path / "out" / "checkpoint.safetensors").unlink()
+    assert run("--resume") == 0
+    assert checkpoint.read(tmp_path / "out" / "checkpoint.safetensors").progress["step"] == 4
+
+
+def test_resume_without_a_checkpoint_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--resume") == 1
+    assert "checkpoint.safetensors.part00: parts are missing; found none" in error(capsys)
+
+
+def test_resume_of_another_recipe_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0") == 0
+    capsys.readouterr()
+    assert run("--resume", "--set", "train.lr_peak=1.0") == 1
+    assert "written by another recipe" in error(capsys)
+
+
+def test_init_from_starts_with_the_given_weights(
+    run: Run, tmp_path: Path, tiny_net: torch.nn.Module, recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of("irn_a")
+    weights = tmp_path / "w.safetensors"
+    checkpoint.write(weights, tiny_net.state_dict(), recipe, {})
+    assert run("--init-from", str(weights), "--set", "train.lr_peak=0.0", "--set", "train.weight_decay=0.0") == 0
+    found = checkpoint.read(tmp_path / "out" / "checkpoint.safetensors").weights()
+    assert all(torch.equal(found[k], v) for k, v in tiny_net.state_dict().items())
+    capsys.readouterr()
+    assert run("--init-from", str(weights), "--resume") == 1
+    assert "--resume and --init-from exclude each other" in error(capsys)
+
+
+def test_init_from_another_network_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0") == 0
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    weights = path.rename(tmp_path / "w.safetensors")
+    capsys.readouterr()
+    assert run("--init-from", str(weights), "--set", "net.growth=5") == 1
+    assert "w.safetensors: holds another network than the recipe's [net] table" in error(capsys)
+    assert not path.exists()
+
+
+def test_validation_pictures_can_be_given(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0", "--val", str(pictures)) == 1
+    assert "nothing left to train on; lower --holdout" in error(capsys)
+
+
+def test_without_held_out_pictures_nothing_is_validated(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0", "--holdout", "0") == 0
+    assert "4 pictures to train on, 0 held out" in capsys.readouterr().out
+    assert not [r for r in read_log(tmp_path / "out" / "log.jsonl") if "hr_psnr_y" in r]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "train.steps"], 2, "--set takes KEY=VALUE, got 'train.steps'"),
+        (["--set", "train.stepz=3"], 1, "train.stepz: unknown key"),
+        (["--device", "tpu9"], 1, "--device tpu9: unknown; use auto, cpu, cuda or cuda:N"),
+        (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all: not a folder"),
+        (["--init-from", "/nowhere/w.safetensors"], 1, "/nowhere/w.safetensors: no such checkpoint"),
+        (["--max-minutes", "-1"], 2, "--max-minutes"),
+        (["--no-such-option"], 2, "--no-such-option"),
+    ],
+)
+def test_wrong_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str) -> None:
+    assert run(*arguments) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_without_a_device_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--device", "cuda") == 1
+    assert "--device cuda: this PyTorch" in (text := error(capsys))
+    assert "sees no CUDA device; use --device cpu" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(RescaleError, match="--device gpu: unknown"):
+        pick_device("gpu")
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_unwritable_out_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert run("--out", str(tmp_path / "file" / below)) == 1
+    assert "cannot create the folder" in error(capsys)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_unreadable_picture_is_named(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures / "bad.png").write_text("no picture")
+    assert run() == 1
+    assert "bad.png: not a readable picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_resumable_checkpoint(
+    run: Run, tmp_path: Path, pictures: Path, recipe_file: Path, number: signal.Signals
+) -> None:
+    code = "from rescale_train.cli import main; raise SystemExit(main())"
+    steps = ("--set", "train.steps=1000000")
+    arguments = ["run", str(recipe_file), "--data", str(pictures), "--out", str(tmp_path / "out"), "--threads", "1"]
+    command = [sys.executable, "-c", code, *arguments, *steps, "--log-every", "1", "--device", "cpu", "--holdout", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("step 3/"):
+                break
+        child.send_signal(number)
+        rest, errors = child.communicate(timeout=60)
+    assert child.returncode == 0, errors
+    result = json.loads(rest[rest.index("{") :])
+    assert not result["finished"]
+    assert result["step"] >= 3
+    target = tmp_path / "out" / "checkpoint.safetensors"
+    assert checkpoint.read(target).progress["step"] == result["step"]
+    assert run("--resume", "--max-minutes", "0", *steps) == 0
+    assert checkpoint.read(target).progress["step"] == result["step"] + 1
+
+
+def test_the_progress_bar_follows_the_run(
+    recipe_of: Callable[..., Recipe], sampler_of: Callable[..., CropSampler], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(steps=3)
+    result = with_progress_bar(
+        Trainer(recipe, torch.device("cpu")), sampler_of(recipe), [probe_picture(32, 32)], Options(tmp_path, log_every=1)
+    )
+    assert result["finished"]
+    text = capsys.readouterr()
+    assert "3/3" in text.err
+    assert "hr_psnr_y" in text.err
+    assert text.out == ""
+
+
+def test_ship_writes_the_averaged_weights_as_float16(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    source, target = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "w.safetensors"
+    capsys.readouterr()
+    assert main(["ship", str(source), str(target)]) == 0
+    assert f"{target}: {target.stat().st_size} bytes" in capsys.readouterr().out
+    whole, small = checkpoint.read(source), checkpoint.read(target)
+    assert (small.recipe, small.progress) == (whole.recipe, whole.progress)
+    assert {v.dtype for v in small.tensors.values()} == {torch.float16}
+    want = checkpoint.load_net(whole, "source").state_dict()
+    got = checkpoint.load_net(small, "target").state_dict()
+    assert all(torch.equal(got[k], v.half().float()) for k, v in want.items())
+    assert target.stat().st_size < source.stat().st_size / 4
+
+
+def test_ship_names_a_bad_source_and_a_bad_target(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ship", str(tmp_path / "gone.safetensors"), str(tmp_path / "w.safetensors")]) == 1
+    assert "gone.safetensors: no such checkpoint" in error(capsys)
+    assert run("--max-minutes", "0") == 0
+    capsys.readouterr()
+    assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "none" / "w.safetensors")]) == 1
+    assert "w.safetensors: cannot write" in error(capsys)
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == recipe_names()
+    assert main(["recipes", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert list(table) == recipe_names()
+    assert all(set(row) == {"net", "train"} for row in table.values())
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, []), (1, [5]), (2, [2, 7]), (5, [1, 3, 5, 7, 9]), (99, [1, 3, 5, 7, 9])])
+def test_held_out_pictures_are_spread(count: int, wanted: list[int]) -> None:
+    paths = [Path(str(i)) for i in range(10)]
+    assert spread(paths, count) == [paths[i] for i in wanted]
+    assert spread(paths[:1], count) == []
+
+
+def test_the_installed_command_runs() -> None:
+    command = Path(sys.executable).with_name("rescale-train")
+    if not os.access(command, os.X_OK):
+        pytest.skip("not installed as a command")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("run", "ship", "recipes"))
+    assert np.all([len(line) < 200 for line in done.stdout.splitlines()])

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rescale.errors import InputError
+from rescale_export.probe import probe_picture
+from rescale_train.bicubic import bicubic_batch
+from rescale_train.data import CropSampler, find_pictures, load_picture
+
+CPU = torch.device("cpu")
+
+
+def sampler(*pictures: np.ndarray, scale: int = 2, seed: int = 0) -> CropSampler:
+    return CropSampler(pictures or [probe_picture(90, 70)], scale, seed, CPU)
+
+
+def test_a_batch_depends_on_seed_step_and_rank_only() -> None:
+    one, other = sampler(), sampler()
+    want = one.batch(3, 1, 2, 16)
+    for step in (9, 0, 4):
+        other.batch(step, 0, 3, 32)
+    got = other.batch(3, 1, 2, 16)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    for changed in (one.batch(4, 1, 2, 16), one.batch(3, 0, 2, 16), sampler(seed=1).batch(3, 1, 2, 16)):
+        assert not torch.equal(changed[0], want[0])
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_lr_is_the_bicubic_reduction_of_hr(scale: int) -> None:
+    hr, lr = sampler(scale=scale).batch(0, 0, 4, 16 * scale)
+    assert hr.shape == (4, 3, 16 * scale, 16 * scale)
+    assert lr.shape == (4, 3, 16, 16)
+    assert hr.min() >= 0.0
+    assert hr.max() <= 1.0
+    torch.testing.assert_close(lr[..., 2:-2, 2:-2], bicubic_batch(hr, scale)[..., 2:-2, 2:-2], atol=1e-6, rtol=0)
+
+
+def test_the_border_of_an_lr_crop_sees_the_picture_around_it() -> None:
+    hr, lr = sampler().batch(0, 0, 4, 32)
+    assert (lr - bicubic_batch(hr, 2)).abs().max() > 1e-3
+
+
+def test_crops_are_unresampled_pieces_in_all_eight_orientations() -> None:
+    y, x = np.mgrid[0:60, 0:60].astype(np.uint8)
+    hr, _ = sampler(np.stack([y, x, y], 2)).batch(0, 0, 64, 16)
+    levels = torch.round(hr * 255.0).int()
+    seen = set()
+    for crop in levels:
+        down, right = crop[:2, 1, 0] - crop[:2, 0, 0], crop[:2, 0, 1] - crop[:2, 0, 0]
+        rows, cols = torch.arange(16)[:, None], torch.arange(16)
+        for c in range(2):
+            assert torch.equal(crop[c], crop[c, 0, 0] + down[c] * rows + right[c] * cols)
+        seen.add((*down.tolist(), *right.tolist()))
+    straight = {(s, 0, 0, t) for s in (-1, 1) for t in (-1, 1)}
+    assert seen == straight | {(0, s, t, 0) for s in (-1, 1) for t in (-1, 1)}
+
+
+def test_pictures_are_drawn_in_proportion_to_their_area() -> None:
+    small, large = np.zeros((24, 24, 3), np.uint8), np.full((48, 48, 3), 255, np.uint8)
+    hr, _ = sampler(small, large).batch(0, 0, 1000, 8)
+    assert 0.76 < hr.mean() < 0.84
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(1, 12), count=st.integers(12, 60))
+def test_short_axes_are_mirrored(size: int, count: int) -> None:
+    want = np.pad(np.arange(size), (0, count - size), mode="reflect" if size > 1 else "edge")
+    np.testing.assert_array_equal(CropSampler._indices(0, count, size), want)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (5, 7), (23, 90), (90, 23)])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_pictures_smaller_than_the_crop_are_used(shape: tuple[int, int], scale: int) -> None:
+    picture = probe_picture(*shape)
+    hr, lr = sampler(picture, scale=scale).batch(0, 0, 2, 8 * scale)
+    assert hr.shape == (2, 3, 8 * scale, 8 * scale)
+    assert lr.shape == (2, 3, 8, 8)
+    colours = {tuple(p) for p in picture.reshape(-1, 3).tolist()}
+    assert {tuple(p) for p in torch.round(hr * 255.0).int().permute(0, 2, 3, 1).reshape(-1, 3).tolist()} <= colours
+
+
+def test_no_picture_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="no training pictures"):
+        CropSampler([], 2, 0, CPU)
+
+
+def test_pictures_are_found_below_the_folders_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a/deep/x.png", "a/notes.txt", "a/y.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = find_pictures([tmp_path / "b", tmp_path / "a"])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["b/1.jpg", "b/2.PNG", "a/deep/x.png", "a/y.png"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone: not a folder; give a folder of pictures"):
+        find_pictures([tmp_path / "gone"])
+    (tmp_path / "file.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"file.png: not a folder"):
+        find_pictures([tmp_path / "file.png"])
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "readme.md").write_text("no picture")
+    with pytest.raises(InputError, match=r"none: no picture found; wanted are .*\.png"):
+        find_pictures([tmp_path / "none"])
+
+
+def test_pictures_load_as_rgb(tmp_path: Path) -> None:
+    picture = probe_picture(9, 7)
+    Image.fromarray(picture).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "rgb.png"), picture)
+    assert load_picture(tmp_path / "rgb.png").flags.writeable, "torch warns of read-only arrays"
+    Image.fromarray(picture[:, :, 0]).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "gray.png"), np.repeat(picture[:, :, :1], 3, 2))
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    Image.fromarray(probe_picture(40, 40)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
+    for name in ("text.png", "cut.png", "gone.png"):
+        with pytest.raises(InputError, match=f"{name}: not a readable picture"):
+            load_picture(tmp_path / name)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rescale.errors import CheckpointError, UnknownModelError
+from rescale_train import checkpoint
+from rescale_train.shipped import find_shipped, list_shipped
+
+
+def add(folder: Path, model: str, scale: int, size: str, **figures: float) -> Path:
+    path = folder / f"{model}_x{scale}_{size}.safetensors"
+    path.write_bytes(b"")
+    card: dict[str, Any] = {"model": model, "scale": scale, "size": size, "steps": 1}
+    card["figures"] = {name: {"hr_psnr_y": value} for name, value in figures.items()}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    add(tmp_path, "irn", 2, "full", BSD100=30.0, Set5=50.0)
+    add(tmp_path, "irn", 2, "lite", BSD100=31.0, Set5=20.0)
+    add(tmp_path, "irn_a", 4, "lite", Kodak=33.0, Set5=34.5)
+    return tmp_path
+
+
+def test_the_best_measured_weights_are_found(folder: Path) -> None:
+    best = find_shipped("irn", 2, folder=folder)
+    assert (best.size, best.headline(), best.title) == ("lite", ("BSD100", 31.0), "irn x2 lite")
+    assert best.path == folder / "irn_x2_lite.safetensors"
+    assert best.card["steps"] == 1
+
+
+def test_a_named_size_is_found_even_if_another_is_better(folder: Path) -> None:
+    assert find_shipped("irn", 2, "full", folder).size == "full"
+
+
+def test_the_headline_prefers_the_first_known_set(folder: Path) -> None:
+    assert find_shipped("irn_a", 4, folder=folder).headline() == ("Set5", 34.5)
+    add(folder, "irn_m", 2, "lite", Manga=40.0)
+    assert find_shipped("irn_m", 2, folder=folder).headline() == ("none", 0.0)
+
+
+@pytest.mark.parametrize(("model", "scale", "size"), [("irn_m", 2, None), ("irn", 4, None), ("irn_a", 4, "full")])
+def test_weights_that_do_not_ship_list_those_that_do(folder: Path, model: str, scale: int, size: str | None) -> None:
+    with pytest.raises(UnknownModelError) as e:
+        find_shipped(model, scale, size, folder)
+    wanted = f"{model} x{scale}" + (f" {size}" if size else "")
+    there = "shipped: irn x2 full, irn x2 lite, irn_a x4 lite"
+    assert str(e.value) == f"no weights ship for {wanted} ({there}); train them with rescale-train and give --checkpoint"
+
+
+def test_an_empty_folder_ships_none(tmp_path: Path) -> None:
+    assert list_shipped(tmp_path) == []
+    with pytest.raises(UnknownModelError, match=r"shipped: none"):
+        find_shipped("irn", 2, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("esrgan", 2, None), "unknown model 'esrgan': choose one of irn, irn_a"),
+        (("irn", 3, None), "unknown scale 3: choose one of 2, 4"),
+        (("irn", 2, "huge"), "unknown size 'huge': choose one of full, lite"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(folder: Path, arguments: tuple[str, int, str | None], message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
+        find_shipped(*arguments, folder=folder)
+
+
+@pytest.mark.parametrize("card", [None, "{", "[1]", '{"model": "irn"}', '{"model": "irn", "scale": "x", "size": "lite"}'])
+def test_weights_without_a_readable_card_are_named(folder: Path, card: str | None) -> None:
+    (folder / "odd.safetensors").write_bytes(b"")
+    if card is not None:
+        (folder / "odd.json").write_text(card)
+    with pytest.raises(CheckpointError, match=r"odd.json: no readable card for odd.safetensors"):
+        list_shipped(folder)
+
+
+def test_what_the_package_ships_is_complete_and_loads() -> None:
+    for shipped in list_shipped():
+        config = checkpoint.read(shipped.path).recipe.net
+        assert (config.model, config.scale) == (shipped.model, shipped.scale)
+        assert shipped.headline()[1] > 20.0
+        checkpoint.load_net(checkpoint.read(shipped.path), shipped.title)
