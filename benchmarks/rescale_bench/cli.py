@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rescale.console import new_app, require, run_app
+from rescale.errors import InputError
 from rescale.files import atomic_write
 
-app = new_app("Measure bundles: quality against the source, LR fidelity, bytes.")
+app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, survival.")
 
 
 @app.callback()
 def _main() -> None:
-    """Measure bundles: quality against the source, LR fidelity, bytes."""
+    """Measure bundles: quality against the source, LR fidelity, bytes, survival."""
 
 
 @app.command()
@@ -53,6 +55,43 @@ def psnr(
     if out is not None:
         atomic_write(out, (text + "\n").encode())
     print(text if json_ else as_text(report, each))
+
+
+@app.command()
+def survival(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by rescale-export, one a model.", metavar="BUNDLE...")],
+    picture: Annotated[Path | None, typer.Option(help="HR picture. Default: scikit-image's chelsea.")] = None,
+    states_only: Annotated[
+        list[str] | None, typer.Option(help="Model whose weights are not worth a PSNR, such as irn_m; repeat for several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What programs that re-save, optimise, strip or resize an LR file leave of it, as a Markdown table."""
+    require(("skimage", "torch"), "bench")
+    from rescale.rescaler import load
+    from rescale.picture import read_picture
+    from rescale_bench.pictures import sample
+    from rescale_bench.survival import as_markdown, matrix
+    from rescale_bench.survival_tools import TOOLS
+
+    with ExitStack() as stack:
+        nets = {}
+        for path in bundles:
+            net = stack.enter_context(load(path))
+            if net.bundle.variant.name in nets:
+                raise InputError(f"{path}: a second bundle of {net.bundle.variant.name}; give one a model")
+            nets[net.bundle.variant.name] = net
+        unknown = sorted({*(states_only or ())} - {*nets})
+        if unknown:
+            raise InputError(f"--states-only {unknown[0]}: no such bundle given; there is {', '.join(nets)}")
+        hr = read_picture(picture) if picture else sample("chelsea.png")
+        with _progress(len(TOOLS)) as advance:
+            rows = matrix(nets, hr, states_only=states_only or (), progress=advance)
+    text = json.dumps(_without_nan(rows), indent=2)
+    if out is not None:
+        atomic_write(out, (text + "\n").encode())
+    print(text if json_ else as_markdown(rows))
 
 
 def as_text(report: dict[str, Any], each: bool) -> str:

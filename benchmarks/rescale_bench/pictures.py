@@ -46,6 +46,11 @@ def sample_set() -> PictureSet:
     return PictureSet("scikit-image", tuple((f, _reader(folder / f)) for f in SAMPLE_FILES))
 
 
+def sample(name: str) -> Picture:
+    """One of `SAMPLE_FILES`."""
+    return dict(sample_set().pictures)[name]()
+
+
 def folder_set(folder: Path, limit: int | None = None) -> PictureSet:
     """All pictures below a folder, named after it.
 

@@ -46,7 +46,7 @@ class GraphWriter:
     def constant(self, name: str, value: npt.ArrayLike, dtype: Any = np.float32) -> str:
         """Add a constant, float32 unless another dtype is named."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value, dtype=dtype), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype=dtype, order="C"), name)
         return name
 
     def scalar(self, value: float) -> str:

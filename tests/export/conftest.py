@@ -22,14 +22,14 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def net_of() -> Callable[..., RescalingNet]:
-    """A net of a configuration whose parameters are all random; those that start at zero get the given deviation."""
+    """A net whose zero parameters (or all of them) are normal with the given deviation."""
 
-    def make(config: NetConfig, std: float = 0.02, seed: int = 5) -> RescalingNet:
+    def make(config: NetConfig, std: float = 0.02, every: bool = False, seed: int = 5) -> RescalingNet:
         torch.manual_seed(seed)
         net = build(config)
         with torch.no_grad():
             for p in net.parameters():
-                if not p.any():
+                if every or not p.any():
                     p.normal_(std=std)
         return net.eval()
 

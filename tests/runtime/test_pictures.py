@@ -100,6 +100,22 @@ def test_palette_is_read_exactly_and_interlacing_does_not_matter(picture):
     assert np.array_equal(rescale.read_picture(encoded(image, "GIF", interlace=1)), want)
 
 
+def adam7(image: np.ndarray) -> bytes:
+    """An interlaced PNG, which Pillow reads and does not write."""
+    rows = []
+    for y0, x0, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)):
+        part = image[y0::dy, x0::dx]
+        rows += [b"\0" + row.tobytes() for row in part if part.shape[1]]
+    ihdr = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 2, 0, 0, 1)
+    chunks = [(b"IHDR", ihdr), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+    return png.assemble(png.Chunk(k, d, True) for k, d in chunks)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (16, 21)])
+def test_interlaced_png_is_read_exactly(picture, size):
+    assert np.array_equal(rescale.read_picture(adam7(picture(*size))), picture(*size))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("layout", ["alpha", "chunk", "strip"])
 def test_transparency_is_refused_or_kept_bit_for_bit(bundle, picture, mode, layout):

@@ -33,6 +33,16 @@ def test_any_size_comes_back_in_its_own_size(bundle, picture, model, scale):
             assert again.dtype == np.uint8
 
 
+@pytest.mark.parametrize("scale", [2, 4])
+def test_odd_sizes_up_to_67(bundle, picture, scale):
+    with rescale.load(bundle("irn_m", scale), threads=1) as net:
+        for n in range(1, 68):
+            for height, width in ((n, 68 - n), (n, n), (1, n)):
+                small = net.downscale(picture(height, width))
+                assert small.size == (-(-width // scale), -(-height // scale))
+                assert net.upscale(small).shape == (height, width, 3)
+
+
 @pytest.mark.parametrize(("model", "scale"), ALL)
 def test_file_carries_the_bytes_pytorch_computes(bundle, picture, make_net, model, scale):
     image = picture(44, 68, seed=3)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from rescale.bundle import MANIFEST, Bundle
+from rescale.errors import OutputError, ParityError
+from rescale.image import pad_planes
+from rescale.variants import SCALES, VARIANTS
+from rescale_export import bundles
+from rescale_export.bundles import bundle_name, write_bundle
+from rescale_export.graphs import receptive_field
+from rescale_train.checkpoint import weights_digest
+from rescale_train.config import NetConfig, net_config, to_dict
+from rescale_train.models import RescalingNet
+
+MakeNet = Callable[..., RescalingNet]
+BundleOf = Callable[[str, int], Path]
+
+ALL = list(itertools.product(VARIANTS, SCALES))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("model", "scale"), ALL)
+def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNet, model: str, scale: int) -> None:
+    net, path = make_net(model, scale), bundle(model, scale)
+    m = json.loads((path / MANIFEST).read_text())
+    v = VARIANTS[model]
+    assert m["format"] == "rescale-bundle/1.0"
+    assert (m["model"], m["scale"], m["size"], m["auxiliary"]) == (model, scale, "custom", v.auxiliary)
+    assert m["net"] == to_dict(net.config)
+    assert m["receptive_field"] == {"lr_pixels": receptive_field(net)}
+    assert m["padding"] == {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale}
+    latent = {"channels": 4, "stride": 4, "z_channels": net.config.z_channels, "padding": "edge"}
+    assert m["latent"] == (latent if v.latent else None)
+    assert m["weights"] == {"sha256": weights_digest(net), "card": {}}
+    assert m["licence"] == "Apache-2.0"
+    assert set(m["exporter"]) == {"rescale", "torch", "onnx", "onnxruntime", "numpy"}
+    assert set(m["parity"]) == {"backend", *m["graphs"]}
+    assert m["parity"]["upscale"]["largest"] <= 1
+    for name, entry in [*m["graphs"].items(), ("golden", m["golden"])]:
+        data = (path / entry["file"]).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest()), name
+    assert set(content(path)) == {MANIFEST, "golden.npz", *(g["file"] for g in m["graphs"].values())}
+    Bundle(path).verify()
+
+
+def test_the_card_is_kept(tmp_path: Path, make_net: MakeNet) -> None:
+    card = {"steps": 10, "figures": {"Set5": {"hr_psnr_y": 40.0}}}
+    made = write_bundle(make_net("irn", 2), tmp_path / "b", card)
+    assert made.manifest["weights"]["card"] == card
+    assert (made.path, made.title) == (tmp_path / "b", "irn x2 custom")
+
+
+@pytest.mark.parametrize(("model", "scale"), ALL)
+def test_the_golden_vectors_reproduce(bundle: BundleOf, model: str, scale: int) -> None:
+    made = Bundle(bundle(model, scale))
+    golden: dict[str, Any] = dict(np.load(io.BytesIO(made.read_golden()), allow_pickle=False))
+    latent = VARIANTS[model].latent
+    assert set(golden) == {"hr", "lr", "restored"} | ({"z", "code", "z_hat"} if latent else set())
+    lr_height, lr_width = golden["lr"].shape[1:3]
+    assert lr_height % 4, "the latent's padding is exercised"
+    assert lr_width % 4
+    assert golden["hr"].shape == (1, lr_height * scale, lr_width * scale, 3)
+
+    def run(graph: str, **inputs: Any) -> list[Any]:
+        session = onnxruntime.InferenceSession(made.read_graph(graph), providers=["CPUExecutionProvider"])
+        assert [t.name for t in made.graphs[graph].inputs] == [i.name for i in session.get_inputs()] == list(inputs)
+        assert [t.name for t in made.graphs[graph].outputs] == [o.name for o in session.get_outputs()]
+        out: list[Any] = session.run(None, inputs)
+        return out
+
+    def close(got: Any, want: Any) -> None:
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        delta = np.abs(got.astype(int) - want.astype(int))
+        assert delta.max() <= 1
+        assert delta.mean() < 1e-3
+
+    down = run("downscale", hr=golden["hr"])
+    close(down[0], golden["lr"])
+    if not latent:
+        close(run("upscale", lr=golden["lr"])[0], golden["restored"])
+        return
+    np.testing.assert_allclose(down[1], golden["z"], atol=1e-3)
+    close(run("encoder", z=pad_planes(golden["z"], 4))[0], golden["code"])
+    z_hat = run("decoder", code=golden["code"])[0][:, :, :lr_height, :lr_width]
+    np.testing.assert_allclose(z_hat, golden["z_hat"], atol=1e-3)
+    close(run("upscale", lr=golden["lr"], z=golden["z_hat"])[0], golden["restored"])
+
+
+@pytest.mark.parametrize("model", ["irn_a", "dlv_irn_m"])
+def test_two_exports_are_the_same_bytes(tmp_path: Path, bundle: BundleOf, make_net: MakeNet, model: str) -> None:
+    write_bundle(make_net(model, 2), tmp_path / "again")
+    assert content(tmp_path / "again") == content(bundle(model, 2))
+
+
+def test_a_bundle_is_replaced_and_nothing_else_is_left(tmp_path: Path, make_net: MakeNet) -> None:
+    target = tmp_path / "b"
+    write_bundle(make_net("irn_m", 2), target)
+    made = write_bundle(make_net("irn", 2, seed=1), target)
+    assert made.weights == weights_digest(make_net("irn", 2, seed=1))
+    assert set(content(target)) == {MANIFEST, "golden.npz", "downscale.onnx", "upscale.onnx"}
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path, make_net: MakeNet) -> None:
+    (tmp_path / "b").mkdir()
+    write_bundle(make_net("irn", 2), tmp_path / "b").verify()
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_what_is_not_a_bundle_is_kept(tmp_path: Path, make_net: MakeNet) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("folder", "file"):
+        with pytest.raises(OutputError, match=f"{name}: exists and is not a bundle; choose another --out"):
+            write_bundle(make_net("irn", 2), tmp_path / name)
+    assert content(tmp_path / "folder") == {"thesis.txt": b"precious"}
+    assert (tmp_path / "file").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failed_check_writes_nothing(tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    target = tmp_path / "b"
+    if there:
+        write_bundle(make_net("irn", 2), target)
+    before = content(target) if there else None
+
+    def disagree(*args: object) -> None:
+        raise ParityError("upscale: 9 of 10 values differ")
+
+    monkeypatch.setattr(bundles, "compare", disagree)
+    with pytest.raises(ParityError, match="9 of 10"):
+        write_bundle(make_net("irn", 2, seed=1), target)
+    assert os.listdir(tmp_path) == (["b"] if there else [])
+    assert before is None or content(target) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_rename_keeps_the_old_bundle(
+    tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    target = tmp_path / "b"
+    write_bundle(make_net("irn", 2), target)
+    before = content(target)
+    rename, calls = Path.rename, itertools.count(1)
+
+    def fail(self: Path, to: Path) -> Path:
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match=r"b: cannot write the bundle: No space left on device"):
+        write_bundle(make_net("irn", 2, seed=1), target)
+    assert content(target) == before
+    assert os.listdir(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("parent", ["gone", "file"])
+def test_an_unwritable_parent_is_an_output_error(tmp_path: Path, make_net: MakeNet, parent: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"b: cannot write the bundle"):
+        write_bundle(make_net("irn", 2), tmp_path / parent / "b")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("size", "change"), [("lite", {}), ("full", {}), ("custom", {"growth": 5})])
+def test_the_default_name_has_model_scale_and_size(size: str, change: dict[str, Any]) -> None:
+    class Net:
+        config: NetConfig = net_config("dlv_irn_a", 4, "lite" if change else size, **change)
+
+    assert bundle_name(Net()) == f"dlv_irn_a_x4_{size}"  # type: ignore[arg-type]
