@@ -72,6 +72,7 @@ class Bundle:
         scale: 2 or 4.
         size: name of the size, such as ``lite``.
         weights: SHA-256 of the weights.
+        receptive_field: LR pixels on each side that a value may depend on, in both directions.
         graphs: by name.
         manifest: the whole parsed manifest.
     """
@@ -105,6 +106,7 @@ class Bundle:
             self.scale = check_scale(m["scale"])
             self.size = str(m["size"])
             self.weights = str(m["weights"]["sha256"])
+            self.receptive_field = int(m["receptive_field"]["lr_pixels"])
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
             missing = [g for g in graph_names(self.variant) if g not in self.graphs]
             if missing:
@@ -115,6 +117,11 @@ class Bundle:
             raise BundleError(f"{target}: {e}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise BundleError(f"{target}: damaged manifest: {type(e).__name__}: {e}; export the bundle again") from None
+
+    @property
+    def z_channels(self) -> int:
+        """Channels of z that the upscale graph takes (-M only)."""
+        return int(next(t.axes[1] for t in self.graphs["upscale"].inputs if t.name == "z"))
 
     @property
     def title(self) -> str:

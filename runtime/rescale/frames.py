@@ -73,7 +73,7 @@ def up_frames(net: Rescaler, hr_size: tuple[int, int], source: BinaryIO, target:
     def work(data: bytes) -> bytes:
         frame = np.frombuffer(data, np.uint8).reshape(shape)
         alpha = codes.alpha_from_file(frame[:, :, 3]) if shape[2] == 4 else None
-        return net.run_upscale(frame[:, :, :3], alpha, None)[:height, :width].tobytes()
+        return net.network.up(frame[:, :, :3], alpha, None)[:height, :width].tobytes()
 
     return _pipe(source, target, shape[0] * shape[1] * shape[2], work)
 

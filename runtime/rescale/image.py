@@ -30,22 +30,6 @@ def check_rgb(image: Any) -> Array:
     return image
 
 
-def padded_size(size: int, multiple: int) -> int:
-    """The next multiple at or above `size`."""
-    return -(-size // multiple) * multiple
-
-
-def pad_to_multiple(image: Array, multiple: int) -> Array:
-    """Extend (H, W, C) at the bottom and right by repeating its last row and column.
-
-    Repetition, not reflection: it adds no high frequency in the padded direction, so the block at the border costs the
-    networks nothing (measured in docs/measurements.md).
-    """
-    height, width = image.shape[:2]
-    bottom, right = padded_size(height, multiple) - height, padded_size(width, multiple) - width
-    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else image
-
-
 def pad_planes(planes: npt.NDArray[np.float32], multiple: int) -> npt.NDArray[np.float32]:
     """Extend (N, C, h, w) at the bottom and right by repeating its last row and column."""
     bottom, right = -planes.shape[2] % multiple, -planes.shape[3] % multiple

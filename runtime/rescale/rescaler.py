@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from rescale import codes
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
-from rescale.image import check_rgb, pad_planes, pad_to_multiple
+from rescale.image import check_rgb
+from rescale.network import Network
 from rescale.picture import Picture
-from rescale.variants import LATENT_STRIDE
 
 Array = npt.NDArray[np.uint8]
 
@@ -26,10 +24,12 @@ class Rescaler:
     Attributes:
         bundle: what was loaded.
         runner: the backend that runs it.
+        network: the bare arrays-to-arrays functions, without markers to make or check.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, halo: int | None = None) -> None:
         self.bundle, self.runner = bundle, runner
+        self.network = Network(bundle, runner, tile, halo)
 
     def downscale(self, image: Array | Picture) -> Small:
         """Make the small picture of a large one.
@@ -44,22 +44,16 @@ class Rescaler:
             InputError: another dtype or shape.
             BackendError: the backend failed, for instance for lack of memory.
         """
-        scale, v = self.bundle.scale, self.bundle.variant
+        v = self.bundle.variant
         source = image if isinstance(image, Picture) else Picture(check_rgb(image))
-        padded = np.ascontiguousarray(pad_to_multiple(check_rgb(source.pixels), scale))[None]
-        out = self.runner.run("downscale", {"hr": padded})
-        lr = cast(Array, out["lr"])[0]
+        lr, latent = self.network.down(check_rgb(source.pixels))
         alpha = np.ascontiguousarray(lr[:, :, 3]) if v.alpha else None
-        latent = None
-        if v.latent:
-            z = pad_planes(cast(npt.NDArray[np.float32], out["z"]), LATENT_STRIDE)
-            latent = cast(Array, self.runner.run("encoder", {"z": z})["code"])[0]
         return Small.create(
             lr[:, :, :3],
             alpha,
             latent,
             model=v.name,
-            scale=scale,
+            scale=self.bundle.scale,
             weights=self.bundle.weights,
             source=source,
         )
@@ -84,40 +78,13 @@ class Rescaler:
         if strict:
             small.require(*identity)
         exact = small.verdict(*identity)[0] is State.EXACT
-        hr = self.run_upscale(small.rgb, small.alpha if exact else None, small.latent if exact else None)
+        hr = self.network.up(small.rgb, small.alpha if exact else None, small.latent if exact else None)
         height, width = small.rgb.shape[:2]
         block = small.block
         known = block is not None and block.scale == scale and block.lr_size == small.size
         out_width, out_height = block.hr_size if block is not None and known else (width * scale, height * scale)
         # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
-
-    def run_upscale(self, rgb: Array, alpha: Array | None, latent: Array | None) -> Array:
-        """The bare network, without a marker to check: for frames of a raw stream.
-
-        Args:
-            rgb: uint8 (h, w, 3).
-            alpha: uint8 (h, w) alpha codes for -A; None stands for neutral.
-            latent: uint8 (4, ceil(h/4), ceil(w/4)) latent codes for -M; None stands for z = 0.
-
-        Returns:
-            uint8 (h * scale, w * scale, 3).
-        """
-        v = self.bundle.variant
-        height, width = rgb.shape[:2]
-        inputs: dict[str, npt.NDArray[Any]] = {"lr": np.ascontiguousarray(rgb)[None]}
-        if v.alpha:
-            plane = alpha if alpha is not None else np.full((height, width), codes.ALPHA_NEUTRAL, np.uint8)
-            inputs["lr"] = np.dstack([rgb, plane])[None]
-        if v.latent:
-            if latent is not None:
-                z = self.runner.run("decoder", {"code": latent[None]})["z"][:, :, :height, :width]
-            else:
-                channels = next(t.axes[1] for t in self.bundle.graphs["upscale"].inputs if t.name == "z")
-                z = np.zeros((1, int(channels), height, width), np.float32)
-            inputs["z"] = np.ascontiguousarray(z)
-        hr = cast(Array, self.runner.run("upscale", inputs)["hr"])
-        return np.ascontiguousarray(hr[0])
 
     def restore(self, small: Small, strict: bool = True) -> Picture:
         """`upscale`, with what belongs to the picture beside its colours: gray mode, transparency, colour chunks."""

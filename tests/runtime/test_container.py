@@ -282,5 +282,5 @@ def test_force_takes_the_neutral_road(bundle, picture):
         stripped = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.convert("RGB")))
         with pytest.raises(LrFileError, match=r"alpha plane was changed or dropped.*--force"):
             net.upscale(stripped)
-        neutral = net.run_upscale(small.rgb, None, None)
+        neutral = net.network.up(small.rgb, None, None)
         assert np.array_equal(net.upscale(stripped, strict=False), neutral[:26, :34])

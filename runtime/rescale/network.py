@@ -1,0 +1,117 @@
+"""A bundle's graphs on arrays of any size: whole, or in tiles with a halo."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale import codes
+from rescale.backends import Runner
+from rescale.bundle import Bundle
+from rescale.image import pad_planes
+from rescale.tiling import Box, Tile, grow, plan
+from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
+
+Array = npt.NDArray[np.uint8]
+
+LATENT_HALO = 2 * LATENT_STRIDE
+"""LR pixels around a tile that the -M encoder and decoder may look at: two 3x3 convolutions at each of three resolutions."""
+
+
+class Network:
+    """The two directions of one bundle on one backend.
+
+    Args:
+        bundle: what to run.
+        runner: where.
+        tile: (height, width) of a tile's core in LR pixels; None for the whole picture at once.
+        halo: LR pixels around a core; None for the receptive field, which is exact.
+    """
+
+    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, halo: int | None = None) -> None:
+        self.bundle, self.runner = bundle, runner
+        self.tile = tile
+        self.halo = bundle.receptive_field if halo is None else halo
+
+    def tiles(self, height: int, width: int) -> list[Tile]:
+        """Tiles of an LR picture; one for the whole picture if it is not tiled."""
+        latent = self.bundle.variant.latent
+        align = LATENT_STRIDE if latent else 1
+        halo = self.halo + (LATENT_HALO if latent else 0)
+        return plan(height, width, self.tile or (max(height, align), max(width, align)), halo, align)
+
+    def down(self, image: Array) -> tuple[Array, Array | None]:
+        """uint8 (H, W, 3) -> LR codes uint8 (h, w, 3 or 4), and for -M latent codes (4, ceil(h/4), ceil(w/4))."""
+        scale, v = self.bundle.scale, self.bundle.variant
+        height, width = (-(-n // scale) for n in image.shape[:2])
+        lr = np.empty((height, width, v.lr_channels), np.uint8)
+        latent = (
+            np.empty((LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)), np.uint8) if v.latent else None
+        )
+        for tile in self.tiles(height, width):
+            out = self.runner.run("downscale", {"hr": _take(image, tile.region, scale)[None]})
+            lr[tile.core.slices()] = cast(Array, out["lr"])[0][tile.core.within(tile.region)]
+            if latent is not None:
+                near = grow(tile.core, LATENT_HALO, LATENT_STRIDE, height, width)
+                z = cast(npt.NDArray[np.float32], out["z"])[(slice(None), slice(None), *near.within(tile.region))]
+                code = cast(Array, self.runner.run("encoder", {"z": np.ascontiguousarray(pad_planes(z, LATENT_STRIDE))})["code"])[0]
+                target = _on_latent(tile.core)
+                latent[(slice(None), *target.slices())] = code[(slice(None), *target.within(_on_latent(near)))]
+        return lr, latent
+
+    def up(self, rgb: Array, alpha: Array | None, latent: Array | None) -> Array:
+        """The bare network, without a marker to check.
+
+        Args:
+            rgb: uint8 (h, w, 3).
+            alpha: uint8 (h, w) alpha codes for -A; None stands for neutral.
+            latent: uint8 (4, ceil(h/4), ceil(w/4)) latent codes for -M; None stands for z = 0.
+
+        Returns:
+            uint8 (h * scale, w * scale, 3).
+        """
+        scale, v = self.bundle.scale, self.bundle.variant
+        height, width = rgb.shape[:2]
+        hr = np.empty((height * scale, width * scale, 3), np.uint8)
+        for tile in self.tiles(height, width):
+            piece = rgb[tile.region.slices()]
+            if v.alpha:
+                plane = np.full(piece.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha[tile.region.slices()]
+                piece = np.dstack([piece, plane])
+            inputs: dict[str, npt.NDArray[Any]] = {"lr": np.ascontiguousarray(piece)[None]}
+            if v.latent:
+                inputs["z"] = self._z(tile.region, latent, height, width)
+            out = cast(Array, self.runner.run("upscale", inputs)["hr"])[0]
+            rows, columns = tile.core.within(tile.region)
+            hr[tile.core.slices(scale)] = out[_times(rows, scale), _times(columns, scale)]
+        return hr
+
+    def _z(self, region: Box, latent: Array | None, height: int, width: int) -> npt.NDArray[np.float32]:
+        """z-hat of a region: decoded with a halo of its own, or zero."""
+        if latent is None:
+            return np.zeros((1, self.bundle.z_channels, region.height, region.width), np.float32)
+        near = grow(region, LATENT_HALO, LATENT_STRIDE, height, width)
+        code = np.ascontiguousarray(latent[(slice(None), *_on_latent(near).slices())])[None]
+        z = cast(npt.NDArray[np.float32], self.runner.run("decoder", {"code": code})["z"])
+        return np.ascontiguousarray(z[(slice(None), slice(None), *region.within(near))])
+
+
+def _take(image: Array, region: Box, scale: int) -> Array:
+    """A region of the HR picture; what lies beyond its bottom or right repeats the last row or column."""
+    piece = image[region.slices(scale)]
+    bottom, right = region.height * scale - piece.shape[0], region.width * scale - piece.shape[1]
+    if bottom or right:
+        piece = np.pad(piece, ((0, bottom), (0, right), (0, 0)), mode="edge")
+    return np.ascontiguousarray(piece)
+
+
+def _on_latent(box: Box) -> Box:
+    """A box whose starts are multiples of the latent stride, in latent positions."""
+    s = LATENT_STRIDE
+    return Box(box.top // s, -(-box.bottom // s), box.left // s, -(-box.right // s))
+
+
+def _times(part: slice, factor: int) -> slice:
+    return slice(part.start * factor, part.stop * factor)
