@@ -69,8 +69,8 @@ def survival(
 ) -> None:
     """What programs that re-save, optimise, strip or resize an LR file leave of it, as a Markdown table."""
     require(("skimage", "torch"), "bench")
-    from rescale.rescaler import load
     from rescale.picture import read_picture
+    from rescale.rescaler import load
     from rescale_bench.pictures import sample
     from rescale_bench.survival import as_markdown, matrix
     from rescale_bench.survival_tools import TOOLS
@@ -87,7 +87,7 @@ def survival(
             raise InputError(f"--states-only {unknown[0]}: no such bundle given; there is {', '.join(nets)}")
         hr = read_picture(picture) if picture else sample("chelsea.png")
         with _progress(len(TOOLS)) as advance:
-            rows = matrix(nets, hr, states_only=states_only or (), progress=advance)
+            rows = matrix(nets, hr, states_only=states_only or (), tools=TOOLS, progress=advance)
     text = json.dumps(_without_nan(rows), indent=2)
     if out is not None:
         atomic_write(out, (text + "\n").encode())

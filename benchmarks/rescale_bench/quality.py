@@ -86,7 +86,7 @@ def measure_picture(net: Rescaler, name: str, picture: Picture) -> PictureQualit
 def _forced(net: Rescaler, small: Small, hr: Picture) -> float:
     if net.bundle.variant.auxiliary == "none":
         return math.nan
-    return psnr_y(net.run_upscale(small.rgb, None, None), hr, net.bundle.scale)
+    return psnr_y(net.network.up(small.rgb, None, None), hr, net.bundle.scale)
 
 
 def _cropped(picture: Picture, border: int) -> npt.NDArray[np.generic]:

@@ -150,7 +150,7 @@ def _pillow(container: str, text: bool = False, **options: Any) -> Callable[[byt
         with Image.open(io.BytesIO(data)) as image:
             for key, value in image.info.items() if text else ():
                 if isinstance(value, str):
-                    passed.add_text(key, value)
+                    passed.add_text(str(key), value)
             extra = {"pnginfo": passed} if text else {}
             # JPEG has no alpha, so everyone who saves one converts first.
             (image.convert("RGB") if container == "JPEG" else image).save(buffer, container, **options, **extra)

@@ -18,7 +18,11 @@ from rescale_train.models import RescalingNet
 NetOf = Callable[..., RescalingNet]
 ModelsOf = Callable[[RescalingNet], dict[str, onnx.ModelProto]]
 
-LITE = [(m, s, "lite") for m, s in itertools.product(VARIANTS, SCALES)]
+QUICK = {("irn_a", 4), ("dlv_irn_m", 4)}
+LITE = [
+    pytest.param(m, s, "lite", marks=() if s == 2 or (m, s) in QUICK else pytest.mark.slow)
+    for m, s in itertools.product(VARIANTS, SCALES)
+]
 ALLOWED = {
     *("Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Identity", "LeakyRelu", "Log", "MaxPool", "Mul"),
     *("Relu", "Resize", "Round", "Sigmoid", "Split", "Sub", "Tanh", "Transpose"),
@@ -34,7 +38,9 @@ def nodes(model: onnx.ModelProto, prefix: str = "") -> list[str]:
     return [n.name for n in model.graph.node if n.name.startswith(prefix)]
 
 
-@pytest.mark.parametrize(("model", "scale", "size"), [*LITE, ("irn_a", 2, "full")])
+@pytest.mark.parametrize(
+    ("model", "scale", "size"), [*LITE, ("irn_a", 2, "full"), pytest.param("dlv_irn_a", 4, "full", marks=pytest.mark.slow)]
+)
 def test_the_graphs_agree_with_pytorch(net_of: NetOf, models_of: ModelsOf, model: str, scale: int, size: str) -> None:
     net = net_of(net_config(model, scale, size))
     writers, models = split_graphs(net), models_of(net)
@@ -42,9 +48,9 @@ def test_the_graphs_agree_with_pytorch(net_of: NetOf, models_of: ModelsOf, model
         check_contract(proto, tuple(writers[name].inputs), tuple(writers[name].outputs))
     agreement = compare(net, {k: m.SerializeToString() for k, m in models.items()})
     assert set(agreement) == set(models)
-    height, width = (1 + 1 + 11 * 7 + 96 * 128), 3
-    assert agreement["upscale"]["values"] == height * width * scale**2
-    assert agreement["downscale"]["values"] == height * net.config.variant.lr_channels
+    pixels = 1 + 1 + 11 * 7 + 96 * 128
+    assert agreement["upscale"]["values"] == pixels * 3 * scale**2
+    assert agreement["downscale"]["values"] == pixels * net.config.variant.lr_channels
 
 
 SWITCHES = [

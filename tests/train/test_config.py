@@ -23,6 +23,7 @@ from rescale_train.config import (
     load_recipe,
     net_config,
     recipe_names,
+    size_name,
     to_dict,
 )
 
@@ -106,7 +107,9 @@ def test_named_sizes(model: str, scale: int, size: str) -> None:
     assert net.blocks == (SIZES[size]["blocks_per_level"],) * (scale // 2)
     assert (net.growth, net.shared_trunk) == (SIZES[size]["growth"], SIZES[size]["shared_trunk"])
     assert net.dlv_channels == (3 if model.startswith("dlv") else 0)
+    assert size_name(net) == size
     assert net_config(model, scale, size, growth=7).growth == 7
+    assert size_name(net_config(model, scale, size, growth=7)) == "custom"
 
 
 def write(tmp_path: Path, text: str) -> str:

@@ -1,0 +1,33 @@
+"""Folders of generated pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from rescale_export.probe import probe_picture
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of a name with a generated PNG picture for each (height, width)."""
+
+    def make(name: str, *sizes: tuple[int, int]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, (height, width) in enumerate(sizes):
+            Image.fromarray(probe_picture(height, width, i)).save(folder / f"p{i}.png")
+        return folder
+
+    return make
