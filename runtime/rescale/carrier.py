@@ -5,8 +5,8 @@
     WebP        RIFF chunk RSCL                           XMP packet, base64
     JPEG XL     box rscl                                  box "xml ", base64
 
-A side-car is the bare block in FILE.rescale. Private chunks survive lossless optimisers and fail cleanly elsewhere; text
-survives some re-savers (see docs/survival.md).
+A side-car is the bare block in FILE.rescale. Private chunks survive lossless optimisers; text survives some re-savers (see
+docs/survival.md). A small block, as -A's is, is written both ways by ``chunk``; the digests in it make a stale copy harmless.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import binascii
 import re
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ PNG_CHUNK, WEBP_CHUNK, JXL_BOX = b"reSc", b"RSCL", b"rscl"
 PART_BYTES = 1 << 20
 MAX_TEXT_BYTES = 700_000
 """Largest block as text: base64 of it stays below the 1 MiB at which Pillow refuses a whole file."""
+
+COPIED_BYTES = 1024
+"""A block up to this size is also written as text by carrier ``chunk``."""
 
 SIDECAR_SUFFIX = ".rescale"
 _PART = struct.Struct(">HH")
@@ -67,25 +71,24 @@ def write(pixels: Array, block: bytes, shown: colour.Chunks, container: str, car
         InputError: the picture is too large for WebP, or the block for text.
         MissingExtraError: JPEG XL without imagecodecs.
     """
-    text = b""
-    if carrier == "text":
-        if len(block) > MAX_TEXT_BYTES:
-            raise InputError(f"{len(block)} bytes of auxiliary data; text holds {MAX_TEXT_BYTES}: use --carrier chunk or sidecar")
-        text = base64.b64encode(block)
+    if carrier == "text" and len(block) > MAX_TEXT_BYTES:
+        raise InputError(f"{len(block)} bytes of auxiliary data; text holds {MAX_TEXT_BYTES}: use --carrier chunk or sidecar")
+    as_text = carrier == "text" or (carrier == "chunk" and len(block) <= COPIED_BYTES)
+    text = base64.b64encode(block) if as_text else b""
     if container == "png":
         own: list[tuple[bytes, bytes]] = []
         if carrier == "chunk":
             parts = [block[i : i + PART_BYTES] for i in range(0, len(block), PART_BYTES)]
             own = [(PNG_CHUNK, _PART.pack(i, len(parts)) + part) for i, part in enumerate(parts)]
-        elif text:
-            own = [(b"zTXt", _KEYWORD + b"\0\0" + zlib.compress(text, 9))]
+        if text:
+            own.append((b"zTXt", _KEYWORD + b"\0\0" + zlib.compress(text, 9)))
         return png.insert(png.encode(pixels), [*shown, *own])
     if container == "webp":
         extra = {b"ICCP": colour.icc_profile(shown), b"EXIF": colour.exif(shown)}
         chunks = {k: v for k, v in extra.items() if v}
         if carrier == "chunk":
             chunks[WEBP_CHUNK] = block
-        elif text:
+        if text:
             chunks[b"XMP "] = _XMP.format(text.decode()).encode()
         return riff.insert(riff.encode(pixels), (pixels.shape[1], pixels.shape[0]), pixels.shape[2] == 4, chunks)
     boxes: dict[bytes, bytes] = {}
@@ -94,36 +97,49 @@ def write(pixels: Array, block: bytes, shown: colour.Chunks, container: str, car
         boxes[b"Exif"] = b"\0\0\0\0" + exif
     if carrier == "chunk":
         boxes[JXL_BOX] = block
-    elif text:
+    if text:
         boxes[b"xml "] = _XMP.format(text.decode()).encode()
     return jxl.encode(pixels, boxes)
 
 
-def read(data: bytes, name: str) -> tuple[bytes | None, colour.Chunks]:
-    """The block's bytes, None if the file carries none, and the colour chunks that the container itself holds.
+def read(data: bytes, name: str) -> tuple[list[bytes], list[DamagedBlockError], colour.Chunks]:
+    """What a file carries.
+
+    Returns:
+        The block's bytes, once for each copy that is there in whole, own chunk first; what is wrong with other copies; and
+        the colour chunks that the container itself holds.
 
     Raises:
         InputError: the container is truncated or damaged.
-        DamagedBlockError: there is a block, but not all of it.
     """
     container = container_of(data)
+    ways: list[Callable[[], bytes | None]] = []
+    shown: colour.Chunks = ()
     if container == "png":
         chunks = png.read_chunks(data, name)
         shown = colour.from_png(chunks, name)
-        own = [c for c in chunks if c.kind == PNG_CHUNK]
-        return (_join(own) if own else _png_text(chunks)), shown
-    if container == "webp":
-        found = riff.read_chunks(data, name)
-        own_webp = [d for k, d in found if k == WEBP_CHUNK]
-        return (own_webp[0] if own_webp else _xmp(d for k, d in found if k == b"XMP ")), ()
-    if container == "jxl":
-        boxes = jxl.read_boxes(data, name)
-        own_jxl = [d for k, d in boxes if k == JXL_BOX]
-        return (own_jxl[0] if own_jxl else _xmp(d for k, d in boxes if k == b"xml ")), ()
-    return None, ()
+        ways = [lambda: _join([c for c in chunks if c.kind == PNG_CHUNK]), lambda: _png_text(chunks)]
+    elif container in ("webp", "jxl"):
+        pieces = riff.read_chunks(data, name) if container == "webp" else jxl.read_boxes(data, name)
+        ways = [
+            lambda: next((d for k, d in pieces if k in (WEBP_CHUNK, JXL_BOX)), None),
+            lambda: _xmp([d for k, d in pieces if k in (b"XMP ", b"xml ")]),
+        ]
+    found: list[bytes] = []
+    faults: list[DamagedBlockError] = []
+    for way in ways:
+        try:
+            copy = way()
+        except DamagedBlockError as e:
+            faults.append(e)
+        else:
+            found += [] if copy is None else [copy]
+    return found, faults, shown
 
 
-def _join(own: list[png.Chunk]) -> bytes:
+def _join(own: list[png.Chunk]) -> bytes | None:
+    if not own:
+        return None
     parts: dict[int, bytes] = {}
     for chunk in own:
         if len(chunk.data) < _PART.size or not chunk.intact:
@@ -154,8 +170,8 @@ def _png_text(chunks: list[png.Chunk]) -> bytes | None:
     return None
 
 
-def _xmp(packets: object) -> bytes | None:
-    for packet in packets:  # type: ignore[attr-defined]
+def _xmp(packets: list[bytes]) -> bytes | None:
+    for packet in packets:
         found = _XMP_BLOCK.search(packet[: 2 * MAX_TEXT_BYTES + len(_XMP)])
         if found:
             return _base64(found.group(1))

@@ -82,6 +82,9 @@ def up(
     target: Annotated[Path, typer.Argument(help="HR picture (.png, .webp), folder, or - for standard output.")],
     bundle: BundleOption,
     force: Annotated[bool, typer.Option(help="Restore an LR that is not exact, without its auxiliary data.")] = False,
+    trust_alpha: Annotated[
+        bool, typer.Option(help="-A: restore a picture that lost its marker by the alpha channel it has; nothing can be checked.")
+    ] = False,
     reference: Annotated[Path | None, typer.Option(help="Original HR picture: print the PSNR against it.")] = None,
     raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
     overwrite: Overwrite = False,
@@ -105,8 +108,10 @@ def up(
         def make(origin: Path, goal: Path) -> dict[str, Any]:
             small = Small.open(_stream_in(origin), max_pixels)
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
-            picture = net.restore(small, strict=not force)
-            if state is not State.EXACT:
+            picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
+            if state is State.FOREIGN and trust_alpha:
+                warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
+            elif state is not State.EXACT:
                 warn(f"{small.name}: {detail}; restored without auxiliary data: {_cost(net)}")
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if reference is not None:
@@ -178,9 +183,11 @@ def strip(
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
 ) -> None:
     """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
-    from rescale.container import Small
+    from rescale.container import Small, sidecar_path
 
     _check_paths(source, target)
+    if target != STREAM and sidecar_path(target).exists():
+        raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
     picture = Small.open(_stream_in(source), max_pixels).without_auxiliary()
     _write(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
 

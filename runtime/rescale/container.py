@@ -71,6 +71,7 @@ class Small:
         detail: why the state is not exact, in words.
         name: the file it came from, for messages.
         colour: chunks that say how the picture is shown, carried along unchanged.
+        unverified_alpha: uint8 (h, w) alpha codes of a foreign picture with an alpha channel, which may be -A's or anything.
     """
 
     rgb: Array
@@ -82,6 +83,7 @@ class Small:
     detail: str = ""
     name: str = "LR picture"
     colour: colour.Chunks = ()
+    unverified_alpha: Array | None = None
 
     @classmethod
     def create(
@@ -139,7 +141,13 @@ class Small:
         return self.state, self.detail
 
     def without_auxiliary(self) -> Picture:
-        """The ordinary picture: LR pixels and colour chunks, nothing from which the HR could be restored."""
+        """The ordinary picture: LR pixels and colour chunks, nothing from which the HR could be restored.
+
+        Raises:
+            LrFileError: without a readable marker that fits the pixels nobody can say what of them is auxiliary.
+        """
+        if self.block is None or self.size != self.block.lr_size:
+            raise LrFileError(f"{self.name}: {self.detail}: what of it is auxiliary data cannot be told", self.state)
         return Picture(self.rgb, colour=self.colour)
 
     def encode(self, container: str = "png", layout: str = "alpha", carrier: str = "chunk") -> tuple[bytes, bytes | None]:
@@ -213,27 +221,31 @@ class Small:
             InputError: it is not a readable picture at all, or larger than `max_pixels`.
         """
         data, name = read_bytes(source)
-        sidecar = None
-        if isinstance(source, str | os.PathLike) and sidecar_path(Path(source)).is_file():
-            sidecar = read_bytes(sidecar_path(Path(source)))[0]
-        return cls.from_bytes(data, name, max_pixels, sidecar)
+        small = cls.from_bytes(data, name, max_pixels)
+        if small.block is not None or not isinstance(source, str | os.PathLike) or not sidecar_path(Path(source)).is_file():
+            return small
+        try:
+            return cls.from_bytes(data, name, max_pixels, read_bytes(sidecar_path(Path(source)))[0])
+        except InputError as e:
+            return replace(small, state=State.DAMAGED, detail=f"its side-car cannot be read: {e}")
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "LR picture", max_pixels: int = MAX_PIXELS, sidecar: bytes | None = None) -> Small:
         """Read an LR file from its bytes, with the side-car's bytes if there is one; see `open`."""
         pixels = decode_pixels(data, name, max_pixels)
-        base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name)
-        try:
-            found, shown = carriers.read(data, name)
-            base = replace(base, colour=shown)
-            found = found if found is not None else sidecar
-            if found is None:
-                return replace(base, state=State.FOREIGN, detail=NO_MARKER)
-            return _judge(replace(base, block=blocks.decode(found)), pixels)
-        except blocks.NewerFormatError as e:
-            return replace(base, state=State.NEWER, detail=str(e))
-        except blocks.DamagedBlockError as e:
-            return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {e}")
+        copies, faults, shown = carriers.read(data, name)
+        base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name, colour=shown)
+        for copy in [*copies, *([] if sidecar is None else [sidecar])]:
+            try:
+                return _judge(replace(base, block=blocks.decode(copy)), pixels)
+            except blocks.NewerFormatError as e:
+                return replace(base, state=State.NEWER, detail=str(e))
+            except blocks.DamagedBlockError as e:
+                faults.append(e)
+        if faults:
+            return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {faults[0]}")
+        unverified = codes.alpha_from_file(pixels[:, :, 3]) if pixels.shape[2] == 4 else None
+        return replace(base, state=State.FOREIGN, detail=NO_MARKER, unverified_alpha=unverified)
 
 
 def container_for(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
+from rescale.errors import LrFileError
 from rescale.image import check_rgb
 from rescale.network import Network
 from rescale.picture import Picture
@@ -58,13 +59,15 @@ class Rescaler:
             source=source,
         )
 
-    def upscale(self, small: Small, strict: bool = True) -> Array:
+    def upscale(self, small: Small, strict: bool = True, trust_alpha: bool = False) -> Array:
         """Restore the large picture.
 
         Args:
             small: an LR picture, from `downscale` or `Small.open`.
             strict: refuse a picture that cannot be restored exactly; False restores it without its auxiliary data (z = 0,
                 neutral alpha), at the model's lower quality.
+            trust_alpha: restore a foreign picture by the alpha channel it has, as if it were this -A model's LR whose marker a
+                tool dropped. Nothing can be verified; the HR size is a multiple of the scale.
 
         Returns:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
@@ -75,9 +78,14 @@ class Rescaler:
         """
         scale = self.bundle.scale
         identity = (self.bundle.variant.name, scale, self.bundle.weights)
+        state = small.verdict(*identity)[0]
+        if trust_alpha and state is State.FOREIGN:
+            if not self.bundle.variant.alpha or small.unverified_alpha is None:
+                raise LrFileError(f"{small.name}: no alpha channel to trust, or {self.bundle.title} is not an -A model", state)
+            return self.network.up(small.rgb, small.unverified_alpha, None)
         if strict:
             small.require(*identity)
-        exact = small.verdict(*identity)[0] is State.EXACT
+        exact = state is State.EXACT
         hr = self.network.up(small.rgb, small.alpha if exact else None, small.latent if exact else None)
         height, width = small.rgb.shape[:2]
         block = small.block
@@ -86,9 +94,9 @@ class Rescaler:
         # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
 
-    def restore(self, small: Small, strict: bool = True) -> Picture:
+    def restore(self, small: Small, strict: bool = True, trust_alpha: bool = False) -> Picture:
         """`upscale`, with what belongs to the picture beside its colours: gray mode, transparency, colour chunks."""
-        pixels = self.upscale(small, strict)
+        pixels = self.upscale(small, strict, trust_alpha)
         gray = small.block is not None and small.block.source_mode == "gray"
         alpha = small.source_alpha
         fits = alpha is not None and alpha.shape == pixels.shape[:2]

@@ -130,6 +130,27 @@ def test_force_restores_a_foreign_picture_and_says_so(here, capsys):
     assert rescale.read_picture("big.png").shape == (42, 66, 3)
 
 
+def test_trust_alpha_restores_what_lost_its_marker(here, capsys, tmp_path):
+    main(["down", "photo.png", "s.png", *here])
+    main(["up", "s.png", "want.png", *here])
+    Image.open("s.png").save("bare.png")
+    capsys.readouterr()
+    assert main(["up", "bare.png", "got.png", *here]) == 3
+    assert main(["up", "bare.png", "got.png", *here, "--trust-alpha"]) == 0
+    assert "restored by its alpha channel, unverified" in capsys.readouterr().err
+    assert np.array_equal(rescale.read_picture("got.png")[:21, :33], rescale.read_picture("want.png"))
+
+
+def test_strip_refuses_a_sidecar_at_its_target(here, capsys, tmp_path):
+    main(["down", "photo.png", "s.png", *here])
+    (tmp_path / "bare.png.rescale").write_bytes(b"x")
+    capsys.readouterr()
+    code, err = error_of(capsys, ["strip", "s.png", "bare.png"])
+    assert code == 1
+    assert "a side-car lies there and would make bare.png restorable; remove it" in err
+    assert not (tmp_path / "bare.png").exists()
+
+
 def run(args, **kwargs):
     return subprocess.run([sys.executable, "-m", "rescale", *map(str, args)], capture_output=True, check=False, **kwargs)
 

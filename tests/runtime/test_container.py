@@ -284,3 +284,69 @@ def test_force_takes_the_neutral_road(bundle, picture):
             net.upscale(stripped)
         neutral = net.network.up(small.rgb, None, None)
         assert np.array_equal(net.upscale(stripped, strict=False), neutral[:26, :34])
+
+
+def test_small_blocks_are_written_twice_and_one_copy_is_enough():
+    for model, container in (("dlv_irn_a", "png"), ("irn", "png"), ("dlv_irn_a", "webp")):
+        small = small_of(model, 2, 12, 10)
+        data = small.to_bytes(container)
+        if container == "png":
+            chunks = png.read_chunks(data, "x")
+            own = next(i for i, c in enumerate(chunks) if c.kind == b"reSc")
+            text = next(i for i, c in enumerate(chunks) if c.kind == b"zTXt")
+            for gone in (own, text):
+                assert_same(Small.from_bytes(png.assemble([*chunks[:gone], *chunks[gone + 1 :]])), small)
+            hurt = png.Chunk(b"reSc", b"\0\0\0\1RSCL junk", True)
+            assert_same(Small.from_bytes(png.assemble([*chunks[:own], hurt, *chunks[own + 1 :]])), small)
+        else:
+            pieces = riff.read_chunks(data, "x")
+            for gone in (b"RSCL", b"XMP "):
+                assert_same(Small.from_bytes(riff.assemble([p for p in pieces if p[0] != gone])), small)
+
+
+def test_sidecar_helps_where_the_file_has_no_whole_block_and_never_hurts(tmp_path):
+    small = small_of("irn_m", 2, 20, 20)
+    path = tmp_path / "s.png"
+    data, sidecar = small.encode(carrier="sidecar")
+    damaged = png.insert(data, [(b"reSc", b"\0\0\0\1junk")])
+    for content, beside, want in (
+        (small.to_bytes(), b"", State.EXACT),
+        (small.to_bytes(), b"junk", State.EXACT),
+        (data, sidecar, State.EXACT),
+        (damaged, sidecar, State.EXACT),
+        (damaged, b"junk", State.DAMAGED),
+        (data, b"junk", State.DAMAGED),
+        (data, b"", State.DAMAGED),
+    ):
+        path.write_bytes(content)
+        path.with_name("s.png.rescale").write_bytes(beside)
+        assert Small.open(path).state is want, (len(content), len(beside))
+
+
+def test_strip_refuses_what_it_cannot_judge(tmp_path):
+    small = small_of("dlv_irn_a", 2, 20, 30)
+    data = small.to_bytes(layout="strip")
+    without_marker = png.critical_only(png.read_chunks(data, "x"))
+    resized = rewritten(data, lambda i: i.resize((10, 20)))
+    for bad in (without_marker, resized, png.insert(without_marker, [(b"reSc", b"\0\0\0\1junk")])):
+        with pytest.raises(LrFileError, match="what of it is auxiliary data cannot be told"):
+            Small.from_bytes(bad).without_auxiliary()
+    assert Small.from_bytes(data).without_auxiliary().pixels.shape == (30, 20, 3)
+
+
+def test_a_lost_marker_can_be_replaced_by_trust(bundle, picture):
+    image = picture(24, 36)
+    with rescale.load(bundle("dlv_irn_a", 2)) as net, rescale.load(bundle("irn", 2)) as plain:
+        small = net.downscale(image)
+        lost = Small.from_bytes(png.critical_only(png.read_chunks(small.to_bytes(), "x")))
+        assert lost.state is State.FOREIGN
+        assert np.array_equal(net.upscale(lost, trust_alpha=True), net.upscale(small))
+        with pytest.raises(LrFileError, match="no alpha channel to trust, or irn x2 custom is not an -A model"):
+            plain.upscale(lost, trust_alpha=True)
+        opaque = Small.from_bytes(png.encode(small.rgb))
+        with pytest.raises(LrFileError, match="no alpha channel to trust"):
+            net.upscale(opaque, trust_alpha=True)
+        # Trust is for a missing marker only: one that contradicts the pixels still counts.
+        changed = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.rotate(180)))
+        with pytest.raises(LrFileError, match="not those its marker was made for"):
+            net.upscale(changed, trust_alpha=True)
