@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from rescale.console import new_app, require, run_app
+from rescale.console import new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
 
@@ -44,7 +44,7 @@ def psnr(
 
     sets = [folder_set(d, limit or None) for d in data] if data else [sample_set()]
     report: dict[str, Any] = {"definitions": DEFINITIONS, "mean": "of the pictures' values", "results": []}
-    with _progress(len(bundles) * sum(len(s.pictures) for s in sets)) as advance:
+    with progress_bar(len(bundles) * sum(len(s.pictures) for s in sets)) as advance:
         for path in bundles:
             with load(path, backend, threads or None) as net:
                 for pictures in sets:
@@ -86,12 +86,34 @@ def survival(
         if unknown:
             raise InputError(f"--states-only {unknown[0]}: no such bundle given; there is {', '.join(nets)}")
         hr = read_picture(picture) if picture else sample("chelsea.png")
-        with _progress(len(TOOLS)) as advance:
+        with progress_bar(len(TOOLS)) as advance:
             rows = matrix(nets, hr, states_only=states_only or (), tools=TOOLS, progress=advance)
     text = json.dumps(_without_nan(rows), indent=2)
     if out is not None:
         atomic_write(out, (text + "\n").encode())
     print(text if json_ else as_markdown(rows))
+
+
+@app.command()
+def showcase(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by rescale-export.")],
+    target: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    picture: Annotated[Path | None, typer.Option(help="HR picture. Default: scikit-image's chelsea.")] = None,
+    x: Annotated[int | None, typer.Option(help="Column of the crop's centre; by default the middle.")] = None,
+    y: Annotated[int | None, typer.Option(help="Row of the crop's centre; by default the middle.")] = None,
+) -> None:
+    """Crops side by side: source, LR, bicubic down and up, restored, and the error."""
+    require(("skimage", "torch"), "bench")
+    from rescale.picture import read_picture, write_picture
+    from rescale.rescaler import load
+    from rescale_bench.pictures import sample
+    from rescale_bench.showcase import showcase as draw
+
+    hr = read_picture(picture) if picture else sample("chelsea.png")
+    centre = (hr.shape[1] // 2 if x is None else x, hr.shape[0] // 2 if y is None else y)
+    with load(bundle) as net:
+        write_picture(target, np.array(draw(net, hr, centre)))
+    print(target)
 
 
 def as_text(report: dict[str, Any], each: bool) -> str:
@@ -123,28 +145,6 @@ def as_text(report: dict[str, Any], each: bool) -> str:
     lines.append("mean: of the pictures' values.")
     lines += [f"  {name}: {text}" for name, text in report["definitions"].items()]
     return "\n".join(lines)
-
-
-class _progress:
-    """Progress on stderr: a bar with the remaining time on a terminal, nothing in a pipe."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __enter__(self) -> Any:
-        if not sys.stderr.isatty():
-            return lambda name: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.bar = Progress(console=Console(stderr=True), transient=True)
-        self.bar.start()
-        task = self.bar.add_task("", total=self.total)
-        return lambda name: self.bar.update(task, advance=1, description=name)
-
-    def __exit__(self, *error: object) -> None:
-        if hasattr(self, "bar"):
-            self.bar.stop()
 
 
 def _without_nan(value: Any) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescale.console import fail, new_app, print_json, run_app, warn
+from rescale.console import fail, new_app, print_json, progress_bar, run_app, warn
 from rescale.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _one_or_all(
         raise OutputError(f"{target}: a folder is wanted for the results of the folder {source}")
     jobs = batch.plan(source, target, suffixes, new_suffix)
     batch.remove_leftovers(target) if target.is_dir() else None
-    with _progress(len(jobs)) as advance:
+    with progress_bar(len(jobs)) as advance:
 
         def make_job(job: Job) -> None:
             facts = {"source": str(job.source), "target": str(job.target)} | make(job.source, job.target)
@@ -233,21 +233,6 @@ def _one_or_all(
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors)}
     print(json.dumps(summary) if json_ else ", ".join(f"{n} {what}" for what, n in summary.items()))
     return 1 if outcome.errors else 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the remaining time on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda name: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
 
 
 def _frames(net: Rescaler, source: Path, target: Path, raw: str, upwards: bool) -> int:
