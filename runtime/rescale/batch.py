@@ -100,6 +100,8 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 is Ctrl-C there; leftovers stay
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

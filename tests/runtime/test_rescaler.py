@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import torch
 import rescale
 from rescale import Small, State
 from rescale.errors import BackendError, InputError, LrFileError
+from rescale.threads import usable_threads
 from rescale_export.validate import reference
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
@@ -139,5 +139,5 @@ def test_other_weights_are_refused_and_forced_without_auxiliary(bundle, picture,
 
 def test_more_threads_than_cpus_is_not_asked_for(bundle):
     with rescale.load(bundle("irn", 2)) as net:
-        assert f"{len(os.sched_getaffinity(0))} thread(s)" in net.runner.name
+        assert f"{usable_threads()} thread(s)" in net.runner.name
     assert torch.get_num_threads() == 1

@@ -13,6 +13,7 @@ import typer
 
 from rescale.console import new_app, print_json, require, run_app
 from rescale.errors import CheckpointError, InputError, OutputError, RescaleError
+from rescale.threads import usable_threads
 from rescale_train.config import Recipe, load_recipe, recipe_names, to_dict
 
 if TYPE_CHECKING:
@@ -87,22 +88,21 @@ def start_run(
     device = pick_device(device_name)
     torch.set_flush_denormal(True)
     if device.type == "cpu":
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // world))
+        torch.set_num_threads(threads or max(1, usable_threads() // world))
     target = options.out / "checkpoint.safetensors"
     if not resume and target.exists():
         raise OutputError(f"{target}: exists; add --resume to continue it, or choose another --out")
     if resume and init_from is not None:
         raise CheckpointError("--resume and --init-from exclude each other")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
-
     paths = find_pictures(data)
     held_paths = find_pictures(val) if val else spread(paths, holdout)
     train_paths = [p for p in paths if p not in set(held_paths)]
     if not train_paths:
         raise InputError(f"{', '.join(map(str, data))}: nothing left to train on; lower --holdout")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
     if rank == 0:
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
     held = [load_picture(p)[:512, :512] for p in held_paths]

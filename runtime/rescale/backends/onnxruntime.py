@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +12,7 @@ import onnxruntime as ort
 
 from rescale.bundle import Bundle
 from rescale.errors import BackendError
-
-
-def usable_threads() -> int:
-    """CPUs that this process may run on."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+from rescale.threads import usable_threads
 
 
 class OnnxRuntimeRunner:
