@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from rescale import carrier as carriers
 from rescale import codes, planes
 from rescale.block import Block
 from rescale.container import Small, State
-from rescale.errors import InputError
 from rescale.picture import decode_pixels
 from rescale.quality import psnr_y
 from rescale.rescaler import Rescaler
@@ -51,7 +51,6 @@ TITLES = {"png": "PNG", "webp": "WebP", "jxl": "JPEG XL"}
 
 FORMS = (
     Form("alpha", "alpha", containers=BOTH),
-    Form("alpha, marker as text", "alpha", carrier="text", containers=BOTH),
     Form("alpha, marker in side-car", "alpha", carrier="sidecar"),
     Form("chunk", "alpha", layout="chunk", containers=BOTH),
     Form("strip", "alpha", layout="strip"),
@@ -60,7 +59,11 @@ FORMS = (
     Form("side-car", "latent", carrier="sidecar"),
     Form("chunk", "none"),
 )
-"""The first word is where the auxiliary data goes: -A's layout, -M's carrier."""
+"""Named by where the auxiliary data goes: -A's layout, -M's carrier. The marker is a chunk where nothing else is said.
+
+There is no form of -A with its marker as text: the marker is below `rescale.carrier.COPIED_BYTES`, so ``chunk`` writes it as
+text too.
+"""
 
 
 def forms_of(v: Variant, container: str) -> list[Form]:
@@ -88,8 +91,9 @@ def matrix(
     Returns:
         A row for each tool, container, model and form: ``tool``, ``version``, ``container``, ``model``, ``form``, for each
         part in `LETTERS` True, False or None (it has no such part), ``state``, and ``psnr_y``: dB against `picture` of the HR
-        restored as far as the state allows, or None. A tool that failed has ``failed`` in place of all results. A tool that
-        is not there has one row: ``tool`` and ``missing``, the reason.
+        restored as far as the state allows, or None; ``psnr_y_trusted``: the same of the HR restored with ``trust_alpha``, for
+        foreign files with the alpha plane still in their alpha channel, or None. A tool that failed has ``failed`` in place of
+        all results. A tool that is not there has one row: ``tool`` and ``missing``, the reason.
     """
     files: list[tuple[str, str, Form, Small, bytes, bytes | None]] = []
     for name, net in net_by_model.items():
@@ -114,7 +118,7 @@ def matrix(
                 continue
             found = judge(small, data, after, sidecar)
             hr = None if name in states_only else picture
-            rows.append(row | found | _restored(net_by_model[name], after, sidecar, hr))
+            rows.append(row | found | _restored(net_by_model[name], after, sidecar, hr, bool(found["alpha"])))
         progress(tool.name)
     return rows
 
@@ -143,29 +147,38 @@ def judge(small: Small, before: bytes, after: bytes, sidecar: bytes | None) -> d
     }
 
 
-def _restored(net: Rescaler, data: bytes, sidecar: bytes | None, hr: Array | None) -> dict[str, Any]:
-    """State of a file, and the PSNR of what is restored from it, exactly or else without auxiliary data."""
+def _restored(net: Rescaler, data: bytes, sidecar: bytes | None, hr: Array | None, trustworthy: bool) -> dict[str, Any]:
+    """State of a file, and the PSNR of what is restored from it, exactly or else without auxiliary data.
+
+    With `trustworthy`, the alpha plane is known to be whole, so a file without its marker is restored by it too.
+    """
     seen = Small.from_bytes(data, sidecar=sidecar)
     state, _ = seen.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
+    found: dict[str, Any] = {"state": str(state), "psnr_y": None, "psnr_y_trusted": None}
     if hr is None:
-        return {"state": str(state), "psnr_y": None}
-    again = net.upscale(seen, strict=state is State.EXACT)
+        return found
+    found["psnr_y"] = _psnr_y(net.upscale(seen, strict=state is State.EXACT), hr, net.bundle.scale)
+    if trustworthy and state is State.FOREIGN and seen.unverified_alpha is not None:
+        found["psnr_y_trusted"] = _psnr_y(net.upscale(seen, trust_alpha=True), hr, net.bundle.scale)
+    return found
+
+
+def _psnr_y(again: Array, hr: Array, scale: int) -> float | None:
+    """PSNR of a restored picture; None if the LR had another size."""
     height, width = hr.shape[:2]
     # Without its marker a file does not tell how far the HR was padded; the excess is cut for the comparison.
-    padded = tuple(-(-n // net.bundle.scale) * net.bundle.scale for n in (height, width))
+    padded = (-(-height // scale) * scale, -(-width // scale) * scale)
     if again.shape[:2] not in ((height, width), padded):
-        return {"state": str(state), "psnr_y": None}
-    return {"state": str(state), "psnr_y": psnr_y(again[:height, :width], hr, net.bundle.scale)}
+        return None
+    return psnr_y(again[:height, :width], hr, scale)
 
 
 def _block(data: bytes, sidecar: bytes | None) -> Block | None:
-    """The block of a file or its side-car, if it can be read."""
-    try:
-        found = carriers.read(data, "file")[0]
-        found = sidecar if found is None else found
-        return None if found is None else blocks.decode(found)
-    except (InputError, blocks.DamagedBlockError, blocks.NewerFormatError):
-        return None
+    """The first readable copy of the block: chunk, text, side-car; None if there is none."""
+    for copy in [*carriers.read(data, "file")[0], *([] if sidecar is None else [sidecar])]:
+        with contextlib.suppress(blocks.DamagedBlockError, blocks.NewerFormatError):
+            return blocks.decode(copy)
+    return None
 
 
 def _planes(data: bytes, made: Block) -> tuple[Array | None, Array | None]:
@@ -225,5 +238,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     if "failed" in row:
         return "failed"
     figure = "n.a." if row["psnr_y"] is None else f"{row['psnr_y']:.2f}"
+    if row["psnr_y_trusted"] is not None:
+        figure += f" ({row['psnr_y_trusted']:.2f} with --trust-alpha)"
     state = f"**{row['state']}**" if row["state"] == State.EXACT else row["state"]
     return f"{state} {survivors(row)} {figure}"

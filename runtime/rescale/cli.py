@@ -83,7 +83,8 @@ def up(
     bundle: BundleOption,
     force: Annotated[bool, typer.Option(help="Restore an LR that is not exact, without its auxiliary data.")] = False,
     trust_alpha: Annotated[
-        bool, typer.Option(help="-A: restore a picture that lost its marker by the alpha channel it has; nothing can be checked.")
+        bool,
+        typer.Option(help="-A: restore a picture without its marker, or changed, by the alpha channel it has, unchecked."),
     ] = False,
     reference: Annotated[Path | None, typer.Option(help="Original HR picture: print the PSNR against it.")] = None,
     raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
@@ -109,7 +110,7 @@ def up(
             small = Small.open(_stream_in(origin), max_pixels)
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
             picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
-            if state is State.FOREIGN and trust_alpha:
+            if trust_alpha and small.unverified_alpha is not None and net.bundle.variant.alpha and state is not State.OTHER_MODEL:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
                 warn(f"{small.name}: {detail}; restored without auxiliary data: {_cost(net)}")

@@ -71,7 +71,7 @@ class Small:
         detail: why the state is not exact, in words.
         name: the file it came from, for messages.
         colour: chunks that say how the picture is shown, carried along unchanged.
-        unverified_alpha: uint8 (h, w) alpha codes of a foreign picture with an alpha channel, which may be -A's or anything.
+        unverified_alpha: uint8 (h, w) alpha codes of a foreign or changed picture with an alpha channel; -A's, or anything.
     """
 
     rgb: Array
@@ -215,7 +215,7 @@ class Small:
     def open(cls, source: Source, max_pixels: int = MAX_PIXELS) -> Small:
         """Read an LR file from a path, bytes or a binary stream. A foreign or damaged one is read too, and says so in `state`.
 
-        A side-car FILE.rescale beside a path is used if the file itself carries no block.
+        A side-car FILE.rescale beside a path is used if the file itself carries no block that can be read.
 
         Raises:
             InputError: it is not a readable picture at all, or larger than `max_pixels`.
@@ -244,8 +244,7 @@ class Small:
                 faults.append(e)
         if faults:
             return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {faults[0]}")
-        unverified = codes.alpha_from_file(pixels[:, :, 3]) if pixels.shape[2] == 4 else None
-        return replace(base, state=State.FOREIGN, detail=NO_MARKER, unverified_alpha=unverified)
+        return replace(base, state=State.FOREIGN, detail=NO_MARKER, unverified_alpha=_stored_alpha(pixels))
 
 
 def container_for(path: Path) -> str:
@@ -280,13 +279,16 @@ def _judge(small: Small, pixels: Array) -> Small:
         rgb, alpha = planes.take_strip(small.rgb, height)
         small = replace(small, rgb=rgb)
     if hashlib.sha256(rgb.tobytes()).digest() != block.rgb_digest:
-        return replace(small, state=State.CHANGED, detail="its pixels are not those its marker was made for")
+        detail = "its pixels are not those its marker was made for"
+        unverified = _stored_alpha(pixels) if block.layout == "alpha" else None
+        return replace(small, state=State.CHANGED, detail=detail, unverified_alpha=unverified)
     sections = block.sections
     try:
         if block.layout == "alpha":
-            # A missing alpha channel reads as opaque: some writers drop one that is opaque everywhere.
-            stored = pixels[:, :, 3] if pixels.shape[2] == 4 else np.full((height, width), 255, np.uint8)
-            alpha = codes.alpha_from_file(stored)
+            # A missing alpha channel reads as opaque, which is neutral: some writers drop one that is opaque everywhere.
+            alpha = _stored_alpha(pixels)
+            if alpha is None:
+                alpha = np.full((height, width), codes.ALPHA_NEUTRAL, np.uint8)
         elif blocks.ALPHA_SECTION in sections:
             alpha = planes.decode(sections[blocks.ALPHA_SECTION], (height, width), small.name)
         latent = None
@@ -304,6 +306,11 @@ def _judge(small: Small, pixels: Array) -> Small:
         what = "latent code is missing or changed" if alpha is None else "alpha plane was changed or dropped"
         return replace(small, state=State.STRIPPED, detail=f"its {what}")
     return replace(small, alpha=alpha, latent=latent)
+
+
+def _stored_alpha(pixels: Array) -> Array | None:
+    """Alpha codes of a picture's alpha channel, if it has one."""
+    return codes.alpha_from_file(pixels[:, :, 3]) if pixels.shape[2] == 4 else None
 
 
 def _auxiliary_bytes(alpha: Array | None, latent: Array | None) -> bytes:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
-from rescale.errors import LrFileError
 from rescale.image import check_rgb
 from rescale.network import Network
 from rescale.picture import Picture
@@ -66,8 +65,8 @@ class Rescaler:
             small: an LR picture, from `downscale` or `Small.open`.
             strict: refuse a picture that cannot be restored exactly; False restores it without its auxiliary data (z = 0,
                 neutral alpha), at the model's lower quality.
-            trust_alpha: restore a foreign picture by the alpha channel it has, as if it were this -A model's LR whose marker a
-                tool dropped. Nothing can be verified; the HR size is a multiple of the scale.
+            trust_alpha: restore a picture whose marker is gone, or whose pixels changed but not their number, by the alpha
+                channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect on other pictures.
 
         Returns:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
@@ -79,14 +78,12 @@ class Rescaler:
         scale = self.bundle.scale
         identity = (self.bundle.variant.name, scale, self.bundle.weights)
         state = small.verdict(*identity)[0]
-        if trust_alpha and state is State.FOREIGN:
-            if not self.bundle.variant.alpha or small.unverified_alpha is None:
-                raise LrFileError(f"{small.name}: no alpha channel to trust, or {self.bundle.title} is not an -A model", state)
-            return self.network.up(small.rgb, small.unverified_alpha, None)
-        if strict:
-            small.require(*identity)
         exact = state is State.EXACT
-        hr = self.network.up(small.rgb, small.alpha if exact else None, small.latent if exact else None)
+        trusted = trust_alpha and state in (State.FOREIGN, State.CHANGED) and self.bundle.variant.alpha
+        alpha = small.unverified_alpha if trusted else small.alpha if exact else None
+        if strict and not (trusted and alpha is not None):
+            small.require(*identity)
+        hr = self.network.up(small.rgb, alpha, small.latent if exact else None)
         height, width = small.rgb.shape[:2]
         block = small.block
         known = block is not None and block.scale == scale and block.lr_size == small.size

@@ -341,12 +341,19 @@ def test_a_lost_marker_can_be_replaced_by_trust(bundle, picture):
         lost = Small.from_bytes(png.critical_only(png.read_chunks(small.to_bytes(), "x")))
         assert lost.state is State.FOREIGN
         assert np.array_equal(net.upscale(lost, trust_alpha=True), net.upscale(small))
-        with pytest.raises(LrFileError, match="no alpha channel to trust, or irn x2 custom is not an -A model"):
-            plain.upscale(lost, trust_alpha=True)
         opaque = Small.from_bytes(png.encode(small.rgb))
-        with pytest.raises(LrFileError, match="no alpha channel to trust"):
-            net.upscale(opaque, trust_alpha=True)
-        # Trust is for a missing marker only: one that contradicts the pixels still counts.
-        changed = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.rotate(180)))
-        with pytest.raises(LrFileError, match="not those its marker was made for"):
-            net.upscale(changed, trust_alpha=True)
+        for runtime, file in ((plain, lost), (net, opaque)):
+            with pytest.raises(LrFileError, match="carries no marker"):
+                runtime.upscale(file, trust_alpha=True)
+            assert runtime.upscale(file, strict=False, trust_alpha=True).shape == (24, 36, 3)
+        premultiplied = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.convert("RGBa").convert("RGBA")))
+        assert premultiplied.state is State.CHANGED
+        got, want = net.upscale(premultiplied, trust_alpha=True), net.upscale(small)
+        forced = net.upscale(premultiplied, strict=False)
+        assert rescale.psnr(got, want) > rescale.psnr(forced, want)
+        # What has another number of pixels, or another model's marker, is not helped by trust.
+        resized = Small.from_bytes(rewritten(small.to_bytes(), lambda i: i.resize((9, 6))))
+        with pytest.raises(LrFileError, match="it has 9x6 pixels where its marker says 18x12"):
+            net.upscale(resized, trust_alpha=True)
+        with rescale.load(bundle("irn_a", 2)) as other, pytest.raises(LrFileError, match="made by dlv_irn_a"):
+            other.upscale(small, trust_alpha=True)
