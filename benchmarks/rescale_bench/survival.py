@@ -92,7 +92,7 @@ def matrix(
         A row for each tool, container, model and form: ``tool``, ``version``, ``container``, ``model``, ``form``, for each
         part in `LETTERS` True, False or None (it has no such part), ``state``, and ``psnr_y``: dB against `picture` of the HR
         restored as far as the state allows, or None; ``psnr_y_trusted``: the same of the HR restored with ``trust_alpha``, for
-        foreign files with the alpha plane still in their alpha channel, or None. A tool that failed has ``failed`` in place of
+        foreign and changed files with the alpha plane still in their alpha channel, or None. A tool that failed has ``failed`` in place of
         all results. A tool that is not there has one row: ``tool`` and ``missing``, the reason.
     """
     files: list[tuple[str, str, Form, Small, bytes, bytes | None]] = []
@@ -150,7 +150,7 @@ def judge(small: Small, before: bytes, after: bytes, sidecar: bytes | None) -> d
 def _restored(net: Rescaler, data: bytes, sidecar: bytes | None, hr: Array | None, trustworthy: bool) -> dict[str, Any]:
     """State of a file, and the PSNR of what is restored from it, exactly or else without auxiliary data.
 
-    With `trustworthy`, the alpha plane is known to be whole, so a file without its marker is restored by it too.
+    With `trustworthy`, the alpha plane is known to be whole, so a foreign or changed file is restored by it too.
     """
     seen = Small.from_bytes(data, sidecar=sidecar)
     state, _ = seen.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
@@ -158,7 +158,7 @@ def _restored(net: Rescaler, data: bytes, sidecar: bytes | None, hr: Array | Non
     if hr is None:
         return found
     found["psnr_y"] = _psnr_y(net.upscale(seen, strict=state is State.EXACT), hr, net.bundle.scale)
-    if trustworthy and state is State.FOREIGN and seen.unverified_alpha is not None:
+    if trustworthy and seen.unverified_alpha is not None:
         found["psnr_y_trusted"] = _psnr_y(net.upscale(seen, trust_alpha=True), hr, net.bundle.scale)
     return found
 
