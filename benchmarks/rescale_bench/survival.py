@@ -91,9 +91,9 @@ def matrix(
     Returns:
         A row for each tool, container, model and form: ``tool``, ``version``, ``container``, ``model``, ``form``, for each
         part in `LETTERS` True, False or None (it has no such part), ``state``, and ``psnr_y``: dB against `picture` of the HR
-        restored as far as the state allows, or None; ``psnr_y_trusted``: the same of the HR restored with ``trust_alpha``, for
-        foreign and changed files with the alpha plane still in their alpha channel, or None. A tool that failed has ``failed`` in place of
-        all results. A tool that is not there has one row: ``tool`` and ``missing``, the reason.
+        restored as far as the state allows, or None; ``psnr_y_trusted``: the same of the HR restored with ``trust_alpha``,
+        for foreign and changed files with the alpha plane still in their alpha channel, or None. A tool that failed has
+        ``failed`` in place of all results. A tool that is not there has one row: ``tool`` and ``missing``, the reason.
     """
     files: list[tuple[str, str, Form, Small, bytes, bytes | None]] = []
     for name, net in net_by_model.items():

@@ -123,6 +123,9 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: not writable, or `target` exists and is not a bundle.
     """
+    target = target.resolve()
+    if target == Path.cwd() or not target.name:
+        raise OutputError(f"{target}: is where this command runs; choose another --out")
     if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise OutputError(f"{target}: exists and is not a bundle; choose another --out")
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -134,9 +137,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             target.rename(old)
         temporary.rename(target)
     except OSError as e:
-        if old.exists() and not target.exists():
-            old.rename(target)
         raise OutputError(f"{target}: cannot write the bundle: {e.strerror or e}") from None
     finally:
+        # Also after Ctrl-C between the two renames: an old bundle is not lost.
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

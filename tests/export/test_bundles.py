@@ -18,7 +18,7 @@ from rescale.errors import OutputError, ParityError
 from rescale.image import pad_planes
 from rescale.variants import SCALES, VARIANTS
 from rescale_export import bundles
-from rescale_export.bundles import bundle_name, write_bundle
+from rescale_export.bundles import bundle_name, replaced_folder, write_bundle
 from rescale_export.graphs import receptive_field
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import NetConfig, net_config, to_dict
@@ -186,3 +186,38 @@ def test_the_default_name_has_model_scale_and_size(size: str, change: dict[str, 
         config: NetConfig = net_config("dlv_irn_a", 4, "lite" if change else size, **change)
 
     assert bundle_name(Net()) == f"dlv_irn_a_x4_{size}"  # type: ignore[arg-type]
+
+
+def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="is where this command runs; choose another --out"), replaced_folder(Path()):
+        pass
+
+
+def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, goal: Path) -> Path:
+        calls.append(goal)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, goal)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (target / "manifest.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with replaced_folder(tmp_path / "link") as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "manifest.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]

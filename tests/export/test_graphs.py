@@ -48,7 +48,7 @@ def test_the_graphs_agree_with_pytorch(net_of: NetOf, models_of: ModelsOf, model
         check_contract(proto, tuple(writers[name].inputs), tuple(writers[name].outputs))
     agreement = compare(net, {k: m.SerializeToString() for k, m in models.items()})
     assert set(agreement) == set(models)
-    pixels = 1 + 1 + 11 * 7 + 96 * 128
+    pixels = 2 * 1 + 2 * 11 * 7 + 3 * 96 * 128
     assert agreement["upscale"]["values"] == pixels * 3 * scale**2
     assert agreement["downscale"]["values"] == pixels * net.config.variant.lr_channels
 

@@ -58,7 +58,7 @@ train_configs = st.builds(
     steps=st.integers(1, 10**7),
     batch=st.integers(1, 512),
     final_fraction=unit,
-    lr_peak=positive,
+    lr_peak=st.floats(1e-7, 0.99),
     lr_end=unit,
     warmup=st.integers(0, 10**5),
     betas=st.tuples(st.floats(0.0, 0.999), st.floats(0.0, 0.999)),
@@ -179,7 +179,7 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("train.final_patch", "56", "train.final_patch: a multiple of 8, at least 64, got 56"),
         ("data.folder", "1", "--set data.folder: the key is net.NAME, train.NAME or train.loss.NAME"),
         ("train", "1", "--set train: the key is net.NAME"),
-        ("train.steps", "=", "not valid TOML"),
+        ("train.steps", "=", "--set train.steps: '=' is not a TOML value; quote text"),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_is_wanted(tmp_path: Path, key: str, value: str, message: str) -> None:
@@ -248,3 +248,28 @@ def test_random_z_is_for_the_plain_variants(model: str, allowed: bool) -> None:
         assert not allowed
     else:
         assert allowed
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "-1"),
+        ("betas", "[2.0, 0.9]"),
+        ("lr_peak", "nan"),
+        ("lr_peak", "inf"),
+        ("lr_peak", "-1e-3"),
+        ("weight_decay", "-1.0"),
+        ("clip", "-1.0"),
+        ("lr_noise", "nan"),
+        ("ae_pretrain_steps", "-5"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.{key}: "):
+        load_recipe(write(tmp_path, GOOD), {f"train.{key}": value})
+
+
+def test_an_override_below_what_is_not_a_table_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=r"--set train\.steps\.x: what it would go into is not a table"):
+        load_recipe(path, {"train.steps.x": "1"})

@@ -105,7 +105,8 @@ def start_run(
         raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
     if rank == 0:
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
-    held = [load_picture(p)[:512, :512] for p in held_paths]
+    # Too small a picture has no interior to measure.
+    held = [p for p in (load_picture(p)[:512, :512] for p in held_paths) if min(p.shape[:2]) >= 8 * recipe.net.scale]
     sampler = CropSampler([load_picture(p) for p in train_paths], recipe.net.scale, recipe.train.seed, device)
 
     if world > 1:
@@ -122,6 +123,7 @@ def start_run(
             trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))
         result = carry_out(trainer, sampler, held, options)
     finally:
+        torch.set_flush_denormal(False)
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:

@@ -7,6 +7,7 @@ key, a missing table and a value of the wrong type are errors: nothing is guesse
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -208,6 +209,13 @@ class TrainConfig:
         for name in ("final_fraction", "float32_fraction", "lr_noise_share", "lr_end"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
+        _require(self.seed >= 0, f"train.seed: at least 0, got {self.seed}")
+        _require(self.ae_pretrain_steps >= 0, f"train.ae_pretrain_steps: at least 0, got {self.ae_pretrain_steps}")
+        _require(0.0 < self.lr_peak < 1.0, f"train.lr_peak: above 0, below 1, got {self.lr_peak}")
+        for name in ("weight_decay", "clip", "lr_noise"):
+            value = getattr(self, name)
+            _require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
+        _require(all(0.0 <= b < 1.0 for b in self.betas), f"train.betas: each 0 to below 1, got {self.betas}")
         _require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
         _one_of("train.subnet_dtype", self.subnet_dtype, SUBNET_DTYPES)
         _one_of("train.z", self.z, Z_MODES)
@@ -327,10 +335,14 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
             if group not in ("net", "train") or not name:
                 raise ConfigError(f"--set {key}: the key is net.NAME, train.NAME or train.loss.NAME")
             target = table.setdefault(group, {})
-            while "." in name:
+            while "." in name and isinstance(target, dict):
                 head, _, name = name.partition(".")
                 target = target.setdefault(head, {})
-            target[name] = tomllib.loads(f"v = {value}")["v"]
+            _require(isinstance(target, dict), f"--set {key}: what it would go into is not a table")
+            try:
+                target[name] = tomllib.loads(f"v = {value}")["v"]
+            except tomllib.TOMLDecodeError:
+                raise ConfigError(f"--set {key}: {value!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
     extra = set(table) - {"net", "train"}

@@ -65,7 +65,10 @@ def list_shipped(folder: Path | None = None) -> list[Shipped]:
         card_path = path.with_suffix(".json")
         try:
             card = json.loads(card_path.read_text(encoding="utf-8"))
-            found.append(Shipped(card["model"], int(card["scale"]), card["size"], path, card))
+            here = Shipped(card["model"], int(card["scale"]), card["size"], path, card)
+            if not (isinstance(card["steps"], int) and here.headline()[1] >= 0.0):
+                raise ValueError("no steps or no figures in it")
+            found.append(here)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise CheckpointError(f"{card_path}: no readable card for {path.name}: {e}") from None
     return sorted(found, key=lambda s: (s.model, s.scale, s.size))
