@@ -23,6 +23,7 @@ from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, Bundle, Tenso
 from rescale.errors import OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 from rescale_export.graphs import receptive_field, split_graphs
+from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.probe import probe_picture
 from rescale_export.validate import GOLDEN_SIZE, check_contract, compare, reference
 from rescale_train.checkpoint import weights_digest
@@ -65,6 +66,7 @@ def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = 
             "file": f"{name}.onnx",
             "sha256": hashlib.sha256(models[name]).hexdigest(),
             "bytes": len(models[name]),
+            "memory_per_lr_pixel": bytes_per_lr_pixel(model, net.config.scale),
             "inputs": [_tensor(t) for t in writer.inputs],
             "outputs": [_tensor(t) for t in writer.outputs],
         }

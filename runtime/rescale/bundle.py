@@ -45,10 +45,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file of a bundle."""
+    """One ONNX file of a bundle.
+
+    Attributes:
+        file: its name in the folder.
+        sha256: of its bytes.
+        memory: bytes of live tensors per LR pixel at the widest point.
+        inputs, outputs: its interface.
+    """
 
     file: str
     sha256: str
+    memory: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -124,6 +132,11 @@ class Bundle:
         return int(next(t.axes[1] for t in self.graphs["upscale"].inputs if t.name == "z"))
 
     @property
+    def memory(self) -> int:
+        """Bytes of live tensors per LR pixel of the costliest graph."""
+        return max(g.memory for g in self.graphs.values())
+
+    @property
     def title(self) -> str:
         """Short name: model, scale and size."""
         return f"{self.variant.name} x{self.scale} {self.size}"
@@ -178,4 +191,4 @@ def _graph(entry: dict[str, Any]) -> Graph:
     def tensors(key: str) -> tuple[Tensor, ...]:
         return tuple(Tensor(str(t["name"]), str(t["dtype"]), tuple(t["axes"])) for t in entry[key])
 
-    return Graph(str(entry["file"]), str(entry["sha256"]), tensors("inputs"), tensors("outputs"))
+    return Graph(str(entry["file"]), str(entry["sha256"]), int(entry["memory_per_lr_pixel"]), tensors("inputs"), tensors("outputs"))

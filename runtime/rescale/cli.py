@@ -29,6 +29,8 @@ DEFAULT_MAX_PIXELS = 256_000_000
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
 Backend = Annotated[str, typer.Option(help="auto or onnxruntime.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
+Memory = Annotated[str | None, typer.Option(help="Budget for the network, such as 2GB; by default half of what is available.")]
+TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
 Overwrite = Annotated[bool, typer.Option(help="Folders: make targets again that exist already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; for folders one line a file.")]
@@ -47,6 +49,8 @@ def down(
     overwrite: Overwrite = False,
     backend: Backend = "auto",
     threads: Threads = 0,
+    memory: Memory = None,
+    tile: TileSide = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
 ) -> int:
@@ -54,12 +58,11 @@ def down(
     from rescale.container import container_for, sidecar_path
     from rescale.files import atomic_write
     from rescale.picture import READABLE, open_picture
-    from rescale.rescaler import load
 
     _check_paths(source, target)
     if raw is None and source.is_file() and target != STREAM:
         container_for(target)
-    with load(bundle, backend, threads or None) as net:
+    with _load(bundle, backend, threads, memory, tile) as net:
         if raw is not None:
             return _frames(net, source, target, raw, upwards=False)
 
@@ -91,18 +94,19 @@ def up(
     overwrite: Overwrite = False,
     backend: Backend = "auto",
     threads: Threads = 0,
+    memory: Memory = None,
+    tile: TileSide = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json_: Json = False,
 ) -> int:
     """Restore large pictures. Exit code 3: the LR file cannot be restored exactly."""
     from rescale.container import SUFFIXES, Small, State
     from rescale.picture import WRITABLE
-    from rescale.rescaler import load
 
     _check_paths(source, target)
     if raw is None and source.is_file() and target != STREAM and target.suffix.lower() not in WRITABLE:
         raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
-    with load(bundle, backend, threads or None) as net:
+    with _load(bundle, backend, threads, memory, tile) as net:
         if raw is not None:
             return _frames(net, source, target, raw, upwards=True)
 
@@ -191,6 +195,14 @@ def strip(
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
     picture = Small.open(_stream_in(source), max_pixels).without_auxiliary()
     _write(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
+
+
+def _load(bundle: Path, backend: str, threads: int, memory: str | None, tile: int | None) -> Rescaler:
+    from rescale.memory import parse_memory
+    from rescale.rescaler import load
+
+    budget = None if memory is None else parse_memory(memory)
+    return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile))
 
 
 def _one_or_all(

@@ -32,6 +32,10 @@ class BackendError(RescaleError):
     """A backend that was asked for is missing or failed."""
 
 
+class OutOfMemoryError(BackendError):
+    """The backend could not get the memory it needed."""
+
+
 class CheckpointError(RescaleError):
     """A training checkpoint is missing, damaged, or of another model."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,17 @@ import numpy.typing as npt
 from rescale import codes
 from rescale.backends import Runner
 from rescale.bundle import Bundle
+from rescale.errors import InputError, OutOfMemoryError
 from rescale.image import pad_planes
+from rescale.memory import FIXED_BYTES, choose_tile, default_budget
 from rescale.tiling import Box, Tile, grow, plan
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
 Array = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+RETRIES = 4
+"""Halvings of the budget after failed allocations."""
 
 LATENT_HALO = 2 * LATENT_STRIDE
 """LR pixels around a tile that the -M encoder and decoder may look at: two 3x3 convolutions at each of three resolutions."""
@@ -26,31 +33,65 @@ class Network:
     Args:
         bundle: what to run.
         runner: where.
-        tile: (height, width) of a tile's core in LR pixels; None for the whole picture at once.
+        tile: (height, width) of a tile's core in LR pixels; None to let the budget decide. Never overridden.
+        memory: budget in bytes for one run; None for half of what is available when a picture comes.
         halo: LR pixels around a core; None for the receptive field, which is exact.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, halo: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        tile: tuple[int, int] | None = None,
+        memory: int | None = None,
+        halo: int | None = None,
+    ) -> None:
         self.bundle, self.runner = bundle, runner
-        self.tile = tile
+        self.tile, self.memory = tile, memory
         self.halo = bundle.receptive_field if halo is None else halo
 
-    def tiles(self, height: int, width: int) -> list[Tile]:
-        """Tiles of an LR picture; one for the whole picture if it is not tiled."""
+    def tiles(self, height: int, width: int, budget: int | None = None) -> list[Tile]:
+        """Tiles of an LR picture: as the options say, or as a budget demands; one where it fits whole."""
         latent = self.bundle.variant.latent
         align = LATENT_STRIDE if latent else 1
         halo = self.halo + (LATENT_HALO if latent else 0)
-        return plan(height, width, self.tile or (max(height, align), max(width, align)), halo, align)
+        size = self.tile
+        if size is None and budget is not None:
+            # Alignment moves a region's edges outwards by less than one stride each.
+            size = choose_tile(height, width, halo + align - 1, self.bundle.memory, budget)
+        size = size or (height, width)
+        return plan(height, width, (max(size[0], align), max(size[1], align)), halo, align)
 
     def down(self, image: Array) -> tuple[Array, Array | None]:
         """uint8 (H, W, 3) -> LR codes uint8 (h, w, 3 or 4), and for -M latent codes (4, ceil(h/4), ceil(w/4))."""
+        return self._within_memory(lambda budget: self._down(image, budget))
+
+    def _within_memory(self, work: Callable[[int | None], T]) -> T:
+        """Run with the budget; if the backend finds no memory, again with half of it, unless the tile is the caller's."""
+        budget = self.memory or default_budget()
+        failed: OutOfMemoryError | None = None
+        for _ in range(1 + RETRIES):
+            try:
+                return work(budget)
+            except OutOfMemoryError as e:
+                if self.tile is not None:
+                    raise
+                failed, budget = e, FIXED_BYTES + max(0, budget - FIXED_BYTES) // 2
+            except InputError:
+                if failed is None:
+                    raise
+                break  # smaller than the smallest tile
+        assert failed is not None
+        raise failed
+
+    def _down(self, image: Array, budget: int | None) -> tuple[Array, Array | None]:
         scale, v = self.bundle.scale, self.bundle.variant
         height, width = (-(-n // scale) for n in image.shape[:2])
         lr = np.empty((height, width, v.lr_channels), np.uint8)
         latent = (
             np.empty((LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)), np.uint8) if v.latent else None
         )
-        for tile in self.tiles(height, width):
+        for tile in self.tiles(height, width, budget):
             out = self.runner.run("downscale", {"hr": _take(image, tile.region, scale)[None]})
             lr[tile.core.slices()] = cast(Array, out["lr"])[0][tile.core.within(tile.region)]
             if latent is not None:
@@ -72,10 +113,13 @@ class Network:
         Returns:
             uint8 (h * scale, w * scale, 3).
         """
+        return self._within_memory(lambda budget: self._up(rgb, alpha, latent, budget))
+
+    def _up(self, rgb: Array, alpha: Array | None, latent: Array | None, budget: int | None) -> Array:
         scale, v = self.bundle.scale, self.bundle.variant
         height, width = rgb.shape[:2]
         hr = np.empty((height * scale, width * scale, 3), np.uint8)
-        for tile in self.tiles(height, width):
+        for tile in self.tiles(height, width, budget):
             piece = rgb[tile.region.slices()]
             if v.alpha:
                 plane = np.full(piece.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha[tile.region.slices()]

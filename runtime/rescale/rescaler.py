@@ -27,9 +27,9 @@ class Rescaler:
         network: the bare arrays-to-arrays functions, without markers to make or check.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, halo: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, memory: int | None = None) -> None:
         self.bundle, self.runner = bundle, runner
-        self.network = Network(bundle, runner, tile, halo)
+        self.network = Network(bundle, runner, tile, memory)
 
     def downscale(self, image: Array | Picture) -> Small:
         """Make the small picture of a large one.
@@ -110,17 +110,26 @@ class Rescaler:
         self.close()
 
 
-def load(path: str | os.PathLike[str], backend: str = "auto", threads: int | None = None) -> Rescaler:
+def load(
+    path: str | os.PathLike[str],
+    backend: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    tile: tuple[int, int] | None = None,
+) -> Rescaler:
     """Open a bundle.
 
     Args:
         path: the bundle's folder, made by `rescale-export`.
         backend: ``auto`` or a name from `rescale.backends.NAMES`.
         threads: CPU threads; None for all that this process may use.
+        memory: budget in bytes for running the network, beside the pictures themselves; None for half of what is available.
+            Pictures that need more run in tiles, whose halo makes the result that of the whole picture.
+        tile: (height, width) of tiles in LR pixels, instead of a budget.
 
     Raises:
         BundleError: no bundle there, damaged, or of another format version.
         BackendError: the backend is unknown, missing, or cannot load the graphs.
     """
     bundle = Bundle(path)
-    return Rescaler(bundle, create(bundle, backend, threads))
+    return Rescaler(bundle, create(bundle, backend, threads), tile, memory)

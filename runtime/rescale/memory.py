@@ -1,0 +1,86 @@
+"""Memory budgets: how large a piece of a picture may be run at once.
+
+The cost model is fitted, not exact: a graph's live tensors per LR pixel come from the bundle, ONNX Runtime's arena takes up to
+3.5 times that (docs/measurements.md), and something is needed before the first pixel.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from rescale.errors import InputError
+
+ARENA_FACTOR = 4.0
+"""Resident bytes per byte of live tensors, at the most."""
+
+FIXED_BYTES = 64 << 20
+MIN_CORE = 16
+"""Smallest core of a tile in LR pixels; below it the halo would be nearly all of the work."""
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "G": 1 << 30, "GB": 1 << 30}
+
+
+def parse_memory(text: str) -> int:
+    """``2GB``, ``512MB`` or a number of bytes, in powers of 1024.
+
+    Raises:
+        InputError: not such a text.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?B?)\s*", text.upper())
+    if not match or float(match.group(1)) <= 0:
+        raise InputError(f"memory {text!r}: a size is wanted, such as 2GB or 512MB")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process can still get: what the system has free, at most what its control group leaves; None if unknown."""
+    found = []
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M)
+        found += [int(match.group(1)) << 10] if match else []
+    except OSError:
+        pass
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def default_budget() -> int:
+    """Half of what is available; 2 GiB where that is unknown."""
+    available = available_memory()
+    return 2 << 30 if available is None else available // 2
+
+
+def choose_tile(height: int, width: int, halo: int, cost: int, budget: int) -> tuple[int, int] | None:
+    """Core size that keeps a run within a budget.
+
+    Args:
+        height, width: of the LR picture.
+        halo: LR pixels around a core.
+        cost: bytes of live tensors per LR pixel.
+        budget: bytes for one run.
+
+    Returns:
+        None for the whole picture; else (height, width) of a core, as full-width strips where they repeat less work than
+        squares.
+
+    Raises:
+        InputError: not even the smallest tile fits.
+    """
+    pixels = int((budget - FIXED_BYTES) / (ARENA_FACTOR * cost))
+    if height * width <= pixels:
+        return None
+    rows = pixels // width - 2 * halo
+    side = math.isqrt(max(0, pixels)) - 2 * halo
+    strip_work = (rows + 2 * halo) / rows if rows >= MIN_CORE else math.inf
+    square_work = ((side + 2 * halo) / side) ** 2 if side >= MIN_CORE else math.inf
+    if math.isinf(min(strip_work, square_work)):
+        least = FIXED_BYTES + int(ARENA_FACTOR * cost * (MIN_CORE + 2 * halo) ** 2)
+        raise InputError(f"a memory budget of {budget >> 20} MB is too small for this model: at least {(least >> 20) + 1} MB")
+    return (rows, width) if strip_work <= square_work else (side, side)
