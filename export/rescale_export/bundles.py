@@ -118,6 +118,22 @@ def _latent(net: RescalingNet) -> dict[str, Any] | None:
     return {"channels": LATENT_CHANNELS, "stride": LATENT_STRIDE, "z_channels": net.config.z_channels, "padding": "edge"}
 
 
+def _is_bundle_or_empty(folder: Path) -> bool:
+    """Whether a folder may be replaced: nothing in it but the files of a bundle of ours."""
+    if not folder.is_dir():
+        return False
+    names = {p.name for p in folder.iterdir()}
+    if not names:
+        return True
+    graphs = {f"{g}.onnx" for g in ("downscale", "upscale", "encoder", "decoder")}
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(manifest, dict) and str(manifest.get("format", "")).startswith(f"{FORMAT}/")
+    return ours and names <= {MANIFEST, GOLDEN, *graphs}
+
+
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `target` when the block ends without an error.
@@ -128,8 +144,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     target = target.resolve()
     if target == Path.cwd() or not target.name:
         raise OutputError(f"{target}: is where this command runs; choose another --out")
-    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise OutputError(f"{target}: exists and is not a bundle; choose another --out")
+    if target.exists() and not _is_bundle_or_empty(target):
+        raise OutputError(f"{target}: exists and is not a bundle, or holds other files; choose another --out")
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     old = temporary.with_suffix(".old")
     try:

@@ -40,7 +40,7 @@ def export(
         shipped = find_shipped(model, scale, size)
         source, card = shipped.path, shipped.card
         where, figure = shipped.headline()
-        said = f"shipped weights {shipped.title}, {figure:.2f} dB Y-PSNR on {where}"
+        said = f"shipped weights {shipped.title}" + (f", {figure:.2f} dB Y-PSNR on {where}" if where else "")
     else:
         source, said = checkpoint, f"weights of {checkpoint}"
     found = checkpoints.read(source)

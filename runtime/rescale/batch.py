@@ -62,7 +62,7 @@ def run(
         jobs: from `plan`.
         make: reads a job's source and writes its target atomically.
         overwrite: make targets that exist again.
-        report: told about each job: ``done``, ``skipped`` or ``error``.
+        report: told about each job: ``done``, ``skipped`` or ``error: `` and the message.
     """
     outcome = Outcome()
     for job in jobs:
@@ -70,21 +70,22 @@ def run(
             outcome.skipped += 1
             report(job, "skipped")
             continue
+        fault: RescaleError
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
             make(job)
         except RescaleError as e:
-            outcome.errors.append((job.source, e))
-            report(job, "error")
+            fault = e
         except OSError as e:
-            outcome.errors.append((job.source, OutputError(f"{job.target}: cannot write: {e.strerror or e}")))
-            report(job, "error")
+            fault = OutputError(f"{job.target}: cannot write: {e.strerror or e}")
         except MemoryError:
-            outcome.errors.append((job.source, RescaleError(f"{job.source}: not enough memory")))
-            report(job, "error")
+            fault = RescaleError(f"{job.source}: not enough memory")
         else:
             outcome.done += 1
             report(job, "done")
+            continue
+        outcome.errors.append((job.source, fault))
+        report(job, f"error: {fault}")
     return outcome
 
 

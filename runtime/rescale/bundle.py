@@ -94,13 +94,14 @@ class Bundle:
         self.path = Path(path)
         target = self.path / MANIFEST
         try:
-            raw = target.read_bytes()
+            with target.open("rb") as f:
+                raw = f.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError:
             raise BundleError(f"{self.path}: no bundle here ({MANIFEST} is missing); make one with rescale-export") from None
         except OSError as e:
             raise BundleError(f"{target}: cannot read: {e.strerror}") from None
         if len(raw) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{target}: {len(raw)} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+            raise BundleError(f"{target}: too large; a manifest has at most {MAX_MANIFEST_BYTES} bytes")
         try:
             m = json.loads(raw)
             name, _, version = m["format"].partition("/")
@@ -119,6 +120,8 @@ class Bundle:
             missing = [g for g in graph_names(self.variant) if g not in self.graphs]
             if missing:
                 raise BundleError(f"{target}: graph {missing[0]!r} is missing; export the bundle again")
+            if self.receptive_field < 0 or min(g.memory for g in self.graphs.values()) < 1 or not isinstance(self.scale, int):
+                raise ValueError("a number is out of range")
             if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
                 raise ValueError("weights.sha256 is not 64 hexadecimal digits")
         except UnknownModelError as e:
@@ -155,7 +158,9 @@ class Bundle:
         Raises:
             BundleError: missing file or hash mismatch.
         """
-        entry = self.manifest.get("golden", {})
+        entry = self.manifest.get("golden")
+        if not isinstance(entry, dict):
+            raise BundleError(f"{self.path / MANIFEST}: damaged manifest: golden is not a table; export the bundle again")
         return self._read(str(entry.get("file", GOLDEN)), str(entry.get("sha256", "")))
 
     def verify(self) -> None:

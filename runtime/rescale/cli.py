@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ app = new_app("Downscale pictures with a network that can restore them from the 
 STREAM = Path("-")
 """Standard input or output."""
 
-DEFAULT_MAX_PIXELS = 256_000_000
+DEFAULT_MAX_PIXELS = 178_956_970
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
 Backend = Annotated[str, typer.Option(help="auto or onnxruntime.")]
@@ -56,7 +57,7 @@ def down(
 ) -> int:
     """Make small pictures of large ones."""
     from rescale.container import container_for, sidecar_path
-    from rescale.files import atomic_write
+    from rescale.files import atomic_write_both
     from rescale.picture import READABLE, open_picture
 
     _check_paths(source, target)
@@ -69,11 +70,12 @@ def down(
         def make(origin: Path, goal: Path) -> dict[str, Any]:
             small = net.downscale(open_picture(_stream_in(origin), alpha, max_pixels))
             data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
-            if sidecar is not None:
-                if goal == STREAM:
-                    raise InputError("--carrier sidecar needs a file to lie beside, not standard output")
-                atomic_write(sidecar_path(goal), sidecar)
-            _write(goal, data)
+            if sidecar is None:
+                _write(goal, data)
+            elif goal == STREAM:
+                raise InputError("--carrier sidecar needs a file to lie beside, not standard output")
+            else:
+                atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
             return _lr_facts(small, net) | {"bytes": len(data) + len(sidecar or b"")}
 
         return _one_or_all(source, target, make, READABLE, f".{container}", overwrite, json_, _down_text)
@@ -112,6 +114,8 @@ def up(
 
         def make(origin: Path, goal: Path) -> dict[str, Any]:
             small = Small.open(_stream_in(origin), max_pixels)
+            if small.size[0] * small.size[1] * net.bundle.scale**2 > max_pixels:
+                raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
             picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
             if trust_alpha and small.unverified_alpha is not None and net.bundle.variant.alpha and state is not State.OTHER_MODEL:
@@ -120,7 +124,7 @@ def up(
                 warn(f"{small.name}: {detail}; restored without auxiliary data: {_cost(net)}")
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if reference is not None:
-                facts |= _quality(picture.pixels, reference, net.bundle.scale, max_pixels)
+                facts |= _quality(picture.shown(), reference, net.bundle.scale, max_pixels)
             _write(goal, picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower()))
             return facts
 
@@ -238,7 +242,9 @@ def _one_or_all(
         def report(job: Job, what: str) -> None:
             advance(job.source.name)
             if json_ and what != "done":
-                print(json.dumps({"source": str(job.source), "target": str(job.target), "status": what}), flush=True)
+                status, _, message = what.partition(": ")
+                line = {"source": str(job.source), "target": str(job.target), "status": status}
+                print(json.dumps(line | ({"error": message} if message else {}), ensure_ascii=False), flush=True)
 
         outcome = batch.run(jobs, make_job, overwrite, report)
     for _, error in outcome.errors:
@@ -259,7 +265,9 @@ def _frames(net: Rescaler, source: Path, target: Path, raw: str, upwards: bool) 
         raise OutputError(f"{target}: raw frames go to a file or to -, not to a folder")
     with ExitStack() as stack:
         try:
-            reader = sys.stdin.buffer if source == STREAM else stack.enter_context(source.open("rb"))
+            # Unbuffered: a thread that waits in a buffered stdin would abort the interpreter at its end.
+            where, keep = (0, False) if source == STREAM else (source, True)
+            reader = stack.enter_context(open(where, "rb", buffering=0, closefd=keep))
         except OSError as e:
             raise InputError(f"{source}: cannot read: {e.strerror}") from None
         writer = sys.stdout.buffer if target == STREAM else stack.enter_context(atomic_stream(target))
@@ -286,14 +294,16 @@ def _quality(picture: Any, reference: Path, scale: int, max_pixels: int) -> dict
     original = read_picture(reference, max_pixels)
     if original.shape != picture.shape:
         raise InputError(f"{reference}: {original.shape[1]}x{original.shape[0]}, the restored picture is not of that size")
-    return {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original), "border": scale}
+    figures = {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original)}
+    # JSON has no infinity: equal pictures have null.
+    return {k: v if math.isfinite(v) else None for k, v in figures.items()} | {"border": scale}
 
 
 def _cost(net: Rescaler) -> str:
     """What the missing auxiliary data costs, as measured for the weights."""
-    figures = net.bundle.manifest["weights"].get("card", {}).get("figures", {})
-    for name, row in figures.items():
-        if "hr_psnr_y_forced" in row:
+    card = net.bundle.manifest["weights"].get("card") or {}
+    for name, row in card.get("figures", {}).items():
+        if isinstance(row.get("hr_psnr_y_forced"), float):
             lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
             return f"{lost:.1f} dB below the model's {row['hr_psnr_y']:.1f} dB (Y-PSNR on {name})"
     return "the loss was not measured for these weights"
@@ -306,7 +316,9 @@ def _down_text(facts: dict[str, Any]) -> str:
 
 def _up_text(facts: dict[str, Any]) -> str:
     text = f"{facts['target']}: {facts['hr_size'][0]}x{facts['hr_size'][1]}, {facts['model']}"
-    if "psnr_y" in facts:
+    if "psnr_y" in facts and None in (facts["psnr_y"], facts["psnr_rgb"]):
+        text += ", equal to the reference"
+    elif "psnr_y" in facts:
         text += f", Y-PSNR {facts['psnr_y']:.2f} dB (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
     return text
 

@@ -50,6 +50,10 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
         # The reader went away (`| head`). Point stdout elsewhere, so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as e:
+        return fail(f"{e.filename or 'output'}: {e.strerror or e}")
+    except MemoryError:
+        return fail("not enough memory; a smaller --memory or --tile may help")
     except Exception as e:
         code = getattr(e, "exit_code", None)
         if code is None:

@@ -20,7 +20,7 @@ from rescale import carrier as carriers
 from rescale import codes, colour, planes
 from rescale.block import Block
 from rescale.errors import InputError, LrFileError
-from rescale.files import atomic_write
+from rescale.files import atomic_write, atomic_write_both
 from rescale.picture import MAX_PIXELS, Picture, decode_pixels, read_bytes
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
@@ -207,9 +207,10 @@ class Small:
         """
         target = Path(path)
         data, sidecar = self.encode(container_for(target), layout, carrier)
-        if sidecar is not None:
-            atomic_write(sidecar_path(target), sidecar)
-        atomic_write(target, data)
+        if sidecar is None:
+            atomic_write(target, data)
+        else:
+            atomic_write_both((sidecar_path(target), sidecar), (target, data))
 
     @classmethod
     def open(cls, source: Source, max_pixels: int = MAX_PIXELS) -> Small:
@@ -235,13 +236,16 @@ class Small:
         pixels = decode_pixels(data, name, max_pixels)
         copies, faults, shown = carriers.read(data, name)
         base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name, colour=shown)
+        newer: blocks.NewerFormatError | None = None
         for copy in [*copies, *([] if sidecar is None else [sidecar])]:
             try:
                 return _judge(replace(base, block=blocks.decode(copy)), pixels)
             except blocks.NewerFormatError as e:
-                return replace(base, state=State.NEWER, detail=str(e))
+                newer = e
             except blocks.DamagedBlockError as e:
                 faults.append(e)
+        if newer:
+            return replace(base, state=State.NEWER, detail=str(newer))
         if faults:
             return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {faults[0]}")
         return replace(base, state=State.FOREIGN, detail=NO_MARKER, unverified_alpha=_stored_alpha(pixels))

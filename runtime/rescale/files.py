@@ -22,6 +22,20 @@ def atomic_write(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> None:
+    """`atomic_write` of two files that belong together: neither takes its place before both are on the disk.
+
+    Raises:
+        OutputError: as `atomic_write`; both old files are untouched.
+    """
+    # Left in reverse order: the first takes its place first.
+    with atomic_stream(second[0]) as b, atomic_stream(first[0]) as a:
+        b.write(second[1])
+        b.flush()
+        os.fsync(b.fileno())
+        a.write(first[1])
+
+
 @contextlib.contextmanager
 def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends without an error, and vanishes otherwise.
@@ -30,7 +44,8 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
         OutputError: as `atomic_write`.
     """
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
-    name = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # Not the target's name with something added either: that could be too long.
+    name = path.with_name(f".rescale.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(name, "xb") as f:
             yield f

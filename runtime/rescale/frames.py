@@ -141,7 +141,10 @@ def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[
     count = 0
     try:
         while not failed:
-            frame = incoming.get()
+            try:
+                frame = incoming.get(timeout=0.2)
+            except queue.Empty:
+                continue
             if isinstance(frame, BaseException):
                 raise frame
             if not frame:

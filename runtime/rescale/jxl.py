@@ -57,10 +57,10 @@ def read_boxes(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) from the codestream's size header, before anything is decoded.
+    """(width, height) of a still picture from the codestream's header, before anything is decoded.
 
     Raises:
-        InputError: there is no codestream.
+        InputError: there is no codestream, or it is an animation.
     """
     stream = b""
     for kind, body in read_boxes(data, name):
@@ -69,7 +69,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
             break
     if len(stream) < 16 or not stream.startswith(CODESTREAM):
         raise InputError(f"{name}: damaged JPEG XL: no picture in it")
-    bits = int.from_bytes(stream[2:16], "little")
+    bits = int.from_bytes(stream[2:66], "little")
 
     def take(count: int) -> int:
         nonlocal bits
@@ -80,13 +80,23 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
     def side(small: int) -> int:
         return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
 
-    small = take(1)
-    height = side(small)
-    ratio = take(3)
-    if ratio:
-        up, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
-        return height * up // down, height
-    return side(small), height
+    def size() -> tuple[int, int]:
+        small = take(1)
+        height = side(small)
+        ratio = take(3)
+        if ratio:
+            up, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+            return height * up // down, height
+        return side(small), height
+
+    found = size()
+    if not take(1) and take(1):  # not all default, and extra fields: orientation, intrinsic size, preview, animation
+        take(3)
+        if take(1):
+            size()
+        if take(1) or take(1):
+            raise InputError(f"{name}: a JPEG XL with a preview or an animation; a still picture is wanted")
+    return found
 
 
 def encode(pixels: npt.NDArray[np.uint8], boxes: Mapping[bytes, bytes]) -> bytes:

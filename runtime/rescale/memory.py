@@ -31,7 +31,10 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?B?)\s*", text.upper())
     if not match or float(match.group(1)) <= 0:
         raise InputError(f"memory {text!r}: a size is wanted, such as 2GB or 512MB")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+    value = float(match.group(1)) * _UNITS[match.group(2)]
+    if value > 1 << 60:
+        raise InputError(f"memory {text[:20]!r}...: more than any machine has")
+    return int(value)
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -45,7 +48,11 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path(
     try:
         limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
-            found.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
+            # Cached files count as used, though they give way.
+            stat = cgroup / "memory.stat"
+            cached = re.search(r"^inactive_file (\d+)$", stat.read_text() if stat.exists() else "", re.M)
+            used = int((cgroup / "memory.current").read_text()) - (int(cached.group(1)) if cached else 0)
+            found.append(max(0, int(limit) - used))
     except (OSError, ValueError):
         pass
     return min(found) if found else None
@@ -55,6 +62,11 @@ def default_budget() -> int:
     """Half of what is available; 2 GiB where that is unknown."""
     available = available_memory()
     return 2 << 30 if available is None else available // 2
+
+
+def least_budget(halo: int, cost: int) -> int:
+    """The smallest budget that `choose_tile` can work with, in bytes."""
+    return FIXED_BYTES + math.ceil(ARENA_FACTOR * cost * (MIN_CORE + 2 * halo) ** 2) + 1
 
 
 def choose_tile(height: int, width: int, halo: int, cost: int, budget: int) -> tuple[int, int] | None:
@@ -81,6 +93,6 @@ def choose_tile(height: int, width: int, halo: int, cost: int, budget: int) -> t
     strip_work = (rows + 2 * halo) / rows if rows >= MIN_CORE else math.inf
     square_work = ((side + 2 * halo) / side) ** 2 if side >= MIN_CORE else math.inf
     if math.isinf(min(strip_work, square_work)):
-        least = FIXED_BYTES + int(ARENA_FACTOR * cost * (MIN_CORE + 2 * halo) ** 2)
+        least = least_budget(halo, cost)
         raise InputError(f"a memory budget of {budget >> 20} MB is too small for this model: at least {(least >> 20) + 1} MB")
     return (rows, width) if strip_work <= square_work else (side, side)

@@ -13,7 +13,7 @@ from rescale.backends import Runner
 from rescale.bundle import Bundle
 from rescale.errors import InputError, OutOfMemoryError
 from rescale.image import pad_planes
-from rescale.memory import FIXED_BYTES, choose_tile, default_budget
+from rescale.memory import FIXED_BYTES, choose_tile, default_budget, least_budget
 from rescale.tiling import Box, Tile, grow, plan
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
@@ -58,7 +58,10 @@ class Network:
         size = self.tile
         if size is None and budget is not None:
             # Alignment moves a region's edges outwards by less than one stride each.
-            size = choose_tile(height, width, halo + align - 1, self.bundle.memory, budget)
+            reach, cost = halo + align - 1, self.bundle.memory
+            if self.memory is None:  # nobody asked for a limit, so nobody is refused
+                budget = max(budget, least_budget(reach, cost))
+            size = choose_tile(height, width, reach, cost, budget)
         size = size or (height, width)
         return plan(height, width, (max(size[0], align), max(size[1], align)), halo, align)
 

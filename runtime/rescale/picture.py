@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +26,16 @@ from rescale.files import atomic_write
 Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
-MAX_PIXELS = 256_000_000
-"""Default limit on a picture's pixels, checked from the header before anything is decoded."""
+MAX_PIXELS = 178_956_970
+"""Default limit on a picture's pixels, checked from the header before anything is decoded. Pillow refuses more by itself."""
 
 MAX_FILE_BYTES = 2 << 30
 ALPHA_RULES = ("refuse", "keep")
 """What to do with real transparency: refuse the picture, or keep the alpha plane losslessly beside the LR."""
 
-READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif", ".jxl"]
+READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
+"""Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
 
 
@@ -54,10 +57,14 @@ class Picture:
 
     def planes(self) -> Array:
         """What is written: (H, W), (H, W, 3), or with alpha (H, W, 2) or (H, W, 4); gray is the mean of R, G and B."""
-        base = np.rint(self.pixels.mean(2)).astype(np.uint8)[:, :, None] if self.gray else self.pixels
+        base = self.shown()[:, :, :1] if self.gray else self.pixels
         if self.alpha is not None:
             return np.dstack([base, self.alpha])
         return base[:, :, 0] if self.gray else base
+
+    def shown(self) -> Array:
+        """The colours as they are written: uint8 (H, W, 3); of a gray picture the mean of R, G and B, three times."""
+        return np.repeat(np.rint(self.pixels.mean(2)).astype(np.uint8)[:, :, None], 3, axis=2) if self.gray else self.pixels
 
     def to_bytes(self, suffix: str = ".png") -> bytes:
         """A lossless file: PNG, or WebP with suffix ``.webp``.
@@ -68,7 +75,7 @@ class Picture:
         if suffix == ".png":
             return png.insert(png.encode(self.planes()), self.colour)
         if suffix == ".webp":
-            pixels = self.pixels if self.alpha is None else np.dstack([self.pixels, self.alpha])
+            pixels = self.shown() if self.alpha is None else np.dstack([self.shown(), self.alpha])
             extra = {b"ICCP": colour.icc_profile(self.colour), b"EXIF": colour.exif(self.colour)}
             kept = {k: v for k, v in extra.items() if v}
             return riff.insert(riff.encode(pixels), self.size, self.alpha is not None, kept)
@@ -135,9 +142,9 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as e:
-        raise InputError(f"{name}: {e}; raise the limit with --max-pixels") from None
+        raise InputError(f"{name}: {e}: cut it into parts") from None
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
         raise InputError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
@@ -203,13 +210,12 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
         raise InputError(f"alpha rule {alpha!r}: choose one of {', '.join(ALPHA_RULES)}")
     data, name = read_bytes(source)
     if jxl.is_jxl(data):
-        pixels = jxl.decode(data, name, max_pixels)
-        return Picture(np.ascontiguousarray(pixels[:, :, :3]), False, _transparency(pixels, alpha, name))
+        raise InputError(f"{name}: JPEG XL as a source would lose its colour profile; convert it to PNG first")
     with _opened(data, name, max_pixels) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 or _is_animated_png(data, name):
             raise InputError(f"{name}: has several frames; extract the one you want as a PNG first")
-        if _is_deep(image.mode) or _stored_depth(data, name) > 8:
+        if _is_deep(image.mode) or _stored_depth(data, name, image) > 8:
             raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; convert it to 8 bits first")
         if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
             raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB with its colour profile first")
@@ -245,8 +251,14 @@ def _is_animated_png(data: bytes, name: str) -> bool:
     return _is_png(data) and any(c.kind == b"acTL" for c in png.read_chunks(data, name))
 
 
-def _stored_depth(data: bytes, name: str) -> int:
-    """Bits a sample that the file holds, where Pillow would reduce them in silence: PNG and AVIF."""
+def _stored_depth(data: bytes, name: str, image: Image.Image | None = None) -> int:
+    """Bits a sample that the file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF and PPM."""
+    if image is not None and image.format == "TIFF":
+        bits = image.tag_v2.get(258, 8)  # type: ignore[attr-defined]
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    if image is not None and image.format == "PPM" and data[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        header = re.sub(rb"#[^\n]*", b"", data[:4096]).split(None, 4)
+        return 8 if header[3:4] == [b"255"] else 16
     if _is_png(data):
         return png.read_header(png.read_chunks(data, name), name).depth
     if data[4:12] in (b"ftypavif", b"ftypavis"):

@@ -197,7 +197,7 @@ def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytes
 def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
-    (target / "manifest.json").write_text("old")
+    (target / "manifest.json").write_text('{"format": "rescale-bundle/1.0"}')
     rename, calls = Path.rename, []
 
     def interrupted(self: Path, goal: Path) -> Path:
@@ -209,7 +209,7 @@ def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), replaced_folder(target) as folder:
         (folder / "manifest.json").write_text("new")
-    assert (target / "manifest.json").read_text() == "old"
+    assert "rescale-bundle" in (target / "manifest.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -221,3 +221,15 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "manifest.json").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_a_folder_with_a_foreign_manifest_or_other_files_is_never_replaced(tmp_path: Path) -> None:
+    for names in (("manifest.json",), ("manifest.json", "thesis.txt")):
+        folder = tmp_path / str(len(names))
+        folder.mkdir()
+        for name in names:
+            text = '{"name": "my browser extension"}' if len(names) == 1 else '{"format": "rescale-bundle/1.0"}'
+            (folder / name).write_text(text)
+        with pytest.raises(OutputError, match="is not a bundle, or holds other files"), replaced_folder(folder):
+            pass
+        assert sorted(p.name for p in folder.iterdir()) == sorted(names)

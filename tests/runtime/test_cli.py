@@ -151,8 +151,9 @@ def test_strip_refuses_a_sidecar_at_its_target(here, capsys, tmp_path):
     assert not (tmp_path / "bare.png").exists()
 
 
-def run(args, **kwargs):
-    return subprocess.run([sys.executable, "-m", "rescale", *map(str, args)], capture_output=True, check=False, **kwargs)
+def run(args, stdout=subprocess.PIPE, **kwargs):
+    command = [sys.executable, "-m", "rescale", *map(str, args)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False, **kwargs)
 
 
 def test_standard_streams(here, tmp_path):
@@ -174,7 +175,7 @@ def test_ctrl_c_ends_a_folder_cleanly(here, tmp_path, picture):
     process = subprocess.Popen(
         [sys.executable, "-m", "rescale", "down", "many", "out", *here], stderr=subprocess.PIPE, start_new_session=True
     )
-    while not (tmp_path / "out").exists() or len(list((tmp_path / "out").iterdir())) < 3:
+    while len(list((tmp_path / "out").glob("*.png"))) < 3:
         time.sleep(0.02)
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
@@ -313,3 +314,28 @@ def test_frames_wait_in_bounded_queues(bundle, picture):
     with rescale.load(bundle("irn", 2)) as net, pytest.raises(OSError, match="No space left"):
         down_frames(net, (8, 8), Endless(), Stuck())
     assert taken <= 3 * QUEUE_FRAMES + 4
+
+
+def test_force_works_for_weights_without_a_measured_cost(here, tmp_path, bundle):
+    import shutil
+
+    shutil.copytree(bundle("irn", 2), tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    for card in ({"figures": {"Set5": {"hr_psnr_y": 42.0, "hr_psnr_y_forced": None}}}, None):
+        manifest["weights"]["card"] = card
+        (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+        assert main(["up", "photo.png", "big.png", "-b", "b", "--force"]) == 0
+
+
+def test_system_errors_are_one_line(here, capsys):
+    code, err = error_of(capsys, ["info", "x" * 300])
+    assert code == 1
+    assert err.startswith("error: ")
+    main(["down", "photo.png", "s.png", *here])
+    assert run(["strip", "s.png", "-"], stdout=open("/dev/full", "wb")).returncode == 1  # noqa: SIM115
+
+
+def test_a_picture_that_would_become_too_large_is_refused_before_it_does(here, capsys):
+    code, err = error_of(capsys, ["up", "photo.png", "big.png", *here, "--force", "--max-pixels", "1000"])
+    assert code == 1
+    assert "would become larger than 1000 pixels" in err

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 import rescale
 from rescale import Picture, Small, State, block, codes, planes, png, riff
 from rescale.carrier import CARRIERS, CONTAINERS, SIDECAR_SUFFIX
-from rescale.errors import InputError, LrFileError
+from rescale.errors import InputError, LrFileError, OutputError
 from rescale.variants import VARIANTS
 
 jxl_missing = not pytest.importorskip("importlib.util").find_spec("imagecodecs")
@@ -161,7 +161,7 @@ def test_states_are_told_apart():
         (jpeg.getvalue(), State.FOREIGN),
         (png.insert(plain_png, [(b"reSc", b"\0\0\0\1junk")]), State.DAMAGED),
         (png.insert(plain_png, [(b"reSc", b"\0")]), State.DAMAGED),
-        (png.insert(m, [(b"reSc", b"\0\0\0\1" + newer)]), State.NEWER),
+        (png.insert(png.critical_only(png.read_chunks(m, "x")), [(b"reSc", b"\0\0\0\1" + newer)]), State.NEWER),
     ]
     for index, (data, want) in enumerate(cases):
         small = Small.from_bytes(data)
@@ -357,3 +357,38 @@ def test_a_lost_marker_can_be_replaced_by_trust(bundle, picture):
             net.upscale(resized, trust_alpha=True)
         with rescale.load(bundle("irn_a", 2)) as other, pytest.raises(LrFileError, match="made by dlv_irn_a"):
             other.upscale(small, trust_alpha=True)
+
+
+def test_a_newer_copy_does_not_hide_one_that_can_be_read():
+    small = small_of("dlv_irn_a", 2, 12, 10)
+    pieces = [(k, b"RSCL\x02" + d[5:] if k == b"RSCL" else d) for k, d in riff.read_chunks(small.to_bytes("webp"), "x")]
+    assert_same(Small.from_bytes(riff.assemble(pieces)), small)
+    only = riff.assemble([p for p in pieces if p[0] != b"XMP "])
+    assert Small.from_bytes(only).state is State.NEWER
+
+
+def test_sidecar_and_picture_change_together_or_not_at_all(tmp_path, monkeypatch):
+    import os
+
+    old, new = small_of("irn_m", 2, 12, 10, seed=0), small_of("irn_m", 2, 12, 10, seed=2)
+    path = tmp_path / "s.png"
+    old.save(path, carrier="sidecar")
+    calls = []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        new.save(path, carrier="sidecar")
+    assert_same(Small.open(path), old)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", "s.png.rescale"]
+
+
+def test_names_as_long_as_the_file_system_allows(tmp_path):
+    small = small_of("irn", 2, 4, 4)
+    path = tmp_path / ("写" * 80 + ".png")
+    small.save(path)
+    assert_same(Small.open(path), small)

@@ -158,6 +158,17 @@ def deep_png(channels: int) -> bytes:
     )
 
 
+def deep_tiff() -> bytes:
+    """A 16-bit RGB TIFF, which Pillow reduces as well: little-endian, one uncompressed strip of 2x2."""
+    entries = [
+        (256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 140), (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, 24), (284, 3, 1, 1),
+    ]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", *e) for e in entries)
+    ifd = struct.pack("<H", len(entries)) + body + struct.pack("<I", 0)
+    return (b"II*\0" + struct.pack("<I", 8) + ifd).ljust(134, b"\0") + struct.pack("<3H", 16, 16, 16) + bytes(24)
+
+
 def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture):
     rgb = Image.fromarray(picture(8, 8))
     other = Image.fromarray(picture(8, 8, seed=1))
@@ -166,6 +177,11 @@ def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture)
         (deep_png(3), "more than 8 bits a sample"),
         (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "more than 8 bits a sample"),
         (encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF"), "more than 8 bits a sample"),
+        (b"P6\n2 2\n65535\n" + bytes(24), "more than 8 bits a sample"),
+        (b"P5 # a\n2 2 100\n" + bytes(4), "more than 8 bits a sample"),
+        (deep_tiff(), "more than 8 bits a sample"),
+        (b"\xff\x0a" + bytes(60), "JPEG XL as a source would lose its colour profile"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "not a picture that can be read"),
         (encoded(rgb.convert("CMYK"), "JPEG"), "colour mode CMYK; convert it to RGB"),
         (encoded(rgb.convert("LAB"), "TIFF"), "colour mode LAB; convert it to RGB"),
         (encoded(rgb, "PNG", save_all=True, append_images=[other]), "has several frames; extract the one you want"),
@@ -206,7 +222,7 @@ def test_bombs_and_absurd_headers_are_bounded_before_decoding():
         chunks = [(b"IHDR", ihdr), (b"IDAT", body), (b"IEND", b"")]
         return png.assemble(png.Chunk(k, d, True) for k, d in chunks)
 
-    with pytest.raises(InputError, match="100000x100000 is above the limit of 256000000 pixels; raise it with --max-pixels"):
+    with pytest.raises(InputError, match="100000x100000 is above the limit of 178956970 pixels; raise it with --max-pixels"):
         rescale.read_picture(header(100_000, 100_000))
     with pytest.raises(InputError, match="size 0x5"):
         rescale.read_picture(header(0, 5))
@@ -264,3 +280,23 @@ def test_names_with_spaces_and_other_scripts(tmp_path, bundle, picture):
 def test_arrays_beyond_the_longest_side():
     with pytest.raises(InputError, match=f"sides of 1 to {MAX_SIDE} pixels"):
         check_rgb(np.zeros((1, MAX_SIDE + 1, 3), np.uint8))
+
+
+def test_gray_is_the_mean_in_every_container(picture):
+    gray = Picture(picture(6, 7), gray=True)
+    want = np.rint(gray.pixels.mean(2)).astype(np.uint8)
+    for suffix in (".png", ".webp"):
+        found = np.array(Image.open(io.BytesIO(gray.to_bytes(suffix))).convert("RGB"))
+        assert np.array_equal(found, np.dstack([want] * 3))
+
+
+def test_an_animated_jpeg_xl_is_refused_before_its_frames_are_decoded():
+    imagecodecs = pytest.importorskip("imagecodecs")
+    from rescale import jxl
+
+    still = np.zeros((48, 64, 3), np.uint8)
+    data = bytes(imagecodecs.jpegxl_encode(still, lossless=True))
+    assert jxl.picture_size(data, "x") == (64, 48)
+    moving = bytes(imagecodecs.jpegxl_encode(np.zeros((50, 48, 64, 3), np.uint8), lossless=True))
+    with pytest.raises(InputError, match="a preview or an animation"):
+        jxl.picture_size(moving, "x")

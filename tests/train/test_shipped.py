@@ -42,7 +42,7 @@ def test_a_named_size_is_found_even_if_another_is_better(folder: Path) -> None:
 def test_the_headline_prefers_the_first_known_set(folder: Path) -> None:
     assert find_shipped("irn_a", 4, folder=folder).headline() == ("Set5", 34.5)
     add(folder, "irn_m", 2, "lite", Manga=40.0)
-    assert find_shipped("irn_m", 2, folder=folder).headline() == ("none", 0.0)
+    assert find_shipped("irn_m", 2, folder=folder).headline() == ("", 0.0)
 
 
 @pytest.mark.parametrize(("model", "scale", "size"), [("irn_m", 2, None), ("irn", 4, None), ("irn_a", 4, "full")])

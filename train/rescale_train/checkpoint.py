@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,10 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: missing, truncated, not safetensors, without our header, or of an unknown format.
     """
     if path.name.endswith(".part00"):
-        path = join(path)
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / path.name.removesuffix(".part00")
+            whole.write_bytes(join(path))
+            return read(whole)
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}
@@ -141,16 +145,14 @@ def split(path: Path, part_bytes: int = PART_BYTES) -> list[Path]:
     return parts
 
 
-def join(first: Path) -> Path:
-    """Put parts together again beside them; returns the whole file's path.
+def join(first: Path) -> bytes:
+    """The bytes of a file that `split` has cut.
 
     Raises:
-        CheckpointError: the first part is missing.
+        CheckpointError: a part is missing.
     """
     stem = first.name.removesuffix(".part00")
     parts = sorted(first.parent.glob(f"{glob.escape(stem)}.part[0-9][0-9]"))
     if not parts or [int(p.name[-2:]) for p in parts] != list(range(len(parts))):
         raise CheckpointError(f"{first}: parts are missing; found {', '.join(p.name for p in parts) or 'none'}")
-    whole = first.with_name(stem)
-    atomic_write(whole, b"".join(p.read_bytes() for p in parts))
-    return whole
+    return b"".join(p.read_bytes() for p in parts)

@@ -42,11 +42,11 @@ class Shipped:
         return f"{self.model} x{self.scale} {self.size}"
 
     def headline(self) -> tuple[str, float]:
-        """(set, mean HR Y-PSNR in dB) of the first measured set of `HEADLINE_SETS`."""
+        """(set, mean HR Y-PSNR in dB) of the first measured set of `HEADLINE_SETS`; an empty name if there is none."""
         for name in HEADLINE_SETS:
             if name in self.card["figures"]:
                 return name, float(self.card["figures"][name]["hr_psnr_y"])
-        return "none", 0.0
+        return "", 0.0
 
 
 def weights_folder() -> Path:
