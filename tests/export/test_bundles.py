@@ -127,7 +127,7 @@ def test_what_is_not_a_bundle_is_kept(tmp_path: Path, make_net: MakeNet) -> None
     (tmp_path / "folder" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("folder", "file"):
-        with pytest.raises(OutputError, match=f"{name}: exists and is not a bundle; choose another --out"):
+        with pytest.raises(OutputError, match=f"{name}: exists and is not a bundle, or holds other files; choose another --out"):
             write_bundle(make_net("irn", 2), tmp_path / name)
     assert content(tmp_path / "folder") == {"thesis.txt": b"precious"}
     assert (tmp_path / "file").read_text() == "precious"

@@ -43,6 +43,17 @@ def test_odd_sizes_up_to_67(bundle, picture, scale):
                 assert net.upscale(small).shape == (height, width, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [2, 4])
+def test_every_size_up_to_67_by_67_comes_back_through_its_file(bundle, picture, scale):
+    with rescale.load(bundle("dlv_irn_a", scale), threads=1) as net:
+        for height in range(1, 68):
+            for width in range(1, 68):
+                small = Small.from_bytes(net.downscale(picture(height, width)).to_bytes())
+                assert small.size == (-(-width // scale), -(-height // scale))
+                assert net.upscale(small).shape == (height, width, 3)
+
+
 @pytest.mark.parametrize(("model", "scale"), ALL)
 def test_file_carries_the_bytes_pytorch_computes(bundle, picture, make_net, model, scale):
     image = picture(44, 68, seed=3)

@@ -211,7 +211,7 @@ class TrainConfig:
             _require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
         _require(self.seed >= 0, f"train.seed: at least 0, got {self.seed}")
         _require(self.ae_pretrain_steps >= 0, f"train.ae_pretrain_steps: at least 0, got {self.ae_pretrain_steps}")
-        _require(0.0 < self.lr_peak < 1.0, f"train.lr_peak: above 0, below 1, got {self.lr_peak}")
+        _require(0.0 <= self.lr_peak <= 1.0, f"train.lr_peak: 0 to 1, got {self.lr_peak}")
         for name in ("weight_decay", "clip", "lr_noise"):
             value = getattr(self, name)
             _require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
