@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -310,7 +311,7 @@ def test_missing_and_failing_tools_are_shown(nets):
 
 def test_a_program_that_fails_says_so():
     with pytest.raises(ToolError, match=r"^Python: exit code 3: no$"):
-        Program("Python", ("python3", "python")).run("-c", "import sys; print('no', file=sys.stderr); sys.exit(3)")
+        Program("Python", (sys.executable,)).run("-c", "import sys; print('no', file=sys.stderr); sys.exit(3)")
 
 
 def test_forms_of_models_that_are_not_there_are_left_out(nets):
