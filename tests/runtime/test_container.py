@@ -392,3 +392,12 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
     path = tmp_path / ("写" * 80 + ".png")
     small.save(path)
     assert_same(Small.open(path), small)
+
+
+def test_a_strip_survives_what_reads_rgb_only(tmp_path):
+    small = small_of("dlv_irn_a", 2, 31, 22)
+    path = tmp_path / "s.png"
+    small.save(path, layout="strip", carrier="sidecar")
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(path), cv2.imread(str(path)))
+    assert_same(Small.open(path), small)
