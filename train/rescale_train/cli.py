@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -111,6 +112,7 @@ def start_run(
 
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    trainer: Trainer | None = None
     try:
         init = None
         if init_from is not None:
@@ -122,10 +124,16 @@ def start_run(
         if resume:
             trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))
         result = carry_out(trainer, sampler, held, options)
+        if world > 1:
+            dist.barrier()
     finally:
         torch.set_flush_denormal(False)
         if world > 1:
+            # The wrapped network holds the process group in a cycle; left to the interpreter's end, the group's threads
+            # would abort the process there.
+            trainer = None
             dist.destroy_process_group()
+            gc.collect()
     if rank == 0:
         loss_plot(options.out / "log.jsonl", options.out / "loss.png")
         print_json(result | {"checkpoint": str(target)})
