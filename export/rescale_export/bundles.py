@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 
 from rescale import __version__
-from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, Bundle, Tensor
+from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, Bundle, Tensor, graph_names
 from rescale.errors import OutputError
-from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
+from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.probe import probe_picture
@@ -125,7 +125,7 @@ def _is_bundle_or_empty(folder: Path) -> bool:
     names = {p.name for p in folder.iterdir()}
     if not names:
         return True
-    graphs = {f"{g}.onnx" for g in ("downscale", "upscale", "encoder", "decoder")}
+    graphs = {f"{g}.onnx" for v in VARIANTS.values() for g in graph_names(v)}
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,6 +14,7 @@ import typer
 
 from rescale.console import fail, new_app, print_json, progress_bar, run_app, warn
 from rescale.errors import InputError, OutputError
+from rescale.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     from rescale.batch import Job
@@ -24,8 +25,6 @@ app = new_app("Downscale pictures with a network that can restore them from the 
 
 STREAM = Path("-")
 """Standard input or output."""
-
-DEFAULT_MAX_PIXELS = 178_956_970
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
 Backend = Annotated[str, typer.Option(help="auto or onnxruntime.")]
@@ -52,7 +51,7 @@ def down(
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
     """Make small pictures of large ones."""
@@ -98,7 +97,7 @@ def up(
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
     """Restore large pictures. Exit code 3: the LR file cannot be restored exactly."""
@@ -134,7 +133,7 @@ def up(
 @app.command()
 def info(
     source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> None:
     """Show what a file carries, without restoring it."""
@@ -162,7 +161,7 @@ def info(
 def verify(
     source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
     bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also check that this bundle made it.")] = None,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
     """Check that a file can be restored exactly. Exit code 0: it can; 3: it cannot."""
@@ -189,7 +188,7 @@ def verify(
 def strip(
     source: Annotated[Path, typer.Argument(help="LR file.")],
     target: Annotated[Path, typer.Argument(help="Ordinary picture to write (.png, .webp), or -.")],
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
     from rescale.container import Small, sidecar_path

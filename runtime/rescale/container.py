@@ -21,7 +21,8 @@ from rescale import codes, colour, planes
 from rescale.block import Block
 from rescale.errors import InputError, LrFileError
 from rescale.files import atomic_write, atomic_write_both
-from rescale.picture import MAX_PIXELS, Picture, decode_pixels, read_bytes
+from rescale.limits import MAX_PIXELS
+from rescale.picture import Picture, decode_pixels, read_bytes
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
 Array = npt.NDArray[np.uint8]

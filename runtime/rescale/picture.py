@@ -22,12 +22,10 @@ from PIL import Image
 from rescale import colour, jxl, png, riff
 from rescale.errors import InputError
 from rescale.files import atomic_write
+from rescale.limits import MAX_PIXELS
 
 Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
-
-MAX_PIXELS = 178_956_970
-"""Default limit on a picture's pixels, checked from the header before anything is decoded. Pillow refuses more by itself."""
 
 MAX_FILE_BYTES = 2 << 30
 ALPHA_RULES = ("refuse", "keep")

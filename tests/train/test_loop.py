@@ -33,7 +33,6 @@ from rescale_train.loop import (
     subnet_arithmetic,
     trim_log,
     validate,
-    with_overrides,
 )
 from rescale_train.models import RescalingNet, build
 from rescale_train.plot import loss_plot
@@ -41,6 +40,10 @@ from rescale_train.plot import loss_plot
 CPU = torch.device("cpu")
 RecipeOf = Callable[..., Recipe]
 SamplerOf = Callable[[Recipe], CropSampler]
+
+
+def with_overrides(recipe: Recipe, **train: Any) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, **train))
 
 
 def weights(trainer: Trainer) -> list[Tensor]:

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -357,8 +357,3 @@ def trim_log(path: Path, step: int) -> None:
     if path.exists():
         kept = [r for r in read_log(path) if r["step"] <= step]
         atomic_write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-
-
-def with_overrides(recipe: Recipe, **train: Any) -> Recipe:
-    """A recipe with other values in its [train] table."""
-    return replace(recipe, train=replace(recipe.train, **train))
