@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ import onnxruntime
 import torch
 
 from rescale import __version__
-from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, Bundle, Tensor, graph_names
-from rescale.errors import OutputError
+from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, Tensor, graph_file, graph_names
+from rescale.errors import ConfigError, OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.memory import bytes_per_lr_pixel
-from rescale_export.probe import probe_picture
-from rescale_export.validate import GOLDEN_SIZE, check_contract, compare, reference
+from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import size_name, to_dict
 from rescale_train.models import RescalingNet
@@ -38,44 +37,44 @@ def bundle_name(net: RescalingNet) -> str:
     return f"{net.config.model}_x{net.config.scale}_{size_name(net.config)}"
 
 
-def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = None) -> Bundle:
+DEFAULT_PRECISIONS = ("mixed",)
+"""What a bundle holds beside float32."""
+
+
+def write_bundle(
+    net: RescalingNet, target: Path, card: dict[str, Any] | None = None, precisions: Sequence[str] = DEFAULT_PRECISIONS
+) -> Bundle:
     """Export a network, check it against PyTorch, and write its bundle.
 
     Args:
         net: in evaluation mode, float32, on the CPU.
         target: folder to write; an existing bundle there is replaced once the new one is complete.
         card: what is known of the weights (data, steps, measured PSNR), kept in the manifest.
+        precisions: of `rescale.bundle.PRECISIONS`; float32 is always written.
 
     Returns:
         The written bundle, read back and verified.
 
     Raises:
-        ParityError: a graph does not agree with PyTorch; nothing is written.
+        ParityError: a graph does not agree with PyTorch, or a precision loses more than the gate allows; nothing is written.
+        ConfigError: an unknown precision.
         OutputError: the folder cannot be written, or holds something else than a bundle.
     """
+    unknown = [p for p in precisions if p not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"unknown precision {unknown[0]!r}: choose {', '.join(PRECISIONS)}")
     digest = weights_digest(net)
     metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
-    writers = split_graphs(net)
-    models: dict[str, bytes] = {}
-    entries: dict[str, Any] = {}
-    for name, writer in writers.items():
-        model = writer.model(metadata)
-        check_contract(model, tuple(writer.inputs), tuple(writer.outputs))
-        models[name] = model.SerializeToString(deterministic=True)
-        entries[name] = {
-            "file": f"{name}.onnx",
-            "sha256": hashlib.sha256(models[name]).hexdigest(),
-            "bytes": len(models[name]),
-            "memory_per_lr_pixel": bytes_per_lr_pixel(model, net.config.scale),
-            "inputs": [_tensor(t) for t in writer.inputs],
-            "outputs": [_tensor(t) for t in writer.outputs],
-        }
+    files: dict[str, bytes] = {}
+    entries = {p: _graphs(net, p, metadata, files) for p in PRECISIONS if p == "fp32" or p in precisions}
+    models = {name: files[entry["file"]] for name, entry in entries["fp32"].items()}
     parity = compare(net, models)
     scale = net.config.scale
-    height, width = (side - side % (4 * scale) + scale for side in GOLDEN_SIZE)
+    cases = golden_cases(net)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **reference(net, probe_picture(height, width, seed=7)[None]))
-    golden = buffer.getvalue()
+    arrays = {f"{i}.{name}": array for i, case in enumerate(cases) for name, array in case.items()}
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    golden = files[GOLDEN] = buffer.getvalue()
     manifest = {
         "format": f"{FORMAT}/{MAJOR}.{MINOR}",
         "model": net.config.model,
@@ -87,7 +86,8 @@ def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = 
         "padding": {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale},
         "latent": _latent(net),
         "weights": {"sha256": digest, "card": card or {}},
-        "graphs": entries,
+        "graphs": entries["fp32"],
+        "precisions": {p: e for p, e in entries.items() if p != "fp32"},
         "golden": {"file": GOLDEN, "sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)},
         "parity": {"backend": f"onnxruntime {onnxruntime.__version__} CPU", **parity},
         "exporter": {
@@ -100,12 +100,38 @@ def write_bundle(net: RescalingNet, target: Path, card: dict[str, Any] | None = 
         "licence": LICENCE,
     }
     with replaced_folder(target) as folder:
-        for name, data in models.items():
-            (folder / f"{name}.onnx").write_bytes(data)
-        (folder / GOLDEN).write_bytes(golden)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        _write_manifest(folder, manifest)
+        written = Bundle(folder)
+        found = {p: compare_precision(written, p, cases).to_dict() for p in written.precisions if p != "fp32"}
+        _write_manifest(folder, manifest | {"precision_parity": found})
         Bundle(folder).verify()
     return Bundle(target)
+
+
+def _graphs(net: RescalingNet, precision: str, metadata: dict[str, str], files: dict[str, bytes]) -> dict[str, Any]:
+    """Manifest entries of all graphs in one precision; their bytes go into `files`."""
+    entries: dict[str, Any] = {}
+    for name, writer in split_graphs(net, precision).items():
+        model = writer.model(metadata | {"precision": precision})
+        check_contract(model, tuple(writer.inputs), tuple(writer.outputs))
+        data = model.SerializeToString(deterministic=True)
+        file = graph_file(name, precision)
+        files[file] = data
+        entries[name] = {
+            "file": file,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "memory_per_lr_pixel": bytes_per_lr_pixel(model, net.config.scale),
+            "inputs": [_tensor(t) for t in writer.inputs],
+            "outputs": [_tensor(t) for t in writer.outputs],
+        }
+    return entries
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensor(t: Tensor) -> dict[str, Any]:
@@ -125,7 +151,7 @@ def _is_bundle_or_empty(folder: Path) -> bool:
     names = {p.name for p in folder.iterdir()}
     if not names:
         return True
-    graphs = {f"{g}.onnx" for v in VARIANTS.values() for g in graph_names(v)}
+    graphs = {graph_file(g, p) for v in VARIANTS.values() for g in graph_names(v) for p in PRECISIONS}
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

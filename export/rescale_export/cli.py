@@ -20,6 +20,9 @@ def export(
     scale: Annotated[int, typer.Option(help="2 or 4.")] = 2,
     size: Annotated[str | None, typer.Option(help="lite or full; without it the best shipped weights are taken.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights or checkpoint file instead of shipped weights.")] = None,
+    precision: Annotated[
+        list[str], typer.Option(help="Graphs beside the float32 ones: mixed, fp16; repeat for several, fp32 for no more.")
+    ] = ["mixed"],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List models, scales, sizes and shipped weights, and stop.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -52,10 +55,11 @@ def export(
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     if not json_:
         print(f"{model} x{scale}: {said}")
-    bundle = write_bundle(net, out or Path(bundle_name(net)), card)
+    bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision)
     parity = bundle.manifest["parity"]
     if json_:
-        print_json({"bundle": str(bundle.path), "weights": said, "graphs": bundle.manifest["graphs"], "parity": parity})
+        parts = {key: bundle.manifest[key] for key in ("graphs", "precisions", "parity", "precision_parity")}
+        print_json({"bundle": str(bundle.path), "weights": said, **parts})
         return
     for name, graph in bundle.manifest["graphs"].items():
         p = parity.get(name, {})
@@ -63,6 +67,11 @@ def export(
         if "values" in p:
             agreement = f", {p['different']} of {p['values']} values differ from PyTorch, by at most {p['largest']}"
         print(f"  {graph['file']}: {graph['bytes']} bytes{agreement}")
+    for name, found in bundle.manifest["precision_parity"].items():
+        outputs = found["graphs"].items()
+        shares = ", ".join(f"{k} {100 * c['different'] / c['values']:.2f} % (at most {c['largest']})" for k, c in outputs)
+        size = sum(g["bytes"] for g in bundle.manifest["precisions"][name].values())
+        print(f"  {name}: {size} bytes, loses {found['psnr_lost']:.3f} dB; values that differ: {shares}")
     print(f"bundle: {bundle.path}")
 
 

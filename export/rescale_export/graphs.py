@@ -7,6 +7,10 @@
 
 Rounding and clamping are inside, so the bytes come from the graph. z = 0 is not fed: the last block's G and H are absent
 from a downscale that drops z, and the first inverse block reduces to -G * exp(-s).
+
+Precision is part of the graph, for runtimes that are strongly typed: in ``mixed`` the subnets (and the -M autoencoder's layers)
+are float16 and the coupling stream, exp, tanh, sigmoid, Haar and quantiser float32; in ``fp16`` the stream is float16 too. Casts
+from and to bytes, division by 255, alpha's sigmoid and logit, clamping and rounding stay float32 in all of them.
 """
 
 from __future__ import annotations
@@ -43,18 +47,18 @@ def _weight_bias(conv: nn.Module) -> tuple[npt.NDArray[np.float32], npt.NDArray[
 
 def _dense(g: GraphWriter, block: DenseBlock, value: str, name: str, out_scale: Sequence[float] | None = None) -> str:
     """A dense block; `out_scale` multiplies its output channels and is folded into the last convolution."""
-    features = [value]
-    for k, conv in enumerate(block.convs):
-        weight, bias = _weight_bias(conv)
-        joined = g.concat(features, f"{name}.cat{k + 1}")
-        if k == 4:
-            if out_scale is not None:
-                factor = np.asarray(out_scale, np.float32)
-                weight, bias = weight * factor[:, None, None, None], bias * factor
-            return g.conv(joined, weight, bias, f"{name}.conv5")
-        out = g.conv(joined, weight, bias, f"{name}.conv{k + 1}")
-        features.append(g.op("LeakyRelu", [out], f"{name}.act{k + 1}", alpha=LEAKY_SLOPE))
-    raise AssertionError("a dense block has five convolutions")
+    with g.using(g.inner):
+        features = [g.cast(value, g.stream, g.inner)]
+        for k, conv in enumerate(block.convs[:-1]):
+            weight, bias = _weight_bias(conv)
+            out = g.conv(g.concat(features, f"{name}.cat{k + 1}"), weight, bias, f"{name}.conv{k + 1}")
+            features.append(g.op("LeakyRelu", [out], f"{name}.act{k + 1}", alpha=LEAKY_SLOPE))
+        weight, bias = _weight_bias(block.convs[-1])
+        if out_scale is not None:
+            factor = np.asarray(out_scale, np.float32)
+            weight, bias = weight * factor[:, None, None, None], bias * factor
+        out = g.conv(g.concat(features, f"{name}.cat5"), weight, bias, f"{name}.conv5")
+        return g.cast(out, g.inner, g.stream)
 
 
 def _shift_and_factor(g: GraphWriter, block: InvBlock, y1: str, name: str, sign: float) -> tuple[str, str]:
@@ -107,12 +111,12 @@ def _round_rgb(g: GraphWriter, value: str, name: str) -> str:
     return g.op("Round", [levels], f"{name}.round")
 
 
-def downscale(net: RescalingNet) -> GraphWriter:
+def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The downscale graph."""
     c, v = net.config, net.config.variant
-    g = GraphWriter("downscale")
+    g = GraphWriter("downscale", precision)
     planes = _to_planes(g, g.input("hr", "uint8", hr_axes()), "input")
-    state = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
+    state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
     stages = net.stages()
@@ -121,12 +125,15 @@ def downscale(net: RescalingNet) -> GraphWriter:
         if level:
             state = g.concat([a, b], f"level{level}.cat")
             high = 4 * (low + high) - low
-        bands = g.conv(state, _array(transform.analysis), None, f"level{level}.haar", stride=2)
-        a, b = g.split(bands, [low, high], f"level{level}.split")
         keep_z = v.latent or (v.alpha and not c.pre_split)
-        for i, block in enumerate(blocks):
-            need_high = keep_z or level < last or i < len(blocks) - 1
-            a, b = _forward_block(g, block, a, b, f"level{level}.block{i}", need_high)
+        with g.using(g.stream):
+            bands = g.conv(state, _array(transform.analysis), None, f"level{level}.haar", stride=2)
+            a, b = g.split(bands, [low, high], f"level{level}.split")
+            for i, block in enumerate(blocks):
+                need_high = keep_z or level < last or i < len(blocks) - 1
+                a, b = _forward_block(g, block, a, b, f"level{level}.block{i}", need_high)
+    a = g.cast(a, g.stream, "float32")
+    b = g.cast(b, g.stream, "float32") if b else b
     if v.alpha:
         if c.pre_split:
             rgb, alpha = g.split(a, [3, 1], "lr.split")
@@ -146,10 +153,10 @@ def downscale(net: RescalingNet) -> GraphWriter:
     return g
 
 
-def upscale(net: RescalingNet) -> GraphWriter:
+def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The upscale graph."""
     c, v = net.config, net.config.variant
-    g = GraphWriter("upscale")
+    g = GraphWriter("upscale", precision)
     planes = _to_planes(g, g.input("lr", "uint8", (*LR_AXES, v.lr_channels)), "input")
     a, b = planes, ""
     if v.alpha:
@@ -173,24 +180,35 @@ def upscale(net: RescalingNet) -> GraphWriter:
         a = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
     if v.latent:
         b = g.input("z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
+    a = g.cast(a, "float32", g.stream)
+    b = g.cast(b, "float32", g.stream) if b else b
     low = c.low_channels
     stages = net.stages()
     total = (12 + c.dlv_channels) * 4 ** (len(stages) - 1)
     x = ""
     for level, (transform, blocks) in reversed(list(enumerate(stages))):
-        for i, block in reversed(list(enumerate(blocks))):
-            a, b = _inverse_block(g, block, a, b, f"level{level}.block{i}")
-        joined = g.concat([a, b], f"level{level}.cat")
-        mixed = g.conv(joined, _array(transform.synthesis), None, f"level{level}.haar")
+        with g.using(g.stream):
+            for i, block in reversed(list(enumerate(blocks))):
+                a, b = _inverse_block(g, block, a, b, f"level{level}.block{i}")
+            joined = g.concat([a, b], f"level{level}.cat")
+            mixed = g.conv(joined, _array(transform.synthesis), None, f"level{level}.haar")
         x = g.op("DepthToSpace", [mixed], f"level{level}.space", blocksize=2, mode="CRD")
         if level:
             total //= 4
             a, b = g.split(x, [low, total - low], f"level{level}.split")
-    g.output(_to_bytes(g, _round_rgb(g, x, "hr"), "hr"), "hr", "uint8", hr_axes())
+    g.output(_to_bytes(g, _round_rgb(g, g.cast(x, g.stream, "float32"), "hr"), "hr"), "hr", "uint8", hr_axes())
     return g
 
 
 def _sequence(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> str:
+    """float32 in and out, the layers in the dtype of subnets."""
+    value = g.cast(value, "float32", g.inner)
+    with g.using(g.inner):
+        value = _layers(g, layers, value, name)
+    return g.cast(value, g.inner, "float32")
+
+
+def _layers(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> str:
     for i, layer in enumerate(layers):
         here = f"{name}.{i}"
         if isinstance(layer, nn.Conv2d):
@@ -201,16 +219,16 @@ def _sequence(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> s
             value = g.op("MaxPool", [value], here, kernel_shape=[2, 2], strides=[2, 2])
         elif isinstance(layer, nn.Upsample):
             options: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-            value = g.op("Resize", [value, "", g.constant("double", [1.0, 1.0, 2.0, 2.0])], here, **options)
+            value = g.op("Resize", [value, "", g.constant("double", [1.0, 1.0, 2.0, 2.0], np.float32)], here, **options)
         else:
             raise TypeError(f"no ONNX form for {type(layer).__name__}")
     return value
 
 
-def encoder(net: RescalingNet) -> GraphWriter:
+def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M encoder graph; both sides of z are multiples of 4."""
     assert net.autoencoder is not None
-    g = GraphWriter("encoder")
+    g = GraphWriter("encoder", precision)
     z = g.input("z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
     s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, z, "encoder")], "latent.tanh")
     levels = g.op("Mul", [s, g.scalar(127.0)], "latent.levels")
@@ -221,10 +239,10 @@ def encoder(net: RescalingNet) -> GraphWriter:
     return g
 
 
-def decoder(net: RescalingNet) -> GraphWriter:
+def decoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M decoder graph; its z is cropped to the LR picture by the caller."""
     assert net.autoencoder is not None
-    g = GraphWriter("decoder")
+    g = GraphWriter("decoder", precision)
     code = g.input("code", "uint8", (LR_AXES[0], LATENT_CHANNELS, *LATENT_AXES))
     floats = g.op("Cast", [code], "latent.cast", to=onnx.TensorProto.FLOAT)
     centred = g.op("Sub", [floats, g.scalar(LATENT_NEUTRAL)], "latent.centre")
@@ -234,10 +252,18 @@ def decoder(net: RescalingNet) -> GraphWriter:
     return g
 
 
-def split_graphs(net: RescalingNet) -> dict[str, GraphWriter]:
-    """All graphs of a network by name."""
+def split_graphs(net: RescalingNet, precision: str = "fp32") -> dict[str, GraphWriter]:
+    """All graphs of a network by name.
+
+    Args:
+        net: the network.
+        precision: one of `rescale.bundle.PRECISIONS`.
+
+    Raises:
+        ParityError: a weight that float16 cannot hold.
+    """
     makers = {"downscale": downscale, "upscale": upscale, "encoder": encoder, "decoder": decoder}
-    return {name: makers[name](net) for name in graph_names(net.config.variant)}
+    return {name: makers[name](net, precision) for name in graph_names(net.config.variant)}
 
 
 def receptive_field(net: RescalingNet) -> int:

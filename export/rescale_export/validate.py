@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import onnx
 import torch
 from onnxruntime import InferenceSession, SessionOptions
 
-from rescale.bundle import Tensor
+from rescale.backends import create
+from rescale.bundle import Bundle, Tensor
 from rescale.errors import ParityError
 from rescale.image import pad_planes
+from rescale.parity import Comparison, Parity, measure
 from rescale.variants import LATENT_STRIDE
-from rescale_export.probe import probe_picture
+from rescale_export.probe import photograph, probe_picture
 from rescale_train.models import RescalingNet
 
 MAX_DIFFERENT = 1e-4
@@ -30,37 +32,7 @@ MAX_FLOAT_ERROR = 1e-3
 
 FORBIDDEN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Reshape"}
 GOLDEN_SIZE = (60, 92)
-
-
-@dataclass
-class Comparison:
-    """Agreement of uint8 values: how many, how many differ, by how much at most."""
-
-    values: int = 0
-    different: int = 0
-    largest: int = 0
-
-    def add(self, got: npt.NDArray[Any], want: npt.NDArray[Any], what: str) -> None:
-        """Take one pair of arrays in.
-
-        Raises:
-            ParityError: their shapes or dtypes differ.
-        """
-        if got.shape != want.shape or got.dtype != want.dtype:
-            raise ParityError(f"{what}: {got.dtype} {got.shape}, PyTorch gives {want.dtype} {want.shape}")
-        delta = np.abs(got.astype(np.int16) - want.astype(np.int16))
-        self.values += delta.size
-        self.different += int(np.count_nonzero(delta))
-        self.largest = max(self.largest, int(delta.max(initial=0)))
-
-    def require(self, what: str, share: float = MAX_DIFFERENT) -> None:
-        """Raises ParityError if more than this share of the values differ, or one by more than 1."""
-        if self.largest > 1 or self.different > share * self.values:
-            raise ParityError(f"{what}: {self.different} of {self.values} values differ from PyTorch, by up to {self.largest}")
-
-    def to_dict(self) -> dict[str, int]:
-        """For the manifest."""
-        return {"values": self.values, "different": self.different, "largest": self.largest}
+PHOTOGRAPH_SIZE = (192, 288)
 
 
 @torch.no_grad()
@@ -165,3 +137,25 @@ def compare(net: RescalingNet, models: Mapping[str, bytes]) -> dict[str, dict[st
                 raise ParityError(f"{name}: z differs from PyTorch by {error:.3g}, allowed is {MAX_FLOAT_ERROR}")
             result.setdefault(name, {})["largest_z_error"] = error
     return result
+
+
+def golden_cases(net: RescalingNet) -> list[dict[str, npt.NDArray[Any]]]:
+    """PyTorch's results for four pictures: the smallest one, an uneven one, one whose LR is no multiple of 4, a photograph."""
+    scale = net.config.scale
+    height, width = (side - side % (4 * scale) + scale for side in GOLDEN_SIZE)
+    smallest, uneven, _ = probe_sizes(scale)
+    pictures = [probe_picture(*size, seed=7) for size in (smallest, uneven, (height, width))]
+    pictures.append(photograph(*PHOTOGRAPH_SIZE))
+    return [reference(net, picture[None]) for picture in pictures]
+
+
+def compare_precision(bundle: Bundle, precision: str, cases: list[dict[str, npt.NDArray[Any]]]) -> Parity:
+    """Run a bundle's graphs of one precision on ONNX Runtime, against PyTorch in float32.
+
+    Raises:
+        ParityError: the gate of `rescale.parity` refuses.
+    """
+    with contextlib.closing(create(bundle, "onnxruntime", precision=precision)) as runner:
+        parity = measure(bundle, runner.run, cases)
+    parity.require(f"{bundle.title} in {precision}")
+    return parity

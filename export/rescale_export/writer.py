@@ -6,7 +6,8 @@ operators, grouped convolutions and dead branches by construction, and makes an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,30 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescale import __version__
 from rescale.bundle import Tensor
+from rescale.errors import ParityError
 
 OPSET = 17
 IR_VERSION = 8
 
-_ELEMENT = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+_ELEMENT = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
 class GraphWriter:
-    """Collects nodes and constants. Every method that adds a node returns the name of its output."""
+    """Collects nodes and constants. Every method that adds a node returns the name of its output.
 
-    def __init__(self, name: str) -> None:
+    Attributes:
+        name: of the graph.
+        element: dtype of the floating-point constants and weights that are added now.
+        stream: dtype of the coupling stream and of the Haar transforms.
+        inner: dtype inside the subnets.
+    """
+
+    def __init__(self, name: str, precision: str = "fp32") -> None:
         self.name = name
+        self.element = "float32"
+        self.stream = "float16" if precision == "fp16" else "float32"
+        self.inner = "float32" if precision == "fp32" else "float16"
+        self._casts: dict[tuple[str, str], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs: list[Tensor] = []
@@ -43,15 +56,40 @@ class GraphWriter:
         self.op("Identity", [value], name, output=name)
         self.outputs.append(Tensor(name, dtype, tuple(axes)))
 
-    def constant(self, name: str, value: npt.ArrayLike, dtype: Any = np.float32) -> str:
-        """Add a constant, float32 unless another dtype is named."""
+    @contextlib.contextmanager
+    def using(self, element: str) -> Iterator[None]:
+        """Constants and weights added in the block are of this dtype."""
+        before, self.element = self.element, element
+        try:
+            yield
+        finally:
+            self.element = before
+
+    def cast(self, value: str, have: str, want: str) -> str:
+        """A value in another floating-point dtype; the same value is converted once."""
+        if have == want:
+            return value
+        if (value, want) not in self._casts:
+            self._casts[value, want] = self.op("Cast", [value], f"{value}.{want}", to=_ELEMENT[want])
+        return self._casts[value, want]
+
+    def constant(self, name: str, value: npt.ArrayLike, dtype: Any = None) -> str:
+        """Add a constant, of the current floating-point dtype unless another is named.
+
+        Raises:
+            ParityError: a value that the dtype cannot hold.
+        """
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype=dtype, order="C"), name)
+            with np.errstate(over="ignore"):
+                array = np.asarray(value, dtype=dtype or self.element, order="C")
+            if not np.isfinite(array).all():
+                raise ParityError(f"{self.name}: {name} holds values that {array.dtype} cannot; export it as fp32")
+            self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
     def scalar(self, value: float) -> str:
-        """A float32 scalar constant, shared by all who need the same value."""
-        return self.constant(f"scalar_{value:.9g}", np.float32(value))
+        """A scalar constant of the current dtype, shared by all who need the same value."""
+        return self.constant(f"scalar_{value:.9g}" + ("" if self.element == "float32" else f"_{self.element}"), value)
 
     def op(self, kind: str, inputs: Sequence[str], name: str, *, output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output."""

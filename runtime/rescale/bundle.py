@@ -1,6 +1,7 @@
 """The bundle: a folder of graphs with a manifest. One per model, scale and size.
 
     manifest.json  downscale.onnx  upscale.onnx  [encoder.onnx  decoder.onnx]  golden.npz
+    downscale.mixed.onnx  upscale.mixed.onnx  ...   the same graphs in other precisions
 
 Readers refuse an unknown major version and any file whose SHA-256 does not match the manifest. docs/bundle.md is the
 contract.
@@ -20,11 +21,14 @@ from rescale.errors import BundleError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 
 FORMAT = "rescale-bundle"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_GRAPH_BYTES = 1 << 30
+PRECISIONS = ("fp32", "mixed", "fp16")
+"""Float32; subnets in float16 and the coupling stream in float32; both in float16."""
+
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -66,6 +70,11 @@ def graph_names(v: Variant) -> tuple[str, ...]:
     return ("downscale", "upscale", "encoder", "decoder") if v.latent else ("downscale", "upscale")
 
 
+def graph_file(name: str, precision: str) -> str:
+    """File name of a graph in a precision."""
+    return f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
+
+
 def hr_axes() -> tuple[int | str, ...]:
     """Axes of ``hr``: NHWC."""
     return ("batch", "height", "width", 3)
@@ -81,7 +90,8 @@ class Bundle:
         size: name of the size, such as ``lite``.
         weights: SHA-256 of the weights.
         receptive_field: LR pixels on each side that a value may depend on, in both directions.
-        graphs: by name.
+        graphs: by name, in float32.
+        precisions: the same for each precision that the bundle holds, float32 included.
         manifest: the whole parsed manifest.
     """
 
@@ -117,10 +127,15 @@ class Bundle:
             self.weights = str(m["weights"]["sha256"])
             self.receptive_field = int(m["receptive_field"]["lr_pixels"])
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
-            missing = [g for g in graph_names(self.variant) if g not in self.graphs]
-            if missing:
-                raise BundleError(f"{target}: graph {missing[0]!r} is missing; export the bundle again")
-            if self.receptive_field < 0 or min(g.memory for g in self.graphs.values()) < 1 or not isinstance(self.scale, int):
+            others = m.get("precisions", {})
+            self.precisions: dict[str, dict[str, Graph]] = {"fp32": self.graphs}
+            self.precisions |= {p: {k: _graph(v) for k, v in others[p].items()} for p in others}
+            for precision, graphs in self.precisions.items():
+                missing = [g for g in graph_names(self.variant) if g not in graphs]
+                if missing:
+                    raise BundleError(f"{target}: graph {missing[0]!r} is missing in {precision}; export the bundle again")
+            every = [g for graphs in self.precisions.values() for g in graphs.values()]
+            if self.receptive_field < 0 or min(g.memory for g in every) < 1 or not isinstance(self.scale, int):
                 raise ValueError("a number is out of range")
             if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
                 raise ValueError("weights.sha256 is not 64 hexadecimal digits")
@@ -144,13 +159,27 @@ class Bundle:
         """Short name: model, scale and size."""
         return f"{self.variant.name} x{self.scale} {self.size}"
 
-    def read_graph(self, name: str) -> bytes:
+    def graph(self, name: str, precision: str = "fp32") -> Graph:
+        """A graph's entry.
+
+        Raises:
+            BundleError: the bundle does not hold that precision, or has no such graph.
+        """
+        if precision not in self.precisions:
+            held = ", ".join(self.precisions)
+            raise BundleError(f"{self.path}: holds {held}, not {precision!r}; export it with --precision {precision}")
+        if name not in self.precisions[precision]:
+            raise BundleError(f"{self.path}: {self.title} has no graph {name!r}, only {', '.join(self.precisions[precision])}")
+        return self.precisions[precision][name]
+
+    def read_graph(self, name: str, precision: str = "fp32") -> bytes:
         """Bytes of a graph's ONNX file, verified against the manifest.
 
         Raises:
-            BundleError: missing file or hash mismatch, naming the file.
+            BundleError: no such graph or precision, missing file or hash mismatch, naming the file.
         """
-        return self._read(self.graphs[name].file, self.graphs[name].sha256)
+        graph = self.graph(name, precision)
+        return self._read(graph.file, graph.sha256)
 
     def read_golden(self) -> bytes:
         """Bytes of the golden vectors (numpy's .npz), verified.
@@ -169,8 +198,9 @@ class Bundle:
         Raises:
             BundleError: the first that is missing or does not match.
         """
-        for name in self.graphs:
-            self.read_graph(name)
+        for precision, graphs in self.precisions.items():
+            for name in graphs:
+                self.read_graph(name, precision)
         self.read_golden()
 
     def _read(self, file: str, sha256: str) -> bytes:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import OutputError, ParityError
 from rescale.image import pad_planes
+from rescale.parity import golden_vectors
 from rescale.variants import SCALES, VARIANTS
 from rescale_export import bundles
 from rescale_export.bundles import bundle_name, replaced_folder, write_bundle
@@ -39,7 +39,7 @@ def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNe
     net, path = make_net(model, scale), bundle(model, scale)
     m = json.loads((path / MANIFEST).read_text())
     v = VARIANTS[model]
-    assert m["format"] == "rescale-bundle/1.0"
+    assert m["format"] == "rescale-bundle/1.1"
     assert (m["model"], m["scale"], m["size"], m["auxiliary"]) == (model, scale, "custom", v.auxiliary)
     assert m["net"] == to_dict(net.config)
     assert m["receptive_field"] == {"lr_pixels": receptive_field(net)}
@@ -51,10 +51,13 @@ def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNe
     assert set(m["exporter"]) == {"rescale", "torch", "onnx", "onnxruntime", "numpy"}
     assert set(m["parity"]) == {"backend", *m["graphs"]}
     assert m["parity"]["upscale"]["largest"] <= 1
-    for name, entry in [*m["graphs"].items(), ("golden", m["golden"])]:
+    assert set(m["precisions"]) == set(m["precision_parity"]) == {"mixed"}
+    assert m["precision_parity"]["mixed"]["psnr_lost"] <= 0.02
+    every = [*m["graphs"].items(), *m["precisions"]["mixed"].items()]
+    for name, entry in [*every, ("golden", m["golden"])]:
         data = (path / entry["file"]).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest()), name
-    assert set(content(path)) == {MANIFEST, "golden.npz", *(g["file"] for g in m["graphs"].values())}
+    assert set(content(path)) == {MANIFEST, "golden.npz", *(g["file"] for _, g in every)}
     Bundle(path).verify()
 
 
@@ -68,13 +71,16 @@ def test_the_card_is_kept(tmp_path: Path, make_net: MakeNet) -> None:
 @pytest.mark.parametrize(("model", "scale"), ALL)
 def test_the_golden_vectors_reproduce(bundle: BundleOf, model: str, scale: int) -> None:
     made = Bundle(bundle(model, scale))
-    golden: dict[str, Any] = dict(np.load(io.BytesIO(made.read_golden()), allow_pickle=False))
     latent = VARIANTS[model].latent
-    assert set(golden) == {"hr", "lr", "restored"} | ({"z", "code", "z_hat"} if latent else set())
+    cases = golden_vectors(made)
+    assert len(cases) == 4
+    for case in cases:
+        assert set(case) == {"hr", "lr", "restored"} | ({"z", "code", "z_hat"} if latent else set())
+        assert case["hr"].shape == (1, case["lr"].shape[1] * scale, case["lr"].shape[2] * scale, 3)
+    golden: dict[str, Any] = cases[2]
     lr_height, lr_width = golden["lr"].shape[1:3]
     assert lr_height % 4, "the latent's padding is exercised"
     assert lr_width % 4
-    assert golden["hr"].shape == (1, lr_height * scale, lr_width * scale, 3)
 
     def run(graph: str, **inputs: Any) -> list[Any]:
         session = onnxruntime.InferenceSession(made.read_graph(graph), providers=["CPUExecutionProvider"])
@@ -112,7 +118,14 @@ def test_a_bundle_is_replaced_and_nothing_else_is_left(tmp_path: Path, make_net:
     write_bundle(make_net("irn_m", 2), target)
     made = write_bundle(make_net("irn", 2, seed=1), target)
     assert made.weights == weights_digest(make_net("irn", 2, seed=1))
-    assert set(content(target)) == {MANIFEST, "golden.npz", "downscale.onnx", "upscale.onnx"}
+    assert set(content(target)) == {
+        MANIFEST,
+        "golden.npz",
+        "downscale.onnx",
+        "upscale.onnx",
+        "downscale.mixed.onnx",
+        "upscale.mixed.onnx",
+    }
     assert os.listdir(tmp_path) == ["b"]
 
 
@@ -197,7 +210,7 @@ def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytes
 def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
-    (target / "manifest.json").write_text('{"format": "rescale-bundle/1.0"}')
+    (target / "manifest.json").write_text('{"format": "rescale-bundle/1.1"}')
     rename, calls = Path.rename, []
 
     def interrupted(self: Path, goal: Path) -> Path:
@@ -228,7 +241,7 @@ def test_a_folder_with_a_foreign_manifest_or_other_files_is_never_replaced(tmp_p
         folder = tmp_path / str(len(names))
         folder.mkdir()
         for name in names:
-            text = '{"name": "my browser extension"}' if len(names) == 1 else '{"format": "rescale-bundle/1.0"}'
+            text = '{"name": "my browser extension"}' if len(names) == 1 else '{"format": "rescale-bundle/1.1"}'
             (folder / name).write_text(text)
         with pytest.raises(OutputError, match="is not a bundle, or holds other files"), replaced_folder(folder):
             pass

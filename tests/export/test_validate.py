@@ -9,9 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescale.bundle import Tensor
 from rescale.errors import ParityError
+from rescale.parity import Comparison
 from rescale_export.graphs import split_graphs
 from rescale_export.probe import probe_picture
-from rescale_export.validate import FORBIDDEN, Comparison, check_contract, compare, probe_sizes, reference
+from rescale_export.validate import FORBIDDEN, check_contract, compare, probe_sizes, reference
 from rescale_train.models import RescalingNet
 
 MakeNet = Callable[..., RescalingNet]
@@ -148,12 +149,12 @@ def counted(values: int, different: int, by: int) -> Comparison:
 )
 def test_few_values_may_differ_by_one_level(different: int, by: int, ok: bool) -> None:
     c = counted(100_000, different, by)
-    assert c.to_dict() == {"values": 100_000, "different": different, "largest": by}
+    assert {k: v for k, v in c.to_dict().items() if k != "psnr"} == {"values": 100_000, "different": different, "largest": by}
     if ok:
-        c.require("graph")
+        c.require("graph", 1e-4)
         return
     with pytest.raises(ParityError, match=f"graph: {different} of 100000 values differ from PyTorch, by up to {by}"):
-        c.require("graph")
+        c.require("graph", 1e-4)
 
 
 def test_differences_do_not_wrap_around() -> None:

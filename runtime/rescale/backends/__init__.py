@@ -28,15 +28,17 @@ class Runner(Protocol):
         """Free sessions and memory. Running afterwards is an error."""
 
 
-def create(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Runner:
+def create(bundle: Bundle, backend: str = "auto", threads: int | None = None, precision: str = "fp32") -> Runner:
     """A runner for a bundle.
 
     Args:
         bundle: what to run.
         backend: ``auto`` or one of `NAMES`.
         threads: CPU threads; None for all that this process may use.
+        precision: which of the bundle's graphs run.
 
     Raises:
+        BundleError: the bundle does not hold that precision.
         BackendError: unknown, not installed, or it cannot load the graphs.
     """
     if backend == "auto":
@@ -44,5 +46,5 @@ def create(bundle: Bundle, backend: str = "auto", threads: int | None = None) ->
     if backend == "onnxruntime":
         from rescale.backends.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(bundle, threads)
+        return OnnxRuntimeRunner(bundle, threads, precision)
     raise BackendError(f"unknown backend {backend!r}: choose auto or one of {', '.join(NAMES)}")

@@ -22,17 +22,18 @@ _ALLOCATION = re.compile(r"bad_alloc|allocate memory|out of memory", re.I)
 class OnnxRuntimeRunner:
     """One session per graph, made on first use from verified bytes and shared by all threads."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"threads: at least 1, got {threads}")
-        self._bundle = bundle
+        self._bundle, self._precision = bundle, precision
+        bundle.graph("downscale", precision)
         self._threads = threads or usable_threads()
         self._lock = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] | None = {}
 
     @property
     def name(self) -> str:
-        return f"onnxruntime {ort.__version__} CPU, {self._threads} thread(s)"
+        return f"onnxruntime {ort.__version__} CPU, {self._precision}, {self._threads} thread(s)"
 
     def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         session = self._session(graph)
@@ -57,7 +58,7 @@ class OnnxRuntimeRunner:
                 options.log_severity_level = 3
                 # A memory pattern is kept for every shape that ever came: 320 MB after 200 pictures of random sizes.
                 options.enable_mem_pattern = False
-                data = self._bundle.read_graph(graph)
+                data = self._bundle.read_graph(graph, self._precision)
                 try:
                     self._sessions[graph] = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
                 except Exception as e:  # as above
