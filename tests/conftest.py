@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from rescale.bundle import MANIFEST, PRECISIONS
 from rescale_export.bundles import write_bundle
 from rescale_export.probe import probe_picture
+from rescale_train import checkpoint
 from rescale_train.config import NetConfig
 from rescale_train.models import RescalingNet, build
+from rescale_train.shipped import find_shipped
 
 torch.set_num_threads(1)
 
@@ -43,6 +49,57 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Pat
         return made[model, scale]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """As `bundle`, with all precisions."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def get(model: str, scale: int) -> Path:
+        if (model, scale) not in made:
+            target = tmp_path_factory.mktemp("full") / f"{model}_x{scale}"
+            write_bundle(random_net(model, scale), target, None, PRECISIONS)
+            made[model, scale] = target
+        return made[model, scale]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Path of the bundle of a model's shipped x2 weights with all precisions, made once."""
+    made: dict[str, Path] = {}
+
+    def get(model: str) -> Path:
+        if model not in made:
+            found = find_shipped(model, 2, None)
+            made[model] = tmp_path_factory.mktemp("shipped") / f"{model}_x2_lite"
+            net = checkpoint.load_net(checkpoint.read(found.path), str(found.path))
+            write_bundle(net, made[model], found.card, PRECISIONS)
+        return made[model]
+
+    return get
+
+
+@pytest.fixture
+def altered(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a bundle whose files are changed, with a manifest that vouches for them."""
+
+    def alter(path: Path, change: Callable[[str, bytes], bytes], *files: str) -> Path:
+        target = tmp_path / f"altered{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(path, target)
+        manifest = json.loads((target / MANIFEST).read_text())
+        graphs = [manifest["graphs"], *manifest["precisions"].values()]
+        entries = {e["file"]: e for e in [*(e for g in graphs for e in g.values()), manifest["golden"]]}
+        for file in files:
+            data = change(file, (target / file).read_bytes())
+            (target / file).write_bytes(data)
+            entries[file] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        (target / MANIFEST).write_text(json.dumps(manifest))
+        return target
+
+    return alter
 
 
 @pytest.fixture

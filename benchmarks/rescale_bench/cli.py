@@ -30,8 +30,9 @@ def psnr(
         list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")] = "fp32",
     each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -46,7 +47,7 @@ def psnr(
     report: dict[str, Any] = {"definitions": DEFINITIONS, "mean": "of the pictures' values", "results": []}
     with progress_bar(len(bundles) * sum(len(s.pictures) for s in sets)) as advance:
         for path in bundles:
-            with load(path, backend, threads or None) as net:
+            with load(path, backend, threads or None, precision=precision) as net:
                 for pictures in sets:
                     result = measure_set(net, pictures, advance)
                     head = {"bundle": str(path), "model": net.bundle.title, "backend": net.runner.name}
@@ -55,6 +56,36 @@ def psnr(
     if out is not None:
         atomic_write(out, (text + "\n").encode())
     print(text if json_ else as_text(report, each))
+
+
+@app.command()
+def parity(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by rescale-export.", metavar="BUNDLE...")],
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Such as onnxruntime, half or tensorrt-rtx; repeat for several. Default: all that run.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, mixed or fp16; repeat for several. Default: all that the bundle holds.")
+    ] = None,
+    max_loss: Annotated[float, typer.Option(help="dB that may be lost against the true HR.", min=0.0)] = 0.02,
+    data: Annotated[list[Path] | None, typer.Option(help="Folder of HR pictures to compare as well; repeat for several.")] = None,
+    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT of a probe picture; repeat for several.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    graph: Annotated[str, typer.Option(help="Which graph Polygraphy's files are of.")] = "downscale",
+    save_inputs: Annotated[Path | None, typer.Option(help="Write the golden inputs as Polygraphy's, and stop.")] = None,
+    save_outputs: Annotated[Path | None, typer.Option(help="Write PyTorch's outputs as Polygraphy's, and stop.")] = None,
+    load_outputs: Annotated[Path | None, typer.Option(help="Judge what polygraphy run --save-outputs wrote, and stop.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Whether backends and precisions give PyTorch's pictures, in grey levels and dB. Exit code 1: the gate refuses one."""
+    from rescale_bench import parity_cli
+
+    options = parity_cli.Options(backend or [], precision or [], max_loss, data or [], limit, size or [], threads or None)
+    files = parity_cli.Files(graph, save_inputs, save_outputs, load_outputs)
+    if not parity_cli.run(bundles, options, files, out, json_):
+        raise typer.Exit(1)
 
 
 @app.command()

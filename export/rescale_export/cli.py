@@ -24,6 +24,12 @@ def export(
         list[str], typer.Option(help="Graphs beside the float32 ones: mixed, fp16; repeat for several, fp32 for no more.")
     ] = ["mixed"],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
+    triton: Annotated[Path | None, typer.Option(help="Also write Triton models into this model repository.")] = None,
+    triton_backend: Annotated[str, typer.Option(help="What runs them: onnxruntime, tensorrt or python.")] = "onnxruntime",
+    triton_precision: Annotated[
+        str | None, typer.Option(help="Graphs that Triton serves; by default mixed for tensorrt, fp32 for others.")
+    ] = None,
+    triton_engines: Annotated[Path | None, typer.Option(help="Folder of engines for tensorrt; by default the cache's.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List models, scales, sizes and shipped weights, and stop.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -36,7 +42,10 @@ def export(
         print_list(json_)
         return
     from rescale_export.bundles import bundle_name, write_bundle
+    from rescale_export.triton import check_backend, write_repository
     from rescale_train.config import size_name
+
+    check_backend(triton_backend)
 
     card: dict[str, Any] = {}
     if checkpoint is None:
@@ -56,10 +65,14 @@ def export(
     if not json_:
         print(f"{model} x{scale}: {said}")
     bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision)
+    models: list[str] = []
+    if triton is not None:
+        models = write_repository(bundle, triton, triton_backend, triton_precision, triton_engines)
     parity = bundle.manifest["parity"]
     if json_:
         parts = {key: bundle.manifest[key] for key in ("graphs", "precisions", "parity", "precision_parity")}
-        print_json({"bundle": str(bundle.path), "weights": said, **parts})
+        served = {} if triton is None else {"triton": {"repository": str(triton), "backend": triton_backend, "models": models}}
+        print_json({"bundle": str(bundle.path), "weights": said, **parts, **served})
         return
     for name, graph in bundle.manifest["graphs"].items():
         p = parity.get(name, {})
@@ -73,6 +86,8 @@ def export(
         size = sum(g["bytes"] for g in bundle.manifest["precisions"][name].values())
         print(f"  {name}: {size} bytes, loses {found['psnr_lost']:.3f} dB; values that differ: {shares}")
     print(f"bundle: {bundle.path}")
+    if triton is not None:
+        print(f"triton: {triton}: {', '.join(models)}")
 
 
 def print_list(json_: bool) -> None:

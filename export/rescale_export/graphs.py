@@ -46,19 +46,44 @@ def _weight_bias(conv: nn.Module) -> tuple[npt.NDArray[np.float32], npt.NDArray[
 
 
 def _dense(g: GraphWriter, block: DenseBlock, value: str, name: str, out_scale: Sequence[float] | None = None) -> str:
-    """A dense block; `out_scale` multiplies its output channels and is folded into the last convolution."""
+    """A dense block; `out_scale` multiplies its output channels and is folded into the last convolution.
+
+    In float32 a convolution of joined features is written as a sum of one convolution a feature. Nothing is copied together,
+    every convolution but those of the block's input has whole blocks of 16 channels, and runtimes fuse the sums into the
+    convolutions: docs/speed.md has the gain. In float16 every sum would be rounded, so features are joined.
+    """
     with g.using(g.inner):
         features = [g.cast(value, g.stream, g.inner)]
-        for k, conv in enumerate(block.convs[:-1]):
+        widths = [block.convs[0].in_channels] + [block.convs[0].out_channels] * 4
+        for k, conv in enumerate(block.convs, 1):
             weight, bias = _weight_bias(conv)
-            out = g.conv(g.concat(features, f"{name}.cat{k + 1}"), weight, bias, f"{name}.conv{k + 1}")
-            features.append(g.op("LeakyRelu", [out], f"{name}.act{k + 1}", alpha=LEAKY_SLOPE))
-        weight, bias = _weight_bias(block.convs[-1])
-        if out_scale is not None:
-            factor = np.asarray(out_scale, np.float32)
-            weight, bias = weight * factor[:, None, None, None], bias * factor
-        out = g.conv(g.concat(features, f"{name}.cat5"), weight, bias, f"{name}.conv5")
+            if k == len(block.convs) and out_scale is not None:
+                factor = np.asarray(out_scale, np.float32)
+                weight, bias = weight * factor[:, None, None, None], bias * factor
+            here = f"{name}.conv{k}"
+            if g.element == "float16":
+                out = g.conv(g.concat(features, f"{name}.cat{k}"), weight, bias, here)
+            else:
+                out = _sum_of_convs(g, list(zip(features, widths, strict=False)), weight, bias, here)
+            if k < len(block.convs):
+                features.append(g.op("LeakyRelu", [out], f"{name}.act{k}", alpha=LEAKY_SLOPE))
         return g.cast(out, g.inner, g.stream)
+
+
+def _sum_of_convs(
+    g: GraphWriter,
+    features: list[tuple[str, int]],
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+    name: str,
+) -> str:
+    """The convolution of joined features, each given with its number of channels."""
+    total, start = "", 0
+    for j, (feature, width) in enumerate(features):
+        part = g.conv(feature, weight[:, start : start + width], None if j else bias, f"{name}.{j}")
+        total = g.op("Add", [part, total], f"{name}.sum{j}") if j else part
+        start += width
+    return total
 
 
 def _shift_and_factor(g: GraphWriter, block: InvBlock, y1: str, name: str, sign: float) -> tuple[str, str]:
@@ -90,7 +115,7 @@ def _inverse_block(g: GraphWriter, block: InvBlock, y1: str, y2: str, name: str)
     shift, factor = _shift_and_factor(g, block, y1, name, -1.0)
     moved = g.op("Add", [y2, shift], f"{name}.shift") if y2 else shift
     x2 = g.op("Mul", [moved, factor], f"{name}.high")
-    return g.op("Sub", [y1, _dense(g, block.F, x2, f"{name}.F")], f"{name}.low"), x2
+    return g.op("Add", [y1, _dense(g, block.F, x2, f"{name}.F", [-1.0] * block.low)], f"{name}.low"), x2
 
 
 def _to_planes(g: GraphWriter, value: str, name: str) -> str:
@@ -116,7 +141,7 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     c, v = net.config, net.config.variant
     g = GraphWriter("downscale", precision)
     planes = _to_planes(g, g.input("hr", "uint8", hr_axes()), "input")
-    state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
+    state = g.cast(planes, "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
     stages = net.stages()
@@ -127,7 +152,9 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
             high = 4 * (low + high) - low
         keep_z = v.latent or (v.alpha and not c.pre_split)
         with g.using(g.stream):
-            bands = g.conv(state, _array(transform.analysis), None, f"level{level}.haar", stride=2)
+            # Bytes become numbers of 0 to 1 in the first transform.
+            analysis = _array(transform.analysis) / np.float32(1 if level else 255)
+            bands = g.conv(state, analysis, None, f"level{level}.haar", stride=2)
             a, b = g.split(bands, [low, high], f"level{level}.split")
             for i, block in enumerate(blocks):
                 need_high = keep_z or level < last or i < len(blocks) - 1
@@ -153,6 +180,13 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     return g
 
 
+def _logits(gain: float) -> npt.NDArray[np.float32]:
+    """alpha for each of 256 codes: logit(u) / gain with u clamped. A table is the same on every backend."""
+    u = (np.arange(256, dtype=np.float64) - ALPHA_MIN) / (ALPHA_MAX - ALPHA_MIN)
+    u = np.clip(u, LOGIT_MARGIN, 1.0 - LOGIT_MARGIN)
+    return np.asarray(np.log(u / (1.0 - u)) / gain, np.float32)
+
+
 def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The upscale graph."""
     c, v = net.config, net.config.variant
@@ -161,15 +195,9 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     a, b = planes, ""
     if v.alpha:
         rgb, code = g.split(planes, [3, 1], "input.split")
-        shifted = g.op("Sub", [code, g.scalar(ALPHA_MIN)], "alpha.shift")
-        u = g.op("Div", [shifted, g.scalar(ALPHA_MAX - ALPHA_MIN)], "alpha.unit")
-        u = g.op("Clip", [u, g.scalar(LOGIT_MARGIN), g.scalar(1.0 - LOGIT_MARGIN)], "alpha.clip")
-        rest = g.op("Sub", [g.scalar(1.0), u], "alpha.rest")
-        odds = g.op("Div", [u, rest], "alpha.odds")
-        alpha = g.op("Log", [odds], "alpha.logit")
-        if c.alpha_gain != 1.0:
-            alpha = g.op("Div", [alpha, g.scalar(c.alpha_gain)], "alpha.gain")
-        a = g.op("Div", [rgb, g.scalar(255.0)], "input.unit")
+        index = g.op("Cast", [code], "alpha.index", to=onnx.TensorProto.INT32)
+        alpha = g.op("Gather", [g.constant("alpha.logits", _logits(c.alpha_gain)), index], "alpha.logit", axis=0)
+        a = g.op("Mul", [rgb, g.scalar(1.0 / 255.0)], "input.unit")
         if c.pre_split:
             a = g.concat([a, alpha], "input.cat")
         else:
@@ -177,7 +205,7 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
             first[0] = 1.0
             b = g.conv(alpha, first, None, "input.high")
     else:
-        a = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
+        a = g.op("Mul", [planes, g.scalar(1.0 / 255.0)], "input.unit")
     if v.latent:
         b = g.input("z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
     a = g.cast(a, "float32", g.stream)

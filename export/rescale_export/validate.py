@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxruntime import InferenceSession, SessionOptions
 from rescale.backends import create
 from rescale.bundle import Bundle, Tensor
 from rescale.errors import ParityError
+from rescale.half import HalfRunner
 from rescale.image import pad_planes
 from rescale.parity import Comparison, Parity, measure
 from rescale.variants import LATENT_STRIDE
@@ -150,12 +152,16 @@ def golden_cases(net: RescalingNet) -> list[dict[str, npt.NDArray[Any]]]:
 
 
 def compare_precision(bundle: Bundle, precision: str, cases: list[dict[str, npt.NDArray[Any]]]) -> Parity:
-    """Run a bundle's graphs of one precision on ONNX Runtime, against PyTorch in float32.
+    """Run a bundle's graphs of one precision on ONNX Runtime, as they are and with every float16 result rounded.
+
+    Returns:
+        Agreement of the rounded results with PyTorch in float32: as they are, a CPU may compute them in float32.
 
     Raises:
-        ParityError: the gate of `rescale.parity` refuses.
+        ParityError: the gate of `rescale.parity` refuses either.
     """
-    with contextlib.closing(create(bundle, "onnxruntime", precision=precision)) as runner:
-        parity = measure(bundle, runner.run, cases)
-    parity.require(f"{bundle.title} in {precision}")
+    for make in (partial(create, bundle, "onnxruntime", precision=precision), partial(HalfRunner, bundle, precision)):
+        with contextlib.closing(make()) as runner:
+            parity = measure(bundle, runner.run, cases)
+            parity.require(f"{bundle.title} in {precision} on {runner.name}")
     return parity

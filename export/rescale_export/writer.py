@@ -53,7 +53,10 @@ class GraphWriter:
 
     def output(self, value: str, name: str, dtype: str, axes: Sequence[int | str]) -> None:
         """Make a value a graph output under a name of its own."""
-        self.op("Identity", [value], name, output=name)
+        # Renamed where it is made, not copied: TensorRT takes uint8 out of a cast only, and a copy behind it is refused.
+        for node in self.nodes:
+            node.input[:] = [name if x == value else x for x in node.input]
+            node.output[:] = [name if x == value else x for x in node.output]
         self.outputs.append(Tensor(name, dtype, tuple(axes)))
 
     @contextlib.contextmanager
@@ -82,6 +85,8 @@ class GraphWriter:
         if name not in self.constants:
             with np.errstate(over="ignore"):
                 array = np.asarray(value, dtype=dtype or self.element, order="C")
+            if not np.isfinite(np.asarray(value)).all():
+                raise ParityError(f"{self.name}: {name} holds values that are not finite; the weights are broken, train them again")
             if not np.isfinite(array).all():
                 raise ParityError(f"{self.name}: {name} holds values that {array.dtype} cannot; export it as fp32")
             self.constants[name] = numpy_helper.from_array(array, name)

@@ -1,4 +1,4 @@
-"""Command line of the runtime: down, up, info, verify, strip."""
+"""Command line of the runtime: down, up, info, verify, strip, doctor."""
 
 from __future__ import annotations
 
@@ -198,6 +198,18 @@ def strip(
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
     picture = Small.open(_stream_in(source), max_pixels).without_auxiliary()
     _write(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also run its golden vectors on what works.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds that one library may take to answer.", min=0.1)] = 60.0,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Show what this machine has, what works, and how to install what does not. Exit code 0: the default backend works."""
+    from rescale.doctor import command
+
+    return command(bundle, json_, limit)
 
 
 def _load(bundle: Path, backend: str, threads: int, memory: str | None, tile: int | None) -> Rescaler:

@@ -36,6 +36,10 @@ class OutOfMemoryError(BackendError):
     """The backend could not get the memory it needed."""
 
 
+class EngineError(BackendError):
+    """An engine cannot be built, or its file is truncated, changed, foreign, stale or incomplete."""
+
+
 class CheckpointError(RescaleError):
     """A training checkpoint is missing, damaged, or of another model."""
 

@@ -116,6 +116,7 @@ def load(
     threads: int | None = None,
     memory: int | None = None,
     tile: tuple[int, int] | None = None,
+    precision: str = "fp32",
 ) -> Rescaler:
     """Open a bundle.
 
@@ -126,10 +127,11 @@ def load(
         memory: budget in bytes for running the network, beside the pictures themselves; None for half of what is available.
             Pictures that need more run in tiles, whose halo makes the result that of the whole picture.
         tile: (height, width) of tiles in LR pixels, instead of a budget.
+        precision: which of the bundle's graphs run: one of `rescale.bundle.PRECISIONS`.
 
     Raises:
-        BundleError: no bundle there, damaged, or of another format version.
+        BundleError: no bundle there, damaged, of another format version, or without that precision.
         BackendError: the backend is unknown, missing, or cannot load the graphs.
     """
     bundle = Bundle(path)
-    return Rescaler(bundle, create(bundle, backend, threads), tile, memory)
+    return Rescaler(bundle, create(bundle, backend, threads, precision), tile, memory)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rescale.bundle import Bundle
+from rescale.bundle import Bundle, Tensor
 from rescale.errors import ConfigError
-from rescale_engines.profiles import MAX_HR_SIDE, Profile, Size
+from rescale.variants import LATENT_STRIDE, SCALES
+from rescale_engines.profiles import CLASSES, MAX_HR_SIDE, Profile, Size, parse_profile
 
 GOOD = (Size(1, 64, 64), Size(1, 720, 1280), Size(4, 2160, 3840))
 
@@ -44,7 +47,59 @@ def test_bad_profiles_are_refused(sizes, message):
 
 
 def test_unknown_axis_is_refused():
-    from rescale.bundle import Tensor
-
     with pytest.raises(ConfigError, match="input x has an unknown axis 'depth'"):
         Profile(2, *GOOD).shapes(Tensor("x", "uint8", ("batch", "depth")))
+
+
+sides = st.tuples(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300))
+
+
+@given(st.sampled_from(SCALES), st.lists(sides, min_size=3, max_size=3))
+def test_text_and_back(scale, sizes):
+    ordered = zip(*[sorted(axis) for axis in zip(*sizes, strict=True)], strict=True)
+    text = ":".join(f"{b}x{h * scale}x{w * scale}" for b, h, w in ordered)
+    profile = parse_profile(text, scale)
+    assert str(profile) == text.replace(":", "-")
+    assert parse_profile(str(profile).replace("-", ":"), scale) == profile
+
+
+@given(st.sampled_from(SCALES), st.integers(1, 500), st.integers(1, 500))
+def test_the_encoder_gets_padded_planes_and_nothing_else_does(scale, h, w):
+    profile = parse_profile(f"{h * scale}x{w * scale}", scale)
+    z = Tensor("z", "float32", ("batch", 9, "lr_height", "lr_width"))
+    assert profile.shapes(z, "upscale")[0] == (1, 9, h, w)
+    (_, _, padded_h, padded_w), code = profile.shapes(z, "encoder")[0], Tensor("code", "uint8", ("latent_height", "latent_width"))
+    assert padded_h % LATENT_STRIDE == padded_w % LATENT_STRIDE == 0
+    assert 0 <= padded_h - h < LATENT_STRIDE
+    assert (padded_h // LATENT_STRIDE, padded_w // LATENT_STRIDE) == profile.shapes(code, "decoder")[0]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_named_profiles_begin_with_the_smallest_picture(name, scale):
+    profile = parse_profile(name, scale)
+    assert profile.smallest == Size(1, scale, scale)
+    assert (profile.best, profile.largest) == CLASSES[name]
+
+
+def test_one_size_and_a_batch():
+    assert parse_profile("64x96", 2) == Profile(2, Size(1, 64, 96), Size(1, 64, 96), Size(1, 64, 96))
+    assert parse_profile("64x96:2x64x96:4x64x96", 2).largest == Size(4, 64, 96)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "big", "64", "64x64:64x64", "1:2:3", "64x64x64x64", "-2x2", "64X64", "64x64:64x64:64x64:64x64", "9e9x2"]
+)
+def test_texts_that_are_no_profile(text):
+    with pytest.raises(ConfigError, match="profile"):
+        parse_profile(text, 2)
+
+
+def test_memory_is_that_of_the_largest_size(bundle):
+    graph = Bundle(bundle("irn", 2)).graphs["upscale"]
+    profile = parse_profile("2x2:64x64:2x128x256", 2)
+    need = graph.memory * 2 * 64 * 128
+    assert profile.memory(graph) == need
+    profile.require_memory(graph, need)
+    with pytest.raises(ConfigError, match=r"upscale.onnx needs about .* at 2x128x256, .* --max-memory"):
+        profile.require_memory(graph, need - 1)

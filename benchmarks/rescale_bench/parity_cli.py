@@ -1,0 +1,141 @@
+"""What `rescale-bench parity` does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rescale.bundle import PRECISIONS, Bundle
+from rescale.console import progress_bar, require
+from rescale.errors import ConfigError
+from rescale.files import atomic_write
+from rescale.image import MAX_SIDE
+from rescale_bench import polygraphy_io
+from rescale_bench.parity import BACKENDS, Group, Report, Result, Size, check
+from rescale_bench.parity_report import DEFINITIONS, as_dict, show
+
+LEAST_WIDTH = 120
+"""Columns that a table takes; a narrower terminal wraps its lines."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options; see its help."""
+
+    backends: Sequence[str]
+    precisions: Sequence[str]
+    max_loss: float
+    data: Sequence[Path]
+    limit: int
+    sizes: Sequence[str]
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Polygraphy's files of one graph."""
+
+    graph: str
+    save_inputs: Path | None
+    save_outputs: Path | None
+    load_outputs: Path | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a file to write."""
+        return self.save_inputs is not None or self.save_outputs is not None
+
+
+def run(paths: Sequence[Path], options: Options, files: Files, out: Path | None, as_json: bool) -> bool:
+    """Do what the command line asks for.
+
+    Returns:
+        False if the gate refuses anything.
+
+    Raises:
+        RescaleError: as `rescale_bench.parity.check` and `rescale_bench.polygraphy_io`.
+    """
+    if (files.writes or files.load_outputs) and len(paths) != 1:
+        raise ConfigError(f"Polygraphy's files are of one bundle, {len(paths)} were given")
+    if files.writes and files.load_outputs:
+        raise ConfigError("--load-outputs judges results; give it without --save-inputs and --save-outputs")
+    bundles = [Bundle(path) for path in paths]
+    if files.writes:
+        _write(bundles[0], files)
+        return True
+    reports = [_loaded(bundles[0], files, options)] if files.load_outputs else _checked(bundles, options)
+    report = {"definitions": DEFINITIONS, "bundles": [as_dict(r) for r in reports]}
+    text = json.dumps(report, indent=2, allow_nan=False)
+    if out is not None:
+        atomic_write(out, (text + "\n").encode())
+    if as_json:
+        print(text)
+    else:
+        _print(reports)
+    return not any(r.refused for r in reports)
+
+
+def _checked(bundles: Sequence[Bundle], options: Options) -> list[Report]:
+    sets: list[Any] = []
+    if options.data:
+        require(("torch", "skimage"), "bench")
+        from rescale_bench.pictures import folder_set
+
+        sets = [folder_set(folder, options.limit or None) for folder in options.data]
+    sizes = [parse_size(text) for text in options.sizes]
+    pairs = len(options.backends or BACKENDS) * len(options.precisions or PRECISIONS)
+    with progress_bar(len(bundles) * (pairs + 1 + len(sizes) + sum(len(s.pictures) for s in sets))) as advance:
+        return [
+            check(b, options.backends, options.precisions, sets, sizes, options.max_loss, options.threads, advance) for b in bundles
+        ]
+
+
+def _write(bundle: Bundle, files: Files) -> None:
+    if files.save_inputs is not None:
+        polygraphy_io.save_inputs(bundle, files.graph, files.save_inputs)
+        print(files.save_inputs)
+    if files.save_outputs is not None:
+        polygraphy_io.save_outputs(bundle, files.graph, files.save_outputs)
+        print(files.save_outputs)
+
+
+def _loaded(bundle: Bundle, files: Files, options: Options) -> Report:
+    assert files.load_outputs is not None
+    report = Report(bundle, options.max_loss)
+    for runner, outputs in polygraphy_io.load_outputs(files.load_outputs).items():
+        found = polygraphy_io.compare(bundle, files.graph, outputs, options.threads)
+        # Polygraphy adds a number and the time to a runner's name.
+        name = re.sub(r"-N[0-9]+-[0-9/:-]+$", "", runner)
+        result = Result(name, "", f"{runner}, by Polygraphy", [Group(f"golden {files.graph}", "PyTorch", parity=found)])
+        result.judge(options.max_loss)
+        report.results.append(result)
+    return report
+
+
+def parse_size(text: str) -> Size:
+    """(height, width) of ``WIDTHxHEIGHT``.
+
+    Raises:
+        ConfigError: not such a text, or a side out of range.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    sides = [int(n) for n in match.groups()] if match else []
+    if not sides or not all(1 <= n <= MAX_SIDE for n in sides):
+        raise ConfigError(f"--size {text}: wanted is WIDTHxHEIGHT, such as 640x480, with sides of 1 to {MAX_SIDE}")
+    return sides[1], sides[0]
+
+
+def _print(reports: Sequence[Report]) -> None:
+    console = Console()
+    if console.width < LEAST_WIDTH:  # a pipe counts as 80 columns
+        console = Console(width=LEAST_WIDTH)
+    for report in reports:
+        show(report, console)
+    for name, meaning in DEFINITIONS.items():
+        console.print(f"  {name}: {meaning}", markup=False, highlight=False, soft_wrap=True)

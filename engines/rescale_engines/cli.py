@@ -1,0 +1,222 @@
+"""Command line of the engine builder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescale.bundle import PRECISIONS, Bundle, graph_names
+from rescale.console import new_app, print_json, run_app, warn
+from rescale.engine_file import cache_folder, engines_folder
+from rescale.errors import BackendError, MissingExtraError, OutputError
+from rescale.flavour import NAMES, load
+from rescale.memory import parse_memory
+from rescale_engines import inspect as inspection
+from rescale_engines.build import MAX_MEMORY, Built, Options
+from rescale_engines.cache import Entry, abandoned, remove, scan
+from rescale_engines.network import Progress
+from rescale_engines.profiles import CLASSES, parse_profile
+
+app = new_app("Build TensorRT engines from bundles, and look after them.")
+
+_OUT = "Folder of engines; by default one per bundle in $RESCALE_CACHE or the user's cache."
+
+
+@app.callback()
+def _main() -> None:
+    """Build TensorRT engines from bundles, and look after them."""
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by rescale-export.")],
+    backend: Annotated[str, typer.Option(help=f"{' or '.join(NAMES)}; only tensorrt-rtx builds without a GPU.")] = "tensorrt-rtx",
+    precision: Annotated[str, typer.Option(help=f"Which of the bundle's graphs: {', '.join(PRECISIONS)}.")] = "mixed",
+    graph: Annotated[list[str] | None, typer.Option(help="Graph to build; repeat for several. Default: all.")] = None,
+    profile: Annotated[
+        list[str],
+        typer.Option(help=f"MIN:OPT:MAX, each HxW or BATCHxHxW in HR pixels, or {', '.join(CLASSES)}; repeat for several."),
+    ] = ["hd"],  # noqa: B006
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="Such as 8.9; repeat for several. Only tensorrt-rtx. Default: all it targets.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Scratch memory for a layer, such as 1GB. Default: the library's.")] = None,
+    max_memory: Annotated[str, typer.Option(help="What a graph may need at the largest size.")] = f"{MAX_MEMORY >> 30}GB",
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if a valid engine is there.")] = False,
+    exact_precision: Annotated[
+        bool, typer.Option("--exact-precision", help="Refuse, instead of taking a surer precision, if too much is lost.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Build a bundle's engines, once its graphs pass the parity gate in that precision. Valid engines are kept."""
+    from rescale_engines.gate import build_checked
+
+    opened = Bundle(bundle)
+    graphs = list(dict.fromkeys(graph or graph_names(opened.variant)))
+    profiles = list(dict.fromkeys(parse_profile(text, opened.scale) for text in profile))
+    options = Options(
+        folder=out,
+        compute_capabilities=tuple(compute_capability or ()),
+        workspace=None if workspace is None else parse_memory(workspace),
+        max_memory=parse_memory(max_memory),
+        force=force,
+    )
+    # Before the gate, which takes seconds: what cannot be built is known now.
+    for name in graphs:
+        for one in profiles:
+            one.require_memory(opened.graph(name, precision), options.max_memory)
+    load(backend, needs_device=backend != "tensorrt-rtx")
+    with _bar() as (progress, done):
+        outcome = build_checked(
+            opened, profiles, graphs, backend, precision, options, exact=exact_precision, progress=progress, done=done
+        )
+    if outcome.precision != precision:
+        warn(f"{opened.title}: {outcome.choice}" if outcome.choice.refused else f"{opened.title}: {_refused(outcome.refused)}")
+    if json_:
+        print_json({"bundle": str(bundle), "backend": backend, "wanted": precision, **outcome.to_dict()})
+        return
+    print(f"{opened.title}: {outcome.choice}")
+    for built in outcome.engines:
+        print(_line(built))
+    if outcome.parity is None:
+        print(f"the engines were not run: {outcome.unmeasured}")
+    else:
+        print(f"the engines lose {outcome.parity.lost:.3f} dB against PyTorch")
+
+
+def _refused(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{precision} engines refused {why}" for precision, why in reasons.items())
+
+
+def _line(built: Built) -> str:
+    size = f"{built.info.bytes / 1e6:.1f} MB"
+    if built.reused:
+        return f"{built.info.path}: {size}, kept"
+    why = f" ({built.reason})" if built.reason else ""
+    return f"{built.info.path}: {size}, built in {built.seconds:.1f} s{why}"
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Progress | None, Any]]:
+    """The builder's present phase and its steps, and the engines that are done, on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None, None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Checking the graphs", total=None)
+        yield (
+            lambda phase, step, steps: bar.update(task, description=phase, completed=step, total=steps or None),
+            lambda built: bar.console.print(f"{built.info.graph} {built.info.precision}: {'kept' if built.reused else 'built'}"),
+        )
+
+
+@app.command()
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="Engine or its sidecar.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """What an engine is for, and whether it is whole. Needs no GPU. Exit code 1 if it cannot be used."""
+    found = inspection.report(engine)
+    if json_:
+        print_json(found)
+    else:
+        print(inspection.as_text(found))
+    return 1 if found["problem"] else 0
+
+
+@app.command("list")
+def list_(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by rescale-export.")],
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """A bundle's engines, and what is wrong with those that cannot be used."""
+    opened = Bundle(bundle)
+    folder = engines_folder(opened, out)
+    entries = scan(folder, opened, _versions())
+    if json_:
+        print_json({"folder": str(folder), "engines": [e.to_dict() for e in entries]})
+        return
+    for entry in entries:
+        print(f"{entry.path.name}: {'ready' if entry.problem is None else _short(entry)}")
+    if not entries:
+        print(f"{folder}: no engines; make some with rescale-engine build {bundle}")
+
+
+def _short(entry: Entry) -> str:
+    # The line begins with the file's name already.
+    return (entry.problem or "").removeprefix(f"{entry.path}: ")
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the installed libraries; their modules are loaded, nothing of them is constructed."""
+    found = {}
+    for name in NAMES:
+        with contextlib.suppress(BackendError, MissingExtraError):
+            found[name] = load(name, needs_device=False).version
+    return found
+
+
+@app.command()
+def clean(
+    bundle: Annotated[Path | None, typer.Argument(help="Only this bundle's engines. Default: those of all bundles.")] = None,
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also engines that are in order.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Delete engines that cannot be used: damaged, half-written, of another library version, or of graphs exported since."""
+    opened = None if bundle is None else Bundle(bundle)
+    if opened is not None:
+        folders = [engines_folder(opened, out)]
+    elif out is not None:
+        folders = [out]
+    else:
+        root = cache_folder() / "engines"
+        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    versions = _versions()
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        for entry in scan(folder, opened, versions):
+            if entry.problem is None and not all_:
+                continue
+            reason = _short(entry) if entry.problem else "in order"
+            rows.append({"path": str(entry.path), "reason": reason, "deleted": not dry_run and remove(entry)})
+        for path in abandoned(folder):
+            if not dry_run:
+                _unlink(path)
+            rows.append({"path": str(path), "reason": "left behind by a killed process", "deleted": not dry_run})
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        verb = "would be deleted" if dry_run else "deleted" if row["deleted"] else "kept: another process is building it"
+        print(f"{row['path']}: {verb} ({row['reason']})")
+    if not rows:
+        print("nothing to delete")
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot delete: {e.strerror}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``rescale-engine``; returns the exit code."""
+    return run_app(app, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

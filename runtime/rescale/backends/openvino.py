@@ -1,0 +1,165 @@
+"""OpenVINO on the CPU, in float32 or with bfloat16 subnets.
+
+``mixed`` runs the float32 graphs with the subnets' convolutions in bfloat16: their sums are float32, and everything that is not
+inside a subnet stays float32. So do the convolutions of a subnet's input, whose 24 bits matter (docs/speed.md has what each
+costs). OpenVINO's own precision hint would also round the coupling stream, which costs more than a dB; nodes are therefore
+marked, and what the compiled model really does is checked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import re
+import tempfile
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale.bundle import Bundle
+from rescale.console import require
+from rescale.errors import BackendError, OutOfMemoryError
+from rescale.threads import usable_threads
+
+_ALLOCATION = re.compile(r"bad_alloc|allocate|out of memory", re.I)
+_IN_SUBNET = re.compile(r"\.block\d+\.(F|G|H|GH)\.")
+_OF_INPUT = re.compile(r"\.conv\d+\.0(/|$)")
+"""Convolutions of a subnet's input: the first part of a sum of convolutions, see rescale_export.graphs."""
+
+_MOVES = {"Reorder", "Convert", "Const", "Input", "Output", "Transpose", "Reshape"}
+"""Kinds of node that compute nothing; 8-bit inputs pass through bfloat16 unchanged."""
+
+PRECISIONS = ("fp32", "mixed")
+
+
+class OpenVinoRunner:
+    """One compiled model per graph, made on first use from verified bytes; requests are shared by all threads.
+
+    Args:
+        bundle: what to run.
+        threads: CPU threads; None for all that this process may use.
+        precision: ``fp32``, or ``mixed`` for bfloat16 subnets.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        BackendError: a precision that is not offered, or a CPU without bfloat16.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads: at least 1, got {threads}")
+        if precision not in PRECISIONS:
+            raise BackendError(f"openvino runs {' and '.join(PRECISIONS)}, not {precision!r}")
+        require(("openvino",), "openvino")
+        self._ov = importlib.import_module("openvino")
+        self._core = self._ov.Core()
+        if precision == "mixed" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("openvino: this CPU has no bfloat16 instructions (AVX512-BF16 or AMX); use --precision fp32")
+        self._bundle, self._precision = bundle, precision
+        self._threads = threads or usable_threads()
+        self._lock = threading.Lock()
+        self._models: dict[str, tuple[Any, queue.LifoQueue[Any]]] | None = {}
+
+    @property
+    def name(self) -> str:
+        version = self._ov.get_version().split("-")[0]
+        kind = "mixed (bfloat16)" if self._precision == "mixed" else "fp32"
+        return f"openvino {version} CPU, {kind}, {self._threads} thread(s)"
+
+    def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
+        model, idle = self._model(graph)
+        try:
+            try:
+                request = idle.get_nowait()
+            except queue.Empty:
+                request = model.create_infer_request()
+            feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+            found = request.infer(feed, share_inputs=True)
+            # A request owns the memory of its outputs and is used again.
+            out = {output.get_any_name(): np.array(found[output]) for output in model.outputs}
+            idle.put(request)
+        except Exception as e:
+            kind = OutOfMemoryError if isinstance(e, MemoryError) or _ALLOCATION.search(str(e)) else BackendError
+            raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {e}") from None
+        return out
+
+    def close(self) -> None:
+        with self._lock:
+            self._models = None
+
+    def _model(self, graph: str) -> tuple[Any, queue.LifoQueue[Any]]:
+        with self._lock:
+            if self._models is None:
+                raise BackendError(f"{self._bundle.path}: used after close()")
+            if graph not in self._models:
+                data = self._bundle.read_graph(graph)
+                try:
+                    self._models[graph] = (self._compile(graph, data), queue.LifoQueue())
+                except BackendError:
+                    raise
+                except Exception as e:
+                    raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
+            return self._models[graph]
+
+    def _compile(self, graph: str, data: bytes) -> Any:
+        options = {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "graph.onnx"
+            source.write_bytes(data)
+            model = self._core.read_model(source)
+            # The -M autoencoder has no coupling stream beside it and is small.
+            if self._precision == "fp32" or graph in ("encoder", "decoder"):
+                return self._core.compile_model(model, "CPU", options)
+            marked = Path(folder) / "marked.xml"
+            self._ov.serialize(model, str(marked), str(marked.with_suffix(".bin")))
+            tree = ET.parse(marked)
+            _mark(tree)
+            tree.write(marked)
+            options["INFERENCE_PRECISION_HINT"] = "bf16"
+            compiled = self._core.compile_model(self._core.read_model(marked), "CPU", options)
+        _check(compiled, f"{self._bundle.path}: {graph} in {self.name}")
+        return compiled
+
+
+def _mark(tree: ET.ElementTree[Any]) -> None:
+    """Mark every node that must keep float32, in OpenVINO's serialised form; there is no other way to do so from Python."""
+    layers = tree.getroot().find("layers")
+    for layer in layers if layers is not None else ():
+        kind, name = layer.get("type", ""), layer.get("name", "")
+        if kind in ("Parameter", "Result", "Const"):
+            continue
+        half = bool(_IN_SUBNET.search(name)) and (kind == "PReLU" or (kind == "Convolution" and not _OF_INPUT.search(name)))
+        if not half:
+            info = layer.find("rt_info")
+            if info is None:
+                info = ET.SubElement(layer, "rt_info")
+            ET.SubElement(info, "attribute", name="DisablePrecisionConversion", version="0", value="dynamic:f16")
+
+
+def _check(compiled: Any, what: str) -> None:
+    """Refuse a compiled model that rounds the coupling stream, or that has no bfloat16 at all.
+
+    Raises:
+        BackendError: so it is; this version of OpenVINO treats the marks in another way.
+    """
+    half = 0
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: str(value.value) for key, value in node.get_rt_info().items()}
+        kind, name = info.get("layerType", ""), node.get_friendly_name()
+        if info.get("runtimePrecision") != "bf16" or kind in _MOVES:
+            continue
+        if kind != "Convolution" or not _IN_SUBNET.search(name) or _OF_INPUT.search(name):
+            raise BackendError(f"{what}: {name} ({kind}) would run in bfloat16, outside the subnets; use --precision fp32")
+        half += 1
+    if not half:
+        raise BackendError(f"{what}: no convolution would run in bfloat16; use --precision fp32")

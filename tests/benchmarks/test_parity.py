@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from PIL import Image
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.json import from_json, load_json
+
+from rescale.bundle import Bundle
+from rescale.errors import BackendError, ConfigError, InputError, MissingExtraError, ParityError
+from rescale.parity import golden_vectors, measure
+from rescale_bench import polygraphy_io
+from rescale_bench.cli import main
+from rescale_bench.parity import check, probe
+from rescale_bench.parity_cli import parse_size
+from rescale_bench.pictures import folder_set
+from rescale_export.probe import photograph
+
+BundleOf = Callable[[str, int], Path]
+FolderOf = Callable[..., Path]
+Alter = Callable[..., Path]
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = ["--backend", "half", "--backend", "onnxruntime", "--threads", "1"]
+
+
+def scaled(_: str, data: bytes) -> bytes:
+    """Every float16 convolution's weights 3 % larger."""
+    model = onnx.load_model_from_string(data)
+    for t in model.graph.initializer:
+        if t.data_type == TensorProto.FLOAT16 and t.name.endswith(".weight"):
+            t.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(t) * np.float16(1.03)).astype(np.float16), t.name))
+    out: bytes = model.SerializeToString()
+    return out
+
+
+def strict_json(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def graph_files(precision: str) -> tuple[str, str]:
+    return f"downscale.{precision}.onnx", f"upscale.{precision}.onnx"
+
+
+def test_the_report_in_words(full_bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of("mine", (70, 81), (66, 67))
+    command = ["parity", str(full_bundle("irn_a", 2)), *CPU, "--data", str(folder), "--size", "33x40"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "irn_a x2 custom: at most 0.02 dB may be lost" in text
+    for name in ("half fp16", "half mixed", "half fp32", "onnxruntime fp16", "onnxruntime mixed", "onnxruntime fp32"):
+        assert re.search(rf"{name} +golden \(4\) .* accepted", text), name
+    assert len(re.findall(r" probes \(2\) ", text)) == len(re.findall(r" mine \(2\) ", text)) == 5
+    assert re.search(
+        r"^half fp16, golden: lr 1 level [\d.]+ %; hr 1 level [\d.]+ %; worst \d at \d+,\d+ of the \d+x\d+ pic", text, re.M
+    )
+    assert re.search(r"^compared with onnxruntime .* CPU, fp32, 1 thread\(s\): probes, mine$", text, re.M)
+    assert "refused" not in text.split("differ: ")[0]
+    assert "-0.000" not in text
+
+
+def test_the_report_as_json(full_bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = full_bundle("irn_m", 2), tmp_path / "r.json"
+    assert main(["parity", str(path), *CPU, "--precision", "mixed", "--json", "--out", str(out)]) == 0
+    report = strict_json(capsys.readouterr().out)
+    assert report == strict_json(out.read_text())
+    (found,) = report["bundles"]
+    assert (found["model"], found["refused"], found["missing"], found["max_loss"]) == ("irn_m x2 custom", False, [], 0.02)
+    assert [(r["backend"], r["precision"], r["refused"], r["advice"]) for r in found["results"]] == [
+        ("half", "mixed", None, None),
+        ("onnxruntime", "mixed", None, None),
+    ]
+    golden, probes = found["results"][0]["groups"]
+    assert (golden["name"], golden["reference"], golden["limit_holds_for"]) == ("golden", "PyTorch", "each")
+    assert [c["width"] for c in golden["cases"]] == [2, 14, 90, 288]
+    assert (probes["name"], [c["name"] for c in probes["cases"]]) == ("probes", ["87x61"])
+    for group in (golden, probes):
+        for output in ("lr", "hr", "code"):
+            c = group["graphs"][output]
+            assert sum(c["histogram"].values()) == c["values"] == sum(case["graphs"][output]["values"] for case in group["cases"])
+            assert sum(n for level, n in c["histogram"].items() if level != "0") == c["different"]
+    spot = golden["cases"][3]["worst"]
+    assert (spot["height"], spot["width"], spot["top"] % 32, spot["left"] % 32) == (32, 32, 0, 0)
+
+
+def test_golden_figures_are_those_of_the_runtimes_gate(full_bundle: BundleOf) -> None:
+    from rescale.half import HalfRunner
+
+    bundle = Bundle(full_bundle("irn_a", 2))
+    report = check(bundle, ["half"], ["fp16"], threads=1)
+    want = measure(bundle, HalfRunner(bundle, "fp16", 1).run)
+    assert report.results[0].groups[0].parity.to_dict() == want.to_dict()
+
+
+def test_a_refusal_names_what_to_use(full_bundle: BundleOf, altered: Alter, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = altered(full_bundle("irn", 2), scaled, *graph_files("fp16"))
+    assert main(["parity", str(broken), *CPU]) == 1
+    captured = capsys.readouterr()
+    assert re.search(r"^refused: half fp16: golden at .*; use mixed: 0\.00\d dB lost at most$", captured.out, re.M)
+    assert re.search(r"half fp16 .* refused", captured.out)
+    assert captured.err == ""
+    assert main(["parity", str(broken), *CPU, "--precision", "fp16", "--json"]) == 1
+    results = strict_json(capsys.readouterr().out)["bundles"][0]["results"]
+    assert {r["advice"] for r in results} == {"use mixed, which was not measured: add --precision mixed"}
+    assert main(["parity", str(broken), *CPU, "--precision", "mixed"]) == 0
+
+    worse = altered(broken, scaled, *graph_files("mixed"))
+    report = check(Bundle(worse), ["half", "onnxruntime"], threads=1)
+    advice = {(r.backend, r.precision): r.advice for r in report.results}
+    assert advice["half", "fp16"] == advice["onnxruntime", "mixed"] == "use fp32: 0.000 dB lost at most"
+    assert advice["half", "fp32"] is None
+
+
+def test_a_backend_that_is_wrong_in_float32_is_not_to_be_used(full_bundle: BundleOf, altered: Alter) -> None:
+    def wrong(_: str, data: bytes) -> bytes:
+        model = onnx.load_model_from_string(data)
+        tensor = next(t for t in model.graph.initializer if t.name == "level0.haar.weight")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+        out: bytes = model.SerializeToString()
+        return out
+
+    bundle = Bundle(altered(full_bundle("irn", 2), wrong, "upscale.onnx"))
+    report = check(bundle, ["onnxruntime"], ["fp32"], threads=1)
+    assert report.refused
+    assert report.results[0].advice == "do not use onnxruntime: none of its precisions gives PyTorch's results"
+
+
+def test_the_limit_holds_for_the_mean_of_a_set(shipped_bundle: Callable[[str], Path], folder_of: FolderOf, tmp_path: Path) -> None:
+    bundle = Bundle(shipped_bundle("dlv_irn_a"))
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.fromarray(photograph()[:96, :128]).save(folder / "a.png")
+    Image.fromarray(photograph()[96:, 100:228]).save(folder / "b.png")
+    result = check(bundle, ["half"], ["fp16"], [folder_set(folder)], threads=1).results[0]
+    cases = result.groups[2].parity.cases
+    assert [c.name for c in cases] == ["a.png", "b.png"]
+    mean = sum(c.lost for c in cases) / 2
+    assert 0.0 < mean < 0.02
+    below, above = (check(bundle, ["half"], ["mixed"], [folder_set(folder)], max_loss=x, threads=1) for x in (1.0, 0.0))
+    assert below.results[0].groups[2].average
+    assert not below.refused
+    assert above.refused
+
+
+def test_backends_that_nobody_named_may_be_absent(full_bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(full_bundle("irn", 2))
+    monkeypatch.setattr("rescale_bench.parity.BACKENDS", ("half", "abacus", "onnxruntime"))
+    report = check(bundle, threads=1)
+    assert [(r.backend, r.precision) for r in report.results] == [
+        ("half", "fp16"),
+        ("half", "mixed"),
+        ("onnxruntime", "fp16"),
+        ("onnxruntime", "mixed"),
+        ("onnxruntime", "fp32"),
+    ]
+    assert [(b, p) for b, p, _ in report.missing] == [("abacus", p) for p in ("fp16", "mixed", "fp32")]
+    assert "unknown backend 'abacus'" in report.missing[0][2]
+    monkeypatch.setattr("rescale_bench.parity.BACKENDS", ("abacus",))
+    with pytest.raises(BackendError, match="nothing ran: abacus fp16: unknown backend"):
+        check(bundle, threads=1)
+
+
+def test_a_backend_that_gives_up_midway_is_not_judged(full_bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rescale.half import HalfRunner
+
+    run = HalfRunner.run
+
+    def limited(self: HalfRunner, graph: str, inputs: Any) -> Any:
+        if graph == "downscale" and inputs["hr"].shape[2] == 88:
+            raise BackendError("no profile for 88 columns")
+        return run(self, graph, inputs)
+
+    monkeypatch.setattr(HalfRunner, "run", limited)
+    monkeypatch.setattr("rescale_bench.parity.BACKENDS", ("half", "onnxruntime"))
+    bundle = Bundle(full_bundle("irn", 2))
+    report = check(bundle, precisions=["mixed"], threads=1)
+    assert [r.backend for r in report.results] == ["onnxruntime"]
+    assert report.missing == [("half", "mixed", "no profile for 88 columns")]
+    with pytest.raises(BackendError, match="no profile"):
+        check(bundle, ["half"], ["mixed"], threads=1)
+
+
+def test_mistakes_are_one_line(
+    full_bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = str(full_bundle("irn", 2))
+    (tmp_path / "none").mkdir()
+    cases = [
+        ([good, "--backend", "abacus"], "unknown backend 'abacus'"),
+        ([good, "--precision", "int8"], "holds fp32, mixed, fp16, not 'int8'; export it with --precision int8"),
+        ([good, "--size", "12"], "--size 12: wanted is WIDTHxHEIGHT, such as 640x480"),
+        ([good, "--data", str(tmp_path / "none")], "none: no picture found"),
+        ([str(tmp_path)], "no bundle here"),
+        ([good, "--save-inputs", str(tmp_path / "i.json"), "--graph", "encoder"], "irn x2 custom has no graph 'encoder'"),
+        ([good, good, "--save-inputs", str(tmp_path / "i.json")], "Polygraphy's files are of one bundle, 2 were given"),
+        ([good, "--save-inputs", "i", "--load-outputs", "o"], "--load-outputs judges results"),
+        ([good, "--load-outputs", str(tmp_path / "gone.json")], "gone.json: cannot read: No such file or directory"),
+        ([good, "--load-outputs", str(tmp_path / "none")], "none: no .json file in this folder"),
+        ([good, "--save-outputs", str(tmp_path / "gone" / "o.json")], "o.json: cannot write"),
+    ]
+    for arguments, message in cases:
+        assert main(["parity", *arguments, "--threads", "1"]) == 1, arguments
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert message in captured.err
+    assert main(["parity", good, "--max-loss", "-1"]) == 2
+    assert main(["parity"]) == 2
+    for value in (-0.5, float("nan")):
+        with pytest.raises(ConfigError, match="the largest loss must be 0 dB or more"):
+            check(Bundle(good), ["onnxruntime"], max_loss=value)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1x", "0x5", "5x0", "-1x4", "70000x2", "3x4x5", "3 x 4", "٣x4"])
+def test_sizes_are_two_sides(text: str) -> None:
+    with pytest.raises(ConfigError, match="wanted is WIDTHxHEIGHT"):
+        parse_size(text)
+    assert parse_size("640x480") == (480, 640)
+
+
+def test_a_probe_is_the_photograph_mirrored() -> None:
+    whole = photograph()
+    np.testing.assert_array_equal(probe(50, 60), whole[:50, :60])
+    large = probe(400, 700)
+    assert (large.shape, large.dtype) == ((400, 700, 3), np.uint8)
+    np.testing.assert_array_equal(large[:192, :288], whole)
+    np.testing.assert_array_equal(large[192:384, :288], whole[::-1])
+    np.testing.assert_array_equal(large[:192, 576:], whole[:, :124])
+
+
+def test_neither_torch_nor_polygraphy_is_needed(full_bundle: BundleOf) -> None:
+    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'polygraphy', 'skimage')); from rescale_bench.cli import main; "
+    code += f"sys.exit(main(['parity', {str(full_bundle('irn_a', 2))!r}, *{CPU!r}]))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "half mixed" in found.stdout
+
+
+def test_psnr_takes_a_precision(shipped_bundle: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p").mkdir()
+    Image.fromarray(photograph()[:128, :128]).save(tmp_path / "p" / "a.png")
+    command = ["psnr", str(shipped_bundle("irn")), "--data", str(tmp_path / "p"), "--threads", "1", "--json"]
+    found = {}
+    for precision in ("fp32", "fp16"):
+        assert main([*command, "--backend", "half", "--precision", precision]) == 0
+        (result,) = strict_json(capsys.readouterr().out)["results"]
+        assert f" {precision}, " in result["backend"]
+        found[precision] = result["mean"]["hr_psnr_y"]
+    assert found["fp32"] != found["fp16"]
+    assert abs(found["fp32"] - found["fp16"]) < 0.05
+    assert main([*command, "--precision", "half"]) == 1
+    assert "holds fp32, mixed, fp16, not 'half'" in capsys.readouterr().err
+
+
+# Polygraphy
+
+GRAPHS = ("downscale", "upscale", "encoder", "decoder")
+
+
+@pytest.mark.parametrize(("model", "graph"), [("irn_a", "downscale"), *(("irn_m", g) for g in GRAPHS)])
+def test_golden_files_are_polygraphys(full_bundle: BundleOf, tmp_path: Path, model: str, graph: str) -> None:
+    bundle = Bundle(full_bundle(model, 2))
+    inputs, outputs = tmp_path / "i.json", tmp_path / "o.json"
+    polygraphy_io.save_inputs(bundle, graph, inputs)
+    polygraphy_io.save_outputs(bundle, graph, outputs)
+    fed, results = load_json(str(inputs)), RunResults.load(str(outputs))
+    assert list(results.keys()) == ["pytorch"]
+    wanted = polygraphy_io.iterations(bundle, graph)
+    assert len(fed) == len(results["pytorch"]) == len(wanted) >= (1 if graph == "decoder" else 4)
+    for feed, got, (_, inputs_, outputs_) in zip(fed, results["pytorch"], wanted, strict=True):
+        assert [t.name for t in bundle.graphs[graph].inputs] == list(feed)
+        assert [t.name for t in bundle.graphs[graph].outputs] == list(got)
+        for name in feed:
+            np.testing.assert_array_equal(feed[name], inputs_[name])
+            assert feed[name].dtype == inputs_[name].dtype
+        for name, array in got.items():
+            np.testing.assert_array_equal(array, outputs_[name])
+    mine = polygraphy_io.load_outputs(outputs)
+    assert list(mine) == ["pytorch"]
+    parity = polygraphy_io.compare(bundle, graph, mine["pytorch"], 1)
+    assert parity.failure(1e-3) is None
+    assert max(c.largest for case in parity.cases for c in case.graphs.values()) <= 1
+
+
+def results_of(outputs: list[dict[str, np.ndarray]], runner: str = "r") -> str:
+    results = RunResults()
+    results.add(outputs, runner_name=runner)
+    text: str = results.to_json()
+    return text
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_wrong_results_of_each_graph_are_refused(full_bundle: BundleOf, tmp_path: Path, graph: str) -> None:
+    bundle = Bundle(full_bundle("irn_m", 2))
+    right = [outputs for _, _, outputs in polygraphy_io.iterations(bundle, graph)]
+    assert polygraphy_io.compare(bundle, graph, right, 1).failure() is None
+    for name in right[0]:
+        wrong = [o | {name: o[name] + 3 if o[name].dtype == np.uint8 else o[name] * np.float32(1.5)} for o in right]
+        assert polygraphy_io.compare(bundle, graph, wrong, 1).failure() is not None, name
+        if right[0][name].dtype == np.float32:
+            nan = [o | {name: o[name] * np.float32(np.nan)} for o in right]
+            assert "not finite" in str(polygraphy_io.compare(bundle, graph, nan, 1).failure())
+        with pytest.raises(ParityError, match=f"{graph} at .*: no output '{name}', only"):
+            polygraphy_io.compare(bundle, graph, [{k: v for k, v in o.items() if k != name} | {"x": o[name]} for o in right], 1)
+        with pytest.raises(ParityError, match=rf"{graph} at .*: {name} is .*, PyTorch gives"):
+            polygraphy_io.compare(bundle, graph, [o | {name: o[name][:, :, :0]} for o in right], 1)
+    with pytest.raises(ParityError, match="iterations, the golden vectors have"):
+        polygraphy_io.compare(bundle, graph, right[1:], 1)
+
+
+def lie(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+def hostile() -> dict[str, tuple[str, str]]:
+    good = results_of([{"lr": np.zeros((1, 2, 2, 3), np.uint8)}])
+    payload = json.loads(good)["lst"][0][1][0]["outputs"]["lr"]["values"]["array"]
+    data = base64.b64decode(payload)
+    huge = base64.b64encode(data.replace(b"(1, 2, 2, 3)", b"(9, 9, 9, 9)")).decode()
+    pickled = base64.b64encode(data.replace(b"'|u1'", b"'|O' ")).decode()
+    return {
+        "no json": ("{", "Expecting property name"),
+        "a list": ("[]", "list where RunResults was wanted"),
+        "feed dicts": (json.dumps([{}]), "list where RunResults"),
+        "another class": (lie(good, '"RunResults"', '"AccuracyResults"'), "AccuracyResults where RunResults was wanted"),
+        "a torch tensor": (lie(good, '"ndarray"', '"Tensor"'), "Tensor where ndarray was wanted"),
+        "no base64": (lie(good, payload, "***"), "RunResults: "),
+        "too few bytes": (lie(good, payload, huge), r"shape \(9, 9, 9, 9\) and uint8 with 12 bytes"),
+        "objects": (lie(good, payload, pickled), "an array of object"),
+        "no outputs": (lie(good, '"outputs"', '"inputs"'), "KeyError: 'outputs'"),
+        "deep": ("[" * 100_000, "RunResults: "),
+    }
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_hostile_results_are_refused(tmp_path: Path, name: str) -> None:
+    text, message = hostile()[name]
+    path = tmp_path / "o.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"o\.json: not Polygraphy's RunResults: .*{message}|o\.json: .*{message}"):
+        polygraphy_io.load_outputs(path)
+
+
+def test_too_large_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polygraphy_io, "MAX_FILE_BYTES", 100)
+    (tmp_path / "o.json").write_text(results_of([{"lr": np.zeros((1, 2, 2, 3), np.uint8)}]))
+    with pytest.raises(InputError, match="larger than 100 bytes"):
+        polygraphy_io.load_outputs(tmp_path / "o.json")
+
+
+def test_several_runners_and_folders(tmp_path: Path) -> None:
+    arrays = [{"lr": np.full((1, 1, 1, 3), i, np.uint8)} for i in range(3)]
+    both = RunResults()
+    both.add(arrays, runner_name="a")
+    both.append(("b", [IterationResult(o) for o in arrays[:2]]))
+    both.save(str(tmp_path / "o.json"))
+    found = polygraphy_io.load_outputs(tmp_path / "o.json")
+    assert {k: len(v) for k, v in found.items()} == {"a": 3, "b": 2}
+    (tmp_path / "d").mkdir()
+    for i, outputs in enumerate(arrays):
+        (tmp_path / "d" / f"{i:010d}.json").write_text(results_of([outputs]))
+    assert [int(o["lr"][0, 0, 0, 0]) for o in polygraphy_io.load_outputs(tmp_path / "d")["r"]] == [0, 1, 2]
+    assert from_json(results_of(arrays)) == RunResults.from_json(results_of(arrays))
+
+
+def test_polygraphy_is_asked_for_by_name(full_bundle: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "polygraphy" else find(name, *a))
+    for save in (polygraphy_io.save_inputs, polygraphy_io.save_outputs):
+        with pytest.raises(MissingExtraError, match=r"polygraphy not installed: pip install 'rescale-toolkit\["):
+            save(Bundle(full_bundle("irn", 2)), "downscale", tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
+
+
+def documented(marker: str) -> list[str]:
+    text = (ROOT / "docs" / "precision.md").read_text(encoding="utf-8")
+    block = re.search(rf"<!-- {marker} -->\n```sh\n(.*?)```", text, re.S)
+    assert block is not None
+    return [line for line in block.group(1).replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+
+
+def run(line: str, folder: Path) -> str:
+    """A documented line; the commands are this environment's."""
+    words = shlex.split(line)
+    variables = dict(w.split("=", 1) for w in words if re.match(r"[A-Z_]+=", w))
+    words = words[len(variables) :]
+    program = Path(sys.executable).parent / words[0]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
+    found = subprocess.run([program, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, f"{line}\n{found.stdout[-2000:]}\n{found.stderr[-2000:]}"
+    return found.stdout + found.stderr
+
+
+def test_the_documented_lines_work(shipped_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(shipped_bundle("dlv_irn_a"), tmp_path / "dlv_irn_a_x2_lite")
+    lines = documented("polygraphy: no GPU")
+    assert [line.split()[:2] for line in lines[:4]] == [
+        ["rescale-bench", "parity"],
+        ["polygraphy", "run"],
+        ["rescale-bench", "parity"],
+        ["polygraphy", "inspect"],
+    ]
+    said = [run(line, tmp_path) for line in lines[:4]]
+    assert re.search(r"Passed: 4/4 iterations", said[1])
+    assert re.search(r"golden downscale \(4\) .* accepted", said[2])
+    assert "{hr [dtype=uint8, shape=('batch', 'height', 'width', 3)]}" in said[3]
+    cases = golden_vectors(Bundle(tmp_path / "dlv_irn_a_x2_lite"))
+    (outputs,) = polygraphy_io.load_outputs(tmp_path / "theirs.json").values()
+    for got, want in zip(outputs, cases, strict=True):
+        assert np.abs(got["lr"].astype(int) - want["lr"]).max() <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+def test_the_documented_lines_of_tensorrt_work(shipped_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(shipped_bundle("dlv_irn_a"), tmp_path / "dlv_irn_a_x2_lite")
+    capability, convert = documented("polygraphy: TensorRT for RTX, no GPU")
+    assert "Graph is fully supported by TensorRT" in run(capability, tmp_path)
+    run(convert, tmp_path)
+    assert (tmp_path / "downscale.engine").read_bytes()[:4] == b"vtrt"

@@ -1,0 +1,180 @@
+"""The rescale-engine command, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rescale_engines.cli import main
+
+pytestmark = pytest.mark.usefixtures("rtx")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESCALE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def bundle(full_bundle):
+    return str(full_bundle("irn_a", 2).path)
+
+
+def run(capsys, *argv):
+    """(exit code, stdout, stderr)."""
+    code = main([*map(str, argv)])
+    return code, *capsys.readouterr()
+
+
+def test_build_list_inspect_clean(bundle, capsys, cache):
+    code, out, err = run(capsys, "build", bundle, "--profile", "2x2:64x64:128x128", "--json")
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert (made["wanted"], made["precision"], made["backend"]) == ("mixed", "mixed", "tensorrt-rtx")
+    assert [e["engine"]["graph"] for e in made["engines"]] == ["downscale", "upscale"]
+    assert made["engine_parity"] is None
+    assert "no CUDA device" in made["engine_parity_missing"]
+    path = made["engines"][1]["path"]
+
+    code, out, _ = run(capsys, "build", bundle, "--profile", "2x2:64x64:128x128")
+    assert code == 0
+    assert out.count(", kept\n") == 2
+    assert "dB lost against PyTorch" in out
+    assert "the engines were not run: no CUDA device here" in out
+
+    code, out, _ = run(capsys, "list", bundle)
+    assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["ready", "ready"]
+
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0
+    for text in ("irn_a x2 custom, upscale, mixed", "CONVOLUTION", "HALF", "min 1x2x2, opt 1x64x64", "8.9", "whole: size"):
+        assert text in out
+    found = json.loads(run(capsys, "inspect", path + ".json", "--json")[1])
+    convolutions = found["engine"]["census"]["CONVOLUTION"]
+    assert convolutions["FLOAT"] == 1
+    assert convolutions["HALF"] >= 10
+    assert found["header"]["bytes"] == found["engine"]["bytes"] == os.path.getsize(path)
+    assert found["problem"] is None
+
+    os.truncate(path, 100_000)
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 1
+    assert "cannot be used: " in out
+    assert "truncated: 100000 bytes" in out
+    assert "upscale" in run(capsys, "list", bundle)[1].splitlines()[1]
+    (row,) = json.loads(run(capsys, "clean", "--dry-run", "--json")[1])
+    assert (row["path"], row["deleted"]) == (path, False)
+    assert os.path.exists(path)
+    code, out, _ = run(capsys, "clean", bundle)
+    assert code == 0
+    assert out.startswith(f"{path}: deleted (truncated")
+    assert run(capsys, "clean")[1] == "nothing to delete\n"
+    assert "deleted (in order)" in run(capsys, "clean", "--all")[1]
+    assert not [*cache.rglob("*.engine*")] or all(p.name.endswith(".lock") for p in cache.rglob("*.engine*"))
+    assert "no engines; make some with rescale-engine build" in run(capsys, "list", bundle)[1]
+
+
+def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
+    run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
+    (engine,) = tmp_path.glob("*.engine")
+    sidecar = engine.with_name(engine.name + ".json")
+    text = sidecar.read_text()
+    sidecar.unlink()
+    code, out, _ = run(capsys, "inspect", engine)
+    assert code == 1
+    assert "header: " in out
+    assert "half-written" in out
+    sidecar.write_text(text)
+    engine.unlink()
+    code, out, _ = run(capsys, "inspect", sidecar)
+    assert code == 1
+    assert "there is a sidecar but no engine" in out
+    sidecar.unlink()
+    assert run(capsys, "inspect", engine)[::2] == (1, f"error: {engine}: no such engine; make one with rescale-engine build\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["build", "nowhere"], 1, "nowhere: no bundle here"),
+        (["build", "{}", "--precision", "int8"], 1, "not 'int8'"),
+        (["build", "{}", "--graph", "decoder"], 1, "no graph 'decoder'"),
+        (["build", "{}", "--profile", "64"], 1, "'64' is not HxW"),
+        (["build", "{}", "--profile", "63x64"], 1, "height 63 is not a multiple of 2"),
+        (["build", "{}", "--profile", "64x64:32x32:64x64"], 1, "must not decrease"),
+        (["build", "{}", "--profile", "32768x32768"], 1, "--max-memory"),
+        (["build", "{}", "--max-memory", "many"], 1, "a size is wanted"),
+        (["build", "{}", "--compute-capability", "9.0"], 1, "can target"),
+        (["build", "{}", "--backend", "cuda"], 1, "unknown backend 'cuda'"),
+        (["build", "{}", "--fp16"], 2, "No such option"),
+        (["inspect", "nowhere.engine"], 1, "no such engine"),
+        (["list", "nowhere"], 1, "no bundle here"),
+    ],
+)
+def test_mistakes_are_one_line(bundle, capsys, cache, argv, code, message):
+    found, out, err = run(capsys, *[a.format(bundle) for a in argv])
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert code == 2 or err.count("\n") == 1
+    assert not [*cache.rglob("*.engine")] if cache.exists() else True
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from rescale_engines import gate
+from rescale_engines.cli import main
+
+ensure = gate.ensure
+
+def struck(*args):
+    args = [*args]
+    steps = []
+    def progress(phase, done, total):
+        steps.append(phase)
+        if len(steps) == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+    args[6] = progress
+    return ensure(*args)
+
+gate.ensure = struck
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c(bundle, cache):
+    command = [sys.executable, "-c", INTERRUPTED, "build", bundle]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    assert all(p.name.endswith(".lock") for p in cache.rglob("*") if p.is_file())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_progress_on_a_terminal(bundle):
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "rescale_engines.cli", "build", bundle, "--graph", "upscale"]
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=env)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            break
+        if process.poll() is not None and not shown.endswith(b"\n") and b"built" in shown:
+            break
+    assert process.communicate(timeout=60)[0].count(b"built in") == 1
+    assert process.returncode == 0
+    os.close(master)
+    assert b"Checking the graphs" in shown
+    assert b"upscale mixed: built" in shown

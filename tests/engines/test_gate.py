@@ -1,0 +1,167 @@
+"""A precision that loses too much does not become an engine; an engine that computes something else does not stay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rescale.flavour
+from rescale.backends import create
+from rescale.bundle import MANIFEST, Bundle
+from rescale.errors import BackendError, ParityError
+from rescale_engines import gate
+from rescale_engines.build import Options
+from rescale_engines.gate import build_checked, measure_engines
+from rescale_engines.profiles import parse_profile
+
+pytestmark = pytest.mark.usefixtures("rtx")
+
+
+def spoilt(bundle: Bundle, other: Bundle, *precisions: str) -> Bundle:
+    """A bundle whose upscale graphs of these precisions are of other weights: well-formed, and wrong."""
+    manifest = json.loads((bundle.path / MANIFEST).read_text())
+    theirs = json.loads((other.path / MANIFEST).read_text())
+    for precision in precisions:
+        at = manifest["graphs"] if precision == "fp32" else manifest["precisions"][precision]
+        foreign = theirs["graphs"] if precision == "fp32" else theirs["precisions"][precision]
+        at["upscale"] = foreign["upscale"] | {"file": f"other.{foreign['upscale']['file']}"}
+        shutil.copy(other.path / foreign["upscale"]["file"], bundle.path / at["upscale"]["file"])
+    (bundle.path / MANIFEST).write_text(json.dumps(manifest))
+    return Bundle(bundle.path)
+
+
+@pytest.fixture
+def other(full_bundle, make_net, tmp_path):
+    from rescale_export.bundles import write_bundle
+
+    return write_bundle(make_net("irn_a", 2, seed=1), tmp_path / "other", precisions=("mixed", "fp16"))
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(folder=tmp_path / "engines")
+
+
+def engines(options) -> list[str]:
+    return sorted(p.name.split(".")[1] for p in options.folder.glob("*.engine"))
+
+
+def test_all_graphs_and_profiles_pass(own_bundle, profile, options):
+    done = []
+    found = build_checked(own_bundle, [profile, parse_profile("64x64", 2)], options=options, done=done.append)
+    assert found.precision == "mixed"
+    assert [b.info.graph for b in done] == ["downscale", "upscale"] * 2
+    assert len({b.info.path for b in done}) == 4
+    for built in found.engines:
+        assert built.info.parity["psnr_lost"] <= 0.02
+        assert "every float16 result rounded" in built.info.parity["runner"]
+    assert json.loads(json.dumps(found.to_dict()))["precision"] == "mixed"
+    assert (found.parity is None) == bool(found.unmeasured)
+
+
+def test_falling_back(own_bundle, other, profile, options):
+    bundle = spoilt(own_bundle, other, "fp16", "mixed")
+    found = build_checked(bundle, [profile], precision="fp16", options=options)
+    assert found.precision == "fp32"
+    assert list(found.choice.refused) == ["fp16", "mixed"]
+    assert engines(options) == ["fp32", "fp32"]
+    assert all("HALF" not in row for built in found.engines for row in built.info.census.values())
+
+
+def test_exact_precision_is_refused_instead(own_bundle, other, profile, options):
+    bundle = spoilt(own_bundle, other, "mixed")
+    with pytest.raises(ParityError, match=r"mixed refused at .*; leave out --exact-precision to build fp32"):
+        build_checked(bundle, [profile], options=options, exact=True)
+    assert not options.folder.exists()
+    assert build_checked(bundle, [profile], ["upscale"], precision="fp16", options=options, exact=True).precision == "fp16"
+
+
+def test_nothing_is_built_if_all_precisions_fail(own_bundle, other, profile, options):
+    bundle = spoilt(own_bundle, other, "mixed", "fp32")
+    with pytest.raises(ParityError, match=r"mixed refused .* fp32 refused"):
+        build_checked(bundle, [profile], options=options)
+    assert not options.folder.exists()
+
+
+# On a device. What runs there is ONNX Runtime in its place, or something that is wrong.
+
+
+class Wrong:
+    """A device whose results are zero, or of a shape that is none."""
+
+    name = "wrong"
+
+    def __init__(self, runner, shapeless):
+        self.runner, self.shapeless = runner, shapeless
+
+    def run(self, graph, inputs):
+        return {k: np.zeros_like(v)[:0] if self.shapeless else np.zeros_like(v) for k, v in self.runner.run(graph, inputs).items()}
+
+    def close(self):
+        self.runner.close()
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Pretend that a device is here; returns a function that says what engines of a precision compute on it."""
+    monkeypatch.setattr(gate, "probe", lambda: (1, ""))
+    wrong: set[str] = set()
+
+    def opened(bundle, backend, precision, folder):
+        runner = create(bundle, "onnxruntime", precision=precision)
+        return Wrong(runner, precision == "fp16") if precision in wrong else runner
+
+    monkeypatch.setattr(gate, "_open", opened)
+    return wrong.update
+
+
+def test_engines_are_measured_where_they_run(own_bundle, profile, options, device):
+    found = build_checked(own_bundle, [profile], options=options)
+    assert found.unmeasured == ""
+    assert found.parity.failure() is None
+    # The profile ends at 128x128: the photograph is larger.
+    assert 0 < len(found.parity.cases) < 4
+    assert len(build_checked(own_bundle, [parse_profile("hd", 2)], options=options).parity.cases) == 4
+
+
+def test_engines_that_compute_something_else_are_deleted(own_bundle, profile, options, device):
+    device({"fp16", "mixed"})
+    found = build_checked(own_bundle, [profile], precision="fp16", options=options)
+    assert found.precision == "fp32"
+    assert list(found.refused) == ["fp16", "mixed"]
+    assert "PyTorch gives uint8" in found.refused["fp16"]
+    assert engines(options) == ["fp32", "fp32"]
+    device({"fp32"})
+    with pytest.raises(ParityError, match=r"engines on tensorrt-rtx: mixed refused .*; fp32 refused .*; they were deleted"):
+        build_checked(own_bundle, [profile], options=options)
+    assert engines(options) == []
+    with pytest.raises(ParityError, match="mixed refused"):
+        build_checked(own_bundle, [profile], options=options, exact=True)
+
+
+def test_why_engines_were_not_measured(own_bundle, profile, options, device, monkeypatch):
+    assert "graph upscale was not built" in build_checked(own_bundle, [profile], ["downscale"], options=options).unmeasured
+    tiny = parse_profile("64x64", 2)
+    assert "no golden picture" in build_checked(own_bundle, [tiny], options=options).unmeasured
+    infos = [b.info for b in build_checked(own_bundle, [profile], options=options).engines]
+
+    def broken(bundle, backend, precision, folder):
+        raise BackendError("compute capability 9.0 is not supported")
+
+    # An engine for another GPU than this one is no failure; one built on this very GPU has to run.
+    assert measure_engines(own_bundle, "tensorrt-rtx", "mixed", infos, Path(), broken)[1].startswith("compute capability 9.0")
+    with pytest.raises(BackendError, match=r"9\.0"):
+        measure_engines(own_bundle, "tensorrt", "mixed", infos, Path(), broken)
+    monkeypatch.setattr(gate, "probe", lambda: (0, "no driver"))
+    assert measure_engines(own_bundle, "tensorrt", "mixed", infos, None) == (None, "no CUDA device here (no driver)")
+    monkeypatch.undo()
+    monkeypatch.setattr(rescale.flavour.importlib, "import_module", _missing)
+    assert "pip install" in measure_engines(own_bundle, "tensorrt", "mixed", infos, None)[1]
+
+
+def _missing(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -1,0 +1,217 @@
+"""Writing model repositories: what is replaced, what is refused, engines, and the command."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rescale import engine_file
+from rescale.bundle import MANIFEST, Bundle
+from rescale.errors import BackendError, BundleError, ConfigError, EngineError, OutputError
+from rescale_export import triton
+from rescale_export.cli import main
+from rescale_export.triton import repository_models, title, write_repository
+from rescale_export.triton_config import TYPES, Model, dims
+from rescale_train import checkpoint
+from rescale_train.config import Recipe, TrainConfig
+
+
+def test_several_bundles_share_a_repository_and_a_second_write_replaces_the_first(bundle, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    (repository / "foreign" / "1").mkdir(parents=True)
+    (repository / "foreign" / "config.pbtxt").write_text("name: 'foreign'")
+    plain, latent = Bundle(bundle("irn", 2)), Bundle(bundle("irn_m", 2))
+    write_repository(plain, repository)
+    write_repository(latent, repository)
+    both = {m.name for b in (plain, latent) for m in repository_models(b)}
+    assert {p.name for p in repository.iterdir()} == both | {"foreign"}
+    write_repository(latent, repository, "python")
+    now = {m.name for m in repository_models(plain)} | {m.name for m in repository_models(latent, "python")}
+    assert {p.name for p in repository.iterdir()} == now | {"foreign"}
+    assert [p.name for p in tmp_path.iterdir()] == ["repository"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "other", "changed", "link"])
+def test_what_others_put_there_is_never_replaced(bundle, tmp_path: Path, kind: str) -> None:
+    b = Bundle(bundle("irn", 2))
+    repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+    write_repository(b, repository)
+    victim = repository / f"{title(b)}_upscale"
+    if kind == "changed":
+        (victim / "notes.txt").write_text("mine")
+    elif kind == "other":
+        config = victim / "config.pbtxt"
+        config.write_text(config.read_text().replace("rescale-triton/1", "theirs"))
+    else:
+        victim.rename(elsewhere)
+        if kind == "link":
+            victim.symlink_to(elsewhere)
+        elif kind == "file":
+            victim.write_text("mine")
+        else:
+            victim.mkdir()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(OutputError, match=r"_upscale: exists and is no model that rescale-export wrote"):
+        write_repository(b, repository)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("failing", range(1, 9))
+def test_an_error_or_interrupt_while_models_move_leaves_the_old_repository(bundle, tmp_path, monkeypatch, failing: int) -> None:
+    b = Bundle(bundle("irn", 2))
+    repository = tmp_path / "repository"
+    write_repository(b, repository, "python")
+    before = {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()}
+    rename, calls = Path.rename, itertools.count(1)
+
+    def stumble(self: Path, target: Path) -> Path:
+        if next(calls) == failing:
+            raise KeyboardInterrupt if failing % 2 else OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stumble)
+    with pytest.raises(KeyboardInterrupt if failing % 2 else OutputError):
+        write_repository(b, repository)
+    assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["repository"]
+
+
+def test_places_that_cannot_be_a_repository(bundle, tmp_path: Path) -> None:
+    b = Bundle(bundle("irn", 2))
+    with pytest.raises(OutputError, match="is a bundle; choose another folder"):
+        write_repository(b, b.path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is not a folder"):
+        write_repository(b, tmp_path / "file")
+    with pytest.raises(OutputError, match=r"none/here: cannot write the model repository: No such file"):
+        write_repository(b, tmp_path / "none" / "here")
+
+
+def test_arguments_that_do_not_fit(bundle, tmp_path: Path) -> None:
+    b = Bundle(bundle("irn", 2))
+    with pytest.raises(ConfigError, match="unknown Triton backend 'openvino': choose onnxruntime, tensorrt, python"):
+        repository_models(b, "openvino")
+    with pytest.raises(ConfigError, match="the Python backend runs float32 graphs, not 'mixed'"):
+        repository_models(b, "python", "mixed")
+    with pytest.raises(BundleError, match="holds fp32, mixed, not 'fp16'"):
+        repository_models(b, "onnxruntime", "fp16")
+    b.size = "../../x"
+    with pytest.raises(ConfigError, match="cannot name a model"):
+        repository_models(b)
+    with pytest.raises(ConfigError, match="only printable ASCII without quotes"):
+        Model("m", "python", (), (), {"key": 'a"b'}).config()
+
+
+def put_engines(b: Bundle, folder: Path, backend: str = "tensorrt", precision: str = "mixed", **changes: Any) -> list[Path]:
+    """Engine files whose contents only Triton would look into."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for name, g in b.precisions[precision].items():
+        data = f"plan of {name} {changes}".encode()
+        profile = {"min": (1, 2, 2), "opt": (1, 64, 64), "max": (1, 128, 128)}
+        info = engine_file.EngineInfo(
+            path=folder / engine_file.engine_name(name, precision, backend, "p", hashlib.sha256(data).hexdigest()),
+            backend=backend,
+            library=changes.get("library", "11.4.0"),
+            graph=name,
+            precision=precision,
+            model=b.variant.name,
+            scale=b.scale,
+            size=b.size,
+            weights=b.weights,
+            onnx_sha256=g.sha256,
+            engine_sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            profile=profile,
+            compute_capabilities=(),
+            device=changes.get("device", "NVIDIA X"),
+            inputs=g.inputs,
+            outputs=g.outputs,
+            census={},
+            options={},
+            key=hashlib.sha256(data).hexdigest(),
+        )
+        info.path.write_bytes(data)
+        engine_file.sidecar(info.path).write_bytes(engine_file.sidecar_bytes(info))
+        made.append(info.path)
+    return made
+
+
+def test_tensorrt_models_are_the_engines_of_one_set(bundle, tmp_path: Path) -> None:
+    b = Bundle(bundle("irn_m", 2))
+    engines = tmp_path / "engines"
+    put_engines(b, engines)
+    names = write_repository(b, tmp_path / "repository", "tensorrt", engines=engines)
+    assert names == [m.name for m in repository_models(b)], "the same models as for ONNX Runtime"
+    for graph in b.graphs:
+        folder = tmp_path / "repository" / f"{title(b)}_graph_{graph}"
+        assert (folder / "1" / "model.plan").read_bytes() == f"plan of {graph} {{}}".encode()
+        text = (folder / "config.pbtxt").read_text()
+        assert 'backend: "tensorrt"' in text
+        for key, value in (("tensorrt", "11.4.0"), ("device", "NVIDIA X"), ("profile_max", "1x128x128"), ("precision", "mixed")):
+            assert f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' in text
+        for t in (*b.graph(graph, "mixed").inputs, *b.graph(graph, "mixed").outputs):
+            assert f'name: "{t.name}" data_type: {TYPES[t.dtype]} dims: {dims(t)}'.replace("[", "[ ").replace("]", " ]") in text
+
+
+def test_tensorrt_refuses_what_triton_could_not_serve(bundle, tmp_path: Path) -> None:
+    b = Bundle(bundle("irn", 2))
+    engines, repository = tmp_path / "engines", tmp_path / "repository"
+
+    def refusal() -> str:
+        with pytest.raises(BackendError) as e:
+            write_repository(b, repository, "tensorrt", engines=engines)
+        assert not repository.exists()
+        return str(e.value)
+
+    command = f"rescale-engine build {b.path} --backend tensorrt --precision mixed"
+    assert refusal() == (
+        f"{engines}: no tensorrt engines of {b.title} in mixed for downscale, upscale; build them on the server's GPU with the "
+        f"server's version of TensorRT: {command}"
+    )
+    put_engines(b, engines, "tensorrt-rtx")
+    # Bytes of such an engine are not looked at: it is the wrong kind.
+    assert "; the engines of TensorRT for RTX there are not for Triton; build them" in refusal()
+    made = put_engines(b, engines)
+    made[0].rename(tmp_path / "aside")
+    (engines / made[0].name.replace(".engine", ".engine.json")).rename(tmp_path / "aside.json")
+    assert "for downscale, upscale, there are only upscale;" in refusal()
+    put_engines(b, engines)
+    more = put_engines(b, engines, device="NVIDIA Y")
+    assert "several sets of engines" in refusal()
+    assert more[0].name in refusal()
+    for path in more:
+        path.unlink()
+        engine_file.sidecar(path).unlink()
+    made[1].write_bytes(b"short")
+    with pytest.raises(EngineError, match="truncated"):
+        write_repository(b, repository, "tensorrt", engines=engines)
+
+
+def test_the_command_writes_a_repository_beside_the_bundle(tmp_path: Path, make_net, capsys: pytest.CaptureFixture[str]) -> None:
+    net = make_net("irn_m", 2)
+    checkpoint.write(tmp_path / "w.safetensors", net.state_dict(), Recipe(net.config, TrainConfig(steps=1)), {})
+    base = ["--model", "irn_m", "--checkpoint", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "b")]
+    assert main([*base, "--triton", str(tmp_path / "r"), "--triton-precision", "mixed"]) == 0
+    b = Bundle(tmp_path / "b")
+    names = [m.name for m in repository_models(b)]
+    assert capsys.readouterr().out.splitlines()[-1] == f"triton: {tmp_path / 'r'}: {', '.join(names)}"
+    graph = tmp_path / "r" / f"{title(b)}_graph_encoder" / "1" / "model.onnx"
+    assert graph.read_bytes() == b.read_graph("encoder", "mixed")
+    assert main([*base, "--triton", str(tmp_path / "r"), "--triton-backend", "python", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["triton"]
+    names = [m.name for m in repository_models(b, "python")]
+    assert report == {"repository": str(tmp_path / "r"), "backend": "python", "models": names}
+    (tmp_path / "b" / MANIFEST).unlink()
+    assert main([*base, "--triton", str(tmp_path / "r"), "--triton-backend", "torch"]) == 1
+    assert capsys.readouterr().err == "error: unknown Triton backend 'torch': choose onnxruntime, tensorrt, python\n"
+
+
+def test_templates_travel_with_the_package() -> None:
+    for name in ("steps.py", "runtime.py"):
+        assert b"class TritonPythonModel" in triton._template(name)
