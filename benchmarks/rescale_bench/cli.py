@@ -15,12 +15,12 @@ from rescale.console import new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
 
-app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, survival.")
+app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival.")
 
 
 @app.callback()
 def _main() -> None:
-    """Measure bundles: quality against the source, LR fidelity, bytes, survival."""
+    """Measure bundles: quality against the source, LR fidelity, bytes, speed, survival."""
 
 
 @app.command()
@@ -85,6 +85,63 @@ def parity(
     options = parity_cli.Options(backend or [], precision or [], max_loss, data or [], limit, size or [], threads or None)
     files = parity_cli.Files(graph, save_inputs, save_outputs, load_outputs)
     if not parity_cli.run(bundles, options, files, out, json_):
+        raise typer.Exit(1)
+
+
+@app.command()
+def speed(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="Bundles made by rescale-export. Default: the model below.", metavar="[BUNDLE...]")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to export and measure; repeat for several. Default: dlv_irn_a.")
+    ] = None,
+    scale: Annotated[list[int] | None, typer.Option(help="Its scale, 2 or 4; repeat for several. Default: 2.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Its size, lite or full, with random weights where none ship; repeat for several. Default: lite."),
+    ] = None,
+    resolution: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT of the HR; repeat for several. Default: 1280x720.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Such as onnxruntime or openvino; repeat for several. Default: all that run.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, mixed or fp16; repeat for several. Default: fp32, off ONNX Runtime mixed too.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each after the warm-up; 0: 5, in a sweep 3.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    peers: Annotated[bool, typer.Option(help="Also PyTorch eager and a plain ONNX export, for ratios.")] = True,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for one run of a backend, such as 2GB. Default: half of what is free.")
+    ] = None,
+    sizes_sweep: Annotated[
+        bool, typer.Option("--sizes-sweep", help="Seconds per megapixel from 0.5 to 50 megapixels instead, without peers.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Seconds of decode, run and encode, GFLOP/s, memory, and how many times faster than PyTorch and a plain ONNX export."""
+    require(("torch", "onnx"), "bench")
+    from rescale_bench import speed as bench
+    from rescale_bench.speed_plan import Options
+
+    options = Options(
+        bundles=bundles or (),
+        models=model or (),
+        scales=scale or (),
+        sizes=size or (),
+        resolutions=resolution or (),
+        backends=backend or (),
+        precisions=precision or (),
+        repeats=repeats or None,
+        threads=threads or None,
+        peers=peers,
+        memory=memory,
+        sweep=sizes_sweep,
+    )
+    if not bench.run(options, out, json_):
         raise typer.Exit(1)
 
 

@@ -11,18 +11,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rescale.backends import NAMES, create
-from rescale.bundle import Bundle
+from rescale.bundle import Bundle, graph_names
 from rescale.engine_file import engines_folder, find_engines
 from rescale.errors import BackendError, ConfigError, MissingExtraError
 from rescale.flavour import NAMES as ENGINES
 from rescale.network import Network
-from rescale.parity import FALL_BACK, MAX_LOSS_DB, Case, Comparison, Parity, measure, worst_spot
+from rescale.parity import FALL_BACK, MAX_LOSS_DB, Case, Comparison, Parity, golden_vectors, measure, worst_spot
 from rescale.quality import psnr
 from rescale_export.probe import photograph
 
@@ -91,6 +91,8 @@ class Result:
 
     def judge(self, max_loss: float) -> None:
         """Set `refused`."""
+        if not self.groups:
+            self.refused = "no picture was compared: the engine's profiles take none of them"
         for group in self.groups:
             reason = group.parity.failure(max_loss, group.average)
             if reason is not None:
@@ -168,10 +170,11 @@ def check(
         for backend, precision in pairs:
             with _absence(report, backend, precision, bool(backends)):
                 runner = stack.enter_context(contextlib.closing(create(bundle, backend, threads, precision)))
-                golden = Group("golden", "PyTorch", parity=measure(bundle, runner.run))
+                cases = golden_cases(bundle, backend, precision)
+                golden = [Group("golden", "PyTorch", parity=measure(bundle, runner.run, cases))] if cases else []
                 # The reference would be compared with itself.
                 asked = [] if runner.name == opened.name else [*_profile_sizes(bundle, backend, precision), *sizes]
-                result = Result(backend, precision, runner.name, [golden])
+                result = Result(backend, precision, runner.name, golden)
                 entrants.append(_Entrant(result, Network(bundle, runner), frozenset(asked), runner.name != opened.name))
             progress(f"{backend} {precision}")
         for picture in _pictures(entrants, sets):
@@ -236,6 +239,16 @@ def _pictures(entrants: Sequence[_Entrant], sets: Sequence[PictureSet]) -> Itera
             yield _Picture(pictures.name, name, read)
 
 
+def golden_cases(bundle: Bundle, backend: str, precision: str) -> list[dict[str, npt.NDArray[Any]]]:
+    """The golden vectors; for an engine those that the profiles of all graphs take."""
+    cases = golden_vectors(bundle)
+    if backend not in ENGINES:
+        return cases
+    folder = engines_folder(bundle)
+    built = [find_engines(folder, bundle, backend, precision, graph) for graph in graph_names(bundle.variant)]
+    return [c for c in cases if all(any(e.fits(*c["hr"].shape[:3]) for e in engines) for engines in built)]
+
+
 def _profile_sizes(bundle: Bundle, backend: str, precision: str) -> Iterator[Size]:
     """An odd size, and for an engine the smallest, best and largest of each of its profiles."""
     if backend not in ENGINES:
@@ -243,7 +256,7 @@ def _profile_sizes(bundle: Bundle, backend: str, precision: str) -> Iterator[Siz
         return
     for engine in find_engines(engines_folder(bundle), bundle, backend, precision, "downscale"):
         low, best, high = (engine.profile[k][1:] for k in ("min", "opt", "max"))
-        odd = (max(low[0], best[0] - 1), max(low[1], best[1] - 1))
+        odd = (max(1, best[0] - 1), max(1, best[1] - 1))  # padded to the best
         for height, width in (low, odd, best, high):
             if height * width <= MAX_PROBE_PIXELS:
                 yield height, width

@@ -118,7 +118,7 @@ def _loaded(bundle: Bundle, files: Files, options: Options) -> Report:
     return report
 
 
-def parse_size(text: str) -> Size:
+def parse_size(text: str, option: str = "--size") -> Size:
     """(height, width) of ``WIDTHxHEIGHT``.
 
     Raises:
@@ -127,7 +127,7 @@ def parse_size(text: str) -> Size:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     sides = [int(n) for n in match.groups()] if match else []
     if not sides or not all(1 <= n <= MAX_SIDE for n in sides):
-        raise ConfigError(f"--size {text}: wanted is WIDTHxHEIGHT, such as 640x480, with sides of 1 to {MAX_SIDE}")
+        raise ConfigError(f"{option} {text}: wanted is WIDTHxHEIGHT, such as 640x480, with sides of 1 to {MAX_SIDE}")
     return sides[1], sides[0]
 
 

@@ -23,6 +23,7 @@ from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, B
 from rescale.errors import ConfigError, OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
+from rescale_export.halo import measured_halo
 from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_train.checkpoint import weights_digest
@@ -83,6 +84,7 @@ def write_bundle(
         "auxiliary": net.config.variant.auxiliary,
         "net": to_dict(net.config),
         "receptive_field": {"lr_pixels": receptive_field(net)},
+        "halo": measured_halo(models, scale, receptive_field(net)),
         "padding": {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale},
         "latent": _latent(net),
         "weights": {"sha256": digest, "card": card or {}},

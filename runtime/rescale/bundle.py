@@ -90,6 +90,7 @@ class Bundle:
         size: name of the size, such as ``lite``.
         weights: SHA-256 of the weights.
         receptive_field: LR pixels on each side that a value may depend on, in both directions.
+        halo: LR pixels on each side that matter for these weights: measured at export, at most the receptive field.
         graphs: by name, in float32.
         precisions: the same for each precision that the bundle holds, float32 included.
         manifest: the whole parsed manifest.
@@ -126,6 +127,7 @@ class Bundle:
             self.size = str(m["size"])
             self.weights = str(m["weights"]["sha256"])
             self.receptive_field = int(m["receptive_field"]["lr_pixels"])
+            self.halo = int(m.get("halo", m["receptive_field"])["lr_pixels"])
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
             others = m.get("precisions", {})
             self.precisions: dict[str, dict[str, Graph]] = {"fp32": self.graphs}
@@ -135,7 +137,7 @@ class Bundle:
                 if missing:
                     raise BundleError(f"{target}: graph {missing[0]!r} is missing in {precision}; export the bundle again")
             every = [g for graphs in self.precisions.values() for g in graphs.values()]
-            if self.receptive_field < 0 or min(g.memory for g in every) < 1 or not isinstance(self.scale, int):
+            if not 0 <= self.halo <= self.receptive_field or min(g.memory for g in every) < 1 or not isinstance(self.scale, int):
                 raise ValueError("a number is out of range")
             if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
                 raise ValueError("weights.sha256 is not 64 hexadecimal digits")

@@ -27,7 +27,9 @@ STREAM = Path("-")
 """Standard input or output."""
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
-Backend = Annotated[str, typer.Option(help="auto or onnxruntime.")]
+Backend = Annotated[str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx.")]
+Precision = Annotated[str, typer.Option(help="fp32, mixed or fp16.")]
+Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
 Memory = Annotated[str | None, typer.Option(help="Budget for the network, such as 2GB; by default half of what is available.")]
 TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
@@ -48,9 +50,11 @@ def down(
     raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
+    precision: Precision = "fp32",
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
+    exact: Exact = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
@@ -62,7 +66,7 @@ def down(
     _check_paths(source, target)
     if raw is None and source.is_file() and target != STREAM:
         container_for(target)
-    with _load(bundle, backend, threads, memory, tile) as net:
+    with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if raw is not None:
             return _frames(net, source, target, raw, upwards=False)
 
@@ -94,9 +98,11 @@ def up(
     raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
+    precision: Precision = "fp32",
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
+    exact: Exact = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
@@ -107,7 +113,7 @@ def up(
     _check_paths(source, target)
     if raw is None and source.is_file() and target != STREAM and target.suffix.lower() not in WRITABLE:
         raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
-    with _load(bundle, backend, threads, memory, tile) as net:
+    with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if raw is not None:
             return _frames(net, source, target, raw, upwards=True)
 
@@ -212,12 +218,12 @@ def doctor(
     return command(bundle, json_, limit)
 
 
-def _load(bundle: Path, backend: str, threads: int, memory: str | None, tile: int | None) -> Rescaler:
+def _load(bundle: Path, backend: str, precision: str, threads: int, memory: str | None, tile: int | None, exact: bool) -> Rescaler:
     from rescale.memory import parse_memory
     from rescale.rescaler import load
 
     budget = None if memory is None else parse_memory(memory)
-    return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile))
+    return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
 
 
 def _one_or_all(

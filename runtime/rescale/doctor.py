@@ -26,7 +26,12 @@ from rescale.threads import CGROUP, cpu_quota, usable_threads
 
 DEFAULT = "onnxruntime"
 # The engines' backends find devices through cuda-python.
-NEEDS = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "cuda-python"), "tensorrt-rtx": ("tensorrt-rtx", "cuda-python")}
+NEEDS = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "cuda-python"),
+    "tensorrt-rtx": ("tensorrt-rtx", "cuda-python"),
+}
 """Libraries of each backend in `rescale.backends.NAMES`."""
 
 LIMIT_SECONDS = 60.0

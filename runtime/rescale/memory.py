@@ -19,6 +19,12 @@ FIXED_BYTES = 64 << 20
 MIN_CORE = 16
 """Smallest core of a tile in LR pixels; below it the halo would be nearly all of the work."""
 
+PIECE_PIXELS = 1 << 20
+"""LR pixels of a piece beyond which larger ones are no faster (docs/speed.md) and only take more memory."""
+
+PIECE_WORK = 1.05
+"""Work that pieces of that size may repeat in their halos; with a larger halo the whole picture is run if it fits."""
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "G": 1 << 30, "GB": 1 << 30}
 
 
@@ -70,7 +76,7 @@ def least_budget(halo: int, cost: int) -> int:
 
 
 def choose_tile(height: int, width: int, halo: int, cost: int, budget: int) -> tuple[int, int] | None:
-    """Core size that keeps a run within a budget.
+    """Core size that keeps a run within a budget, and a large picture in pieces that are as fast.
 
     Args:
         height, width: of the LR picture.
@@ -86,13 +92,26 @@ def choose_tile(height: int, width: int, halo: int, cost: int, budget: int) -> t
         InputError: not even the smallest tile fits.
     """
     pixels = int((budget - FIXED_BYTES) / (ARENA_FACTOR * cost))
-    if height * width <= pixels:
+    fits = height * width <= pixels
+    if fits and height * width <= PIECE_PIXELS:
         return None
-    rows = pixels // width - 2 * halo
-    side = math.isqrt(max(0, pixels)) - 2 * halo
-    strip_work = (rows + 2 * halo) / rows if rows >= MIN_CORE else math.inf
-    square_work = ((side + 2 * halo) / side) ** 2 if side >= MIN_CORE else math.inf
-    if math.isinf(min(strip_work, square_work)):
+    if min(pixels, height * width) > PIECE_PIXELS:
+        tile, work = _best(width, halo, PIECE_PIXELS)
+        if work <= PIECE_WORK:
+            return tile
+    if fits:
+        return None
+    tile, work = _best(width, halo, pixels)
+    if math.isinf(work):
         least = least_budget(halo, cost)
         raise InputError(f"a memory budget of {budget >> 20} MB is too small for this model: at least {(least >> 20) + 1} MB")
-    return (rows, width) if strip_work <= square_work else (side, side)
+    return tile
+
+
+def _best(width: int, halo: int, pixels: int) -> tuple[tuple[int, int], float]:
+    """Core of a strip or a square whose region has at most so many pixels, and how much work it repeats (1 is none)."""
+    rows = pixels // width - 2 * halo
+    side = math.isqrt(max(0, pixels)) - 2 * halo
+    strip = (rows + 2 * halo) / rows if rows >= MIN_CORE else math.inf
+    square = ((side + 2 * halo) / side) ** 2 if side >= MIN_CORE else math.inf
+    return ((rows, width), strip) if strip <= square else ((side, side), square)

@@ -35,7 +35,8 @@ class Network:
         runner: where.
         tile: (height, width) of a tile's core in LR pixels; None to let the budget decide. Never overridden.
         memory: budget in bytes for one run; None for half of what is available when a picture comes.
-        halo: LR pixels around a core; None for the receptive field, which is exact.
+        exact: tiles with a halo of the receptive field, which give what the whole picture gives; without it the halo is the one
+            measured at export, with which a few values may differ by one level.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Network:
         runner: Runner,
         tile: tuple[int, int] | None = None,
         memory: int | None = None,
-        halo: int | None = None,
+        exact: bool = False,
     ) -> None:
         self.bundle, self.runner = bundle, runner
         self.tile, self.memory = tile, memory
-        self.halo = bundle.receptive_field if halo is None else halo
+        self.halo = bundle.receptive_field if exact else bundle.halo
 
     def tiles(self, height: int, width: int, budget: int | None = None) -> list[Tile]:
         """Tiles of an LR picture: as the options say, or as a budget demands; one where it fits whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import TracebackType
 
 import numpy as np
@@ -27,9 +28,16 @@ class Rescaler:
         network: the bare arrays-to-arrays functions, without markers to make or check.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, tile: tuple[int, int] | None = None, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        tile: tuple[int, int] | None = None,
+        memory: int | None = None,
+        exact: bool = False,
+    ) -> None:
         self.bundle, self.runner = bundle, runner
-        self.network = Network(bundle, runner, tile, memory)
+        self.network = Network(bundle, runner, tile, memory, exact)
 
     def downscale(self, image: Array | Picture) -> Small:
         """Make the small picture of a large one.
@@ -117,6 +125,9 @@ def load(
     memory: int | None = None,
     tile: tuple[int, int] | None = None,
     precision: str = "fp32",
+    exact: bool = False,
+    provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Rescaler:
     """Open a bundle.
 
@@ -125,13 +136,18 @@ def load(
         backend: ``auto`` or a name from `rescale.backends.NAMES`.
         threads: CPU threads; None for all that this process may use.
         memory: budget in bytes for running the network, beside the pictures themselves; None for half of what is available.
-            Pictures that need more run in tiles, whose halo makes the result that of the whole picture.
+            Pictures that need more run in tiles.
         tile: (height, width) of tiles in LR pixels, instead of a budget.
         precision: which of the bundle's graphs run: one of `rescale.bundle.PRECISIONS`.
+        exact: tiles see as much around them as the network does, so that the result is the whole picture's. Without it they see
+            what was measured to matter, which is several times less work, and a few values may differ by one level.
+        provider: an execution provider of ONNX Runtime by name, such as ``CUDAExecutionProvider``; None for the CPU.
+        provider_options: its options.
 
     Raises:
         BundleError: no bundle there, damaged, of another format version, or without that precision.
         BackendError: the backend is unknown, missing, or cannot load the graphs.
     """
     bundle = Bundle(path)
-    return Rescaler(bundle, create(bundle, backend, threads, precision), tile, memory)
+    runner = create(bundle, backend, threads, precision, provider, provider_options)
+    return Rescaler(bundle, runner, tile, memory, exact)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -21,8 +21,10 @@ from PIL import Image
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import from_json, load_json
 
+from rescale.backends import create
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, ConfigError, InputError, MissingExtraError, ParityError
+from rescale.half import HalfRunner
 from rescale.parity import golden_vectors, measure
 from rescale_bench import polygraphy_io
 from rescale_bench.cli import main
@@ -102,8 +104,6 @@ def test_the_report_as_json(full_bundle: BundleOf, tmp_path: Path, capsys: pytes
 
 
 def test_golden_figures_are_those_of_the_runtimes_gate(full_bundle: BundleOf) -> None:
-    from rescale.half import HalfRunner
-
     bundle = Bundle(full_bundle("irn_a", 2))
     report = check(bundle, ["half"], ["fp16"], threads=1)
     want = measure(bundle, HalfRunner(bundle, "fp16", 1).run)
@@ -179,8 +179,6 @@ def test_backends_that_nobody_named_may_be_absent(full_bundle: BundleOf, monkeyp
 
 
 def test_a_backend_that_gives_up_midway_is_not_judged(full_bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rescale.half import HalfRunner
-
     run = HalfRunner.run
 
     def limited(self: HalfRunner, graph: str, inputs: Any) -> Any:
@@ -196,6 +194,50 @@ def test_a_backend_that_gives_up_midway_is_not_judged(full_bundle: BundleOf, mon
     assert report.missing == [("half", "mixed", "no profile for 88 columns")]
     with pytest.raises(BackendError, match="no profile"):
         check(bundle, ["half"], ["mixed"], threads=1)
+
+
+@pytest.mark.parametrize(
+    ("low", "best", "high", "golden", "probes"),
+    [
+        ((1, 2, 2), (1, 64, 96), (1, 100, 128), 3, ["2x2", "95x63", "96x64", "128x100"]),
+        ((1, 64, 64), (1, 192, 288), (1, 200, 300), 1, ["64x64", "287x191", "288x192", "300x200"]),
+        ((1, 128, 128), (1, 128, 128), (1, 128, 128), 0, ["127x127", "128x128"]),
+        ((1, 128, 128), (1, 128, 256), (1, 20000, 20000), 1, ["128x128", "255x127", "256x128"]),
+    ],
+)
+def test_an_engine_is_measured_at_the_sizes_of_its_profile(
+    full_bundle: BundleOf, monkeypatch: pytest.MonkeyPatch, low: Any, best: Any, high: Any, golden: int, probes: list[str]
+) -> None:
+    bundle = Bundle(full_bundle("irn", 2))
+
+    class Engine:
+        profile: ClassVar[dict[str, Any]] = {"min": low, "opt": best, "max": high}
+
+        def fits(self, *sides: int) -> bool:
+            return all(a <= n <= b for a, n, b in zip(low, sides, high, strict=True))
+
+    class Runner(HalfRunner):
+        def run(self, graph: str, inputs: Any) -> Any:
+            scale = 1 if graph == "downscale" else 2
+            batch, height, width = next(iter(inputs.values())).shape[:3]
+            if not Engine().fits(batch, scale * height, scale * width):
+                raise BackendError(f"no profile for {width}x{height}")
+            return super().run(graph, inputs)
+
+    def opened(bundle: Bundle, backend: str, threads: int | None, precision: str = "fp32") -> Any:
+        return Runner(bundle, precision, 1) if backend == "tensorrt-rtx" else create(bundle, backend, threads, precision)
+
+    monkeypatch.setattr("rescale_bench.parity.create", opened)
+    monkeypatch.setattr("rescale_bench.parity.find_engines", lambda *a: [Engine()])
+    (result,) = check(bundle, ["tensorrt-rtx"], ["mixed"], threads=1).results
+    assert result.refused is None
+    found = {g.name: [f"{c.width}x{c.height}" for c in g.parity.cases] for g in result.groups}
+    assert len(found.get("golden", [])) == golden
+    assert sorted(found["probes"]) == sorted(probes)
+
+    monkeypatch.setattr("rescale_bench.parity.find_engines", lambda *a: [])
+    report = check(bundle, ["tensorrt-rtx"], ["mixed"], threads=1)
+    assert report.results[0].refused == "no picture was compared: the engine's profiles take none of them"
 
 
 def test_mistakes_are_one_line(

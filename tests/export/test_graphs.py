@@ -24,7 +24,7 @@ LITE = [
     for m, s in itertools.product(VARIANTS, SCALES)
 ]
 ALLOWED = {
-    *("Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Identity", "LeakyRelu", "Log", "MaxPool", "Mul"),
+    *("Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Gather", "LeakyRelu", "MaxPool", "Mul"),
     *("Relu", "Resize", "Round", "Sigmoid", "Split", "Sub", "Tanh", "Transpose"),
 }
 

@@ -85,7 +85,7 @@ def scaled(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("graph", "constant"),
     [
-        ("downscale", "level0.block0.F.conv1.weight"),
+        ("downscale", "level0.block0.F.conv1.0.weight"),
         ("downscale", "level0.block0.GH.conv5.bias"),
         ("upscale", "level0.block0.GH.conv3.weight"),
         ("upscale", "level0.haar.weight"),

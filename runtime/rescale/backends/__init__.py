@@ -29,7 +29,14 @@ class Runner(Protocol):
         """Free sessions and memory. Running afterwards is an error."""
 
 
-def create(bundle: Bundle, backend: str = "auto", threads: int | None = None, precision: str = "fp32") -> Runner:
+def create(
+    bundle: Bundle,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "fp32",
+    provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
+) -> Runner:
     """A runner for a bundle.
 
     Args:
@@ -37,18 +44,24 @@ def create(bundle: Bundle, backend: str = "auto", threads: int | None = None, pr
         backend: ``auto`` or one of `NAMES`.
         threads: CPU threads; None for all that this process may use.
         precision: which of the bundle's graphs run.
+        provider: an execution provider of ONNX Runtime by name; ``auto`` is ONNX Runtime then.
+        provider_options: its options.
 
     Raises:
         BundleError: the bundle does not hold that precision.
         BackendError: unknown, not installed, or it cannot load the graphs.
     """
+    if provider is not None:
+        if backend not in ("auto", "onnxruntime"):
+            raise BackendError(f"provider {provider}: only the onnxruntime backend has providers, not {backend}")
+        backend = "onnxruntime"
     if backend == "auto":
         # OpenVINO is the faster one (docs/speed.md), and an extra: who installed it wants it.
         backend = "openvino" if importlib.util.find_spec("openvino") and precision in ("fp32", "mixed") else "onnxruntime"
     if backend == "onnxruntime":
         from rescale.backends.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(bundle, threads, precision)
+        return OnnxRuntimeRunner(bundle, threads, precision, provider, provider_options)
     if backend == "openvino":
         from rescale.backends.openvino import OpenVinoRunner
 

@@ -1,7 +1,9 @@
-"""ONNX Runtime on the CPU: the default backend."""
+"""ONNX Runtime: the default backend, on the CPU or with any of its execution providers."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import threading
 from collections.abc import Mapping
@@ -19,13 +21,38 @@ _ALLOCATION = re.compile(r"bad_alloc|allocate memory|out of memory", re.I)
 """How ONNX Runtime words a failed allocation."""
 
 
-class OnnxRuntimeRunner:
-    """One session per graph, made on first use from verified bytes and shared by all threads."""
+CPU = "CPUExecutionProvider"
+_PLUGINS = {"NvTensorRTRTXExecutionProvider": "onnxruntime_ep_nv_tensorrt_rtx"}
+"""Providers that come as packages of their own and have to be registered."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
+
+class OnnxRuntimeRunner:
+    """One session per graph, made on first use from verified bytes and shared by all threads.
+
+    Args:
+        bundle: what to run.
+        threads: CPU threads; None for all that this process may use.
+        precision: which of the bundle's graphs run.
+        provider: an execution provider by name; None for the CPU.
+        provider_options: its options, by ONNX Runtime's names.
+
+    Raises:
+        BackendError: this build of ONNX Runtime does not have the provider.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        precision: str = "fp32",
+        provider: str | None = None,
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"threads: at least 1, got {threads}")
         self._bundle, self._precision = bundle, precision
+        self._provider, self._options = provider or CPU, dict(provider_options or {})
+        _require_provider(self._provider)
         bundle.graph("downscale", precision)
         self._threads = threads or usable_threads()
         self._lock = threading.Lock()
@@ -33,7 +60,8 @@ class OnnxRuntimeRunner:
 
     @property
     def name(self) -> str:
-        return f"onnxruntime {ort.__version__} CPU, {self._precision}, {self._threads} thread(s)"
+        device = self._provider.removesuffix("ExecutionProvider")
+        return f"onnxruntime {ort.__version__} {device}, {self._precision}, {self._threads} thread(s)"
 
     def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         session = self._session(graph)
@@ -58,9 +86,48 @@ class OnnxRuntimeRunner:
                 options.log_severity_level = 3
                 # A memory pattern is kept for every shape that ever came: 320 MB after 200 pictures of random sizes.
                 options.enable_mem_pattern = False
+                # Waiting threads must not burn the CPU of the program that embeds this; it costs nothing (docs/speed.md).
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
                 data = self._bundle.read_graph(graph, self._precision)
                 try:
-                    self._sessions[graph] = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+                    session = self._open(data, options)
                 except Exception as e:  # as above
                     raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
+                # ONNX Runtime only warns where a provider cannot be used, and runs on the CPU.
+                used = session.get_providers()
+                if self._provider not in used:
+                    raise BackendError(f"{self._provider} cannot run {graph}: ONNX Runtime would use {', '.join(used)} instead")
+                self._sessions[graph] = session
             return self._sessions[graph]
+
+    def _open(self, data: bytes, options: Any) -> ort.InferenceSession:
+        if self._provider in ort.get_available_providers():
+            return ort.InferenceSession(data, options, providers=[(self._provider, self._options)])
+        devices = [d for d in _devices() if d.ep_name == self._provider]
+        options.add_provider_for_devices(devices, self._options)
+        return ort.InferenceSession(data, options)
+
+
+def _devices() -> list[Any]:
+    """Devices of registered providers; versions before 1.23 have none."""
+    return list(ort.get_ep_devices()) if hasattr(ort, "get_ep_devices") else []
+
+
+def _require_provider(name: str) -> None:
+    """Check that a provider can be had, registering it where it is a package of its own.
+
+    Raises:
+        BackendError: it cannot; the message lists those that can.
+    """
+    module = _PLUGINS.get(name)
+    if module is not None and importlib.util.find_spec(module) is not None:
+        plugin = importlib.import_module(module)
+        try:
+            ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        except Exception as e:
+            if "already" not in str(e):
+                raise BackendError(f"{name}: its library cannot be loaded: {e}") from None
+    available = [*ort.get_available_providers(), *(d.ep_name for d in _devices())]
+    if name not in available:
+        have = ", ".join(dict.fromkeys(available))
+        raise BackendError(f"{name}: this ONNX Runtime {ort.__version__} does not have it, only {have}")

@@ -1,0 +1,289 @@
+"""How fast a bundle is, in parts, beside PyTorch eager and a plain ONNX export in the same rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale import png
+from rescale.comparison import Comparison
+from rescale.console import progress_bar
+from rescale.errors import BackendError, RescaleError
+from rescale.files import atomic_write
+from rescale.memory import parse_memory
+from rescale.threads import usable_threads
+from rescale_bench import peers
+from rescale_bench.machine import machine, versions
+from rescale_bench.parity_cli import parse_size
+from rescale_bench.peers_torch import export_naive, macs_per_lr_pixel, save_net
+from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects
+from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
+from rescale_bench.speed_report import DEFINITIONS, add_ratios, direction_report, product_report, show, spread, sweep_flatness
+from rescale_bench.speed_worker import BACKEND, DIRECTIONS, NET, PRODUCT, Spec, arrays_file
+
+REPEATS, SWEEP_REPEATS = 5, 3
+
+
+@dataclass
+class Session:
+    """What all cases of one command share."""
+
+    threads: int
+    repeats: int
+    memory: int | None
+    folder: Path
+    advance: Callable[[str], None] = lambda name: None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def run(options: Options, out: Path | None, as_json: bool) -> bool:
+    """Measure and print.
+
+    Returns:
+        False if a competitor failed on the way.
+
+    Raises:
+        RescaleError: a wrong option, or a backend that was named does not run here.
+    """
+    report = measure(options)
+    text = json.dumps(report, indent=2, allow_nan=False)
+    if out is not None:
+        atomic_write(out, (text + "\n").encode())
+    if as_json:
+        print(text)
+    else:
+        show(report)
+    return not any(c["failed"] for case in (*report["cases"], *report["sweeps"]) for c in case["competitors"])
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """The whole report as plain tables.
+
+    Raises:
+        ConfigError, BackendError, InputError: a wrong option.
+        RescaleError: a backend that was named does not run here.
+    """
+    wanted = competitors(options)
+    sizes = [parse_size(text, "--resolution") for text in options.resolutions or ("1280x720",)]
+    repeats = options.repeats or (SWEEP_REPEATS if options.sweep else REPEATS)
+    threads = options.threads or usable_threads()
+    memory = parse_memory(options.memory) if options.memory else None
+    head: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(threads),
+        "versions": versions(),
+        "repeats": repeats,
+        "memory": memory,
+        "definitions": DEFINITIONS,
+    }
+    cases: list[dict[str, Any]] = []
+    sweeps: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder:
+        session = Session(threads, repeats, memory, Path(folder))
+        every = list(subjects(options, wanted, Path(folder)))
+        jobs = len(options.sweep_megapixels) * (len(wanted) - _peers(wanted)) if options.sweep else len(sizes) * (len(wanted) + 1)
+        with progress_bar(len(every) * len(DIRECTIONS) * jobs * (repeats + 1)) as session.advance:
+            for subject in every:
+                if options.sweep:
+                    sweeps.append(measure_sweep(subject, wanted, options.sweep_megapixels, session))
+                else:
+                    cases += [measure_case(subject, wanted, size, session) for size in sizes]
+    return {**head, "cases": cases, "sweeps": sweeps}
+
+
+def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, session: Session) -> dict[str, Any]:
+    """One bundle at one size: every competitor, both directions.
+
+    Args:
+        subject: what is measured.
+        wanted: by whom.
+        size: (height, width) of the HR picture.
+        session: see `Session`; those that do not run here are added to its `missing`.
+    """
+    scale = subject.bundle.scale
+    lr_size = -(-size[0] // scale), -(-size[1] // scale)
+    flops = 2 * macs_per_lr_pixel(subject.net) * lr_size[0] * lr_size[1]
+    folder = Path(tempfile.mkdtemp(dir=session.folder))
+    source = folder / "source.png"
+    source.write_bytes(png.encode(sample_picture(*size)))
+    if _peers(wanted):
+        save_net(subject.net, folder / NET)
+        export_naive(subject.net, folder, lr_size)
+    product = Timing()
+    timings: dict[str, dict[str, Timing]] = {}
+    order: dict[str, list[str]] = {}
+    agreements: dict[str, dict[str, Any]] = {}
+    for direction in DIRECTIONS:
+        with started(subject, wanted, direction, folder, session, with_product=True) as (processes, found):
+            jobs = {n: Job(n, source, None if n == PRODUCT else _saved(folder, direction, n)) for n in processes}
+            order[direction] = run_in_turn(processes, found, jobs, session.repeats, session.advance)
+        _merge_product(product, found.pop(PRODUCT))
+        timings[direction] = found
+        agreements[direction] = agreement(subject, [_saved(folder, direction, n) for n in found], list(found), direction)
+        source = next((s for n in found if (s := _saved(folder, direction, n)).exists()), source)
+    peak = product_report(product)
+    results = []
+    for c in wanted:
+        mine = {d: timings[d][c.name] for d in DIRECTIONS if c.name in timings[d]}
+        directions = {
+            d: direction_report(t, flops, peak["gflops"]) | {"agreement": agreements[d].get(c.name)}
+            for d, t in mine.items()
+            if t.failed is None
+        }
+        if mine:
+            failed = {d: t.failed for d, t in mine.items() if t.failed is not None}
+            head = {"name": c.name, "kind": c.kind, "backend": c.backend, "precision": c.precision}
+            results.append({**head, "directions": directions, "failed": failed})
+    add_ratios(results)
+    return {
+        **_subject_head(subject),
+        "resolution": [size[1], size[0]],
+        "flops": flops,
+        "product": peak,
+        "peers": [c["name"] for c in results if c["kind"] != BACKEND],
+        "competitors": results,
+        "missing": dict(session.missing),
+        "order": order,
+    }
+
+
+def measure_sweep(subject: Subject, wanted: Sequence[Competitor], megapixels: Sequence[float], session: Session) -> dict[str, Any]:
+    """Seconds per megapixel of the backends at several sizes, all in one process a backend and direction."""
+    backends = [c for c in wanted if c.kind == BACKEND]
+    folder = Path(tempfile.mkdtemp(dir=session.folder))
+    sizes = [side_lengths(n) for n in megapixels]
+    sources = [folder / f"source{i}.png" for i in range(len(sizes))]
+    for path, size in zip(sources, sizes, strict=True):
+        path.write_bytes(png.encode(sample_picture(*size), 1))
+    found: dict[str, dict[str, Any]] = {c.name: {} for c in backends}
+    failed: dict[str, dict[str, str]] = {c.name: {} for c in backends}
+    order: dict[str, list[str]] = {}
+    for direction in DIRECTIONS:
+        with started(subject, backends, direction, folder, session) as (processes, opened):
+            down = direction == DIRECTIONS[0]
+            jobs, timings = {}, {}
+            for i in range(len(sizes)):
+                for n in processes:
+                    job = f"{n} {sizes[i][1]}x{sizes[i][0]}"
+                    jobs[job] = Job(n, sources[i], _saved(folder, f"{direction}{i}", n) if down else None)
+                    timings[job] = replace(opened[n], times={})
+            order[direction] = run_in_turn(processes, timings, jobs, session.repeats, session.advance)
+        for n in processes:
+            mine = [(s, timings[f"{n} {s[1]}x{s[0]}"]) for s in sizes]
+            reasons = [t.failed for _, t in mine if t.failed is not None]
+            if reasons:
+                failed[n][direction] = reasons[0]
+            done = [_size_report(s, t) for s, t in mine if t.failed is None]
+            if done:
+                rss = max(t.peak_rss for _, t in mine)
+                found[n][direction] = {"sizes": done, "spread": sweep_flatness(done), "peak_rss": rss, "runner": opened[n].runner}
+        if down:
+            saved = [[_saved(folder, f"{direction}{i}", n) for n in processes] for i in range(len(sizes))]
+            sources = [next((s for s in made if s.exists()), source) for made, source in zip(saved, sources, strict=True)]
+    rows = [{"name": n, "directions": found[n], "failed": failed[n]} for n in found if found[n] or failed[n]]
+    resolutions = [[width, height] for height, width in sizes]
+    return {
+        **_subject_head(subject),
+        "resolutions": resolutions,
+        "competitors": rows,
+        "missing": dict(session.missing),
+        "order": order,
+    }
+
+
+@contextlib.contextmanager
+def started(
+    subject: Subject, wanted: Sequence[Competitor], direction: str, folder: Path, session: Session, with_product: bool = False
+) -> Iterator[tuple[dict[str, Process], dict[str, Timing]]]:
+    """Processes of all that run here, and empty timings, by name; ended when the block ends.
+
+    Raises:
+        RescaleError: one that was asked for does not run, or none does.
+    """
+    shared = Spec(BACKEND, direction, session.threads, str(subject.bundle.path), memory=session.memory, folder=str(folder))
+    specs = {c.name: replace(shared, kind=c.kind, backend=c.backend, precision=c.precision) for c in wanted}
+    if with_product:
+        specs[PRODUCT] = replace(shared, kind=PRODUCT)
+    asked = {c.name for c in wanted if c.asked}
+    timings: dict[str, Timing] = {}
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, Process] = {}
+        for name, spec in specs.items():
+            if name not in session.missing:
+                processes[name] = stack.enter_context(contextlib.closing(Process(spec)))
+        for name in list(processes):
+            try:
+                runner, base = processes[name].ready()
+            except RescaleError as e:
+                if name in asked or name in (*peers.NAMES, PRODUCT):
+                    raise type(e)(f"{name}: {e}") from None
+                session.missing[name] = str(e)
+                del processes[name]
+            else:
+                timings[name] = Timing(runner=runner, base_rss=base, peak_rss=base)
+        if not any(c.kind == BACKEND and c.name in processes for c in wanted):
+            reasons = "; ".join(f"{name}: {why}" for name, why in session.missing.items())
+            raise BackendError(f"{subject.bundle.path}: no backend runs here: {reasons}")
+        yield processes, timings
+
+
+def agreement(subject: Subject, files: Sequence[Path], names: Sequence[str], direction: str) -> dict[str, Any]:
+    """How the arrays of each competitor differ from those of the first that has any, by name; None for foreign weights."""
+    found: dict[str, Any] = {}
+    reference: dict[str, npt.NDArray[np.uint8]] | None = None
+    for name, file in zip(names, files, strict=True):
+        path = arrays_file(file)
+        if not path.exists():
+            continue
+        with np.load(path, allow_pickle=False) as data:
+            mine = {key: data[key] for key in data.files}
+        reference = reference or mine
+        if subject.weights == "unknown" and name in peers.NAMES:
+            found[name] = None
+            continue
+        comparison = Comparison()
+        for key, array in mine.items():
+            comparison.add(array, reference[key], f"{name}: {direction}")
+        found[name] = comparison.to_dict()
+    return found
+
+
+def _peers(wanted: Sequence[Competitor]) -> int:
+    return sum(c.kind != BACKEND for c in wanted)
+
+
+def _subject_head(subject: Subject) -> dict[str, Any]:
+    bundle, macs = subject.bundle, macs_per_lr_pixel(subject.net)
+    head = {"bundle": bundle.path.name, "model": bundle.title, "variant": bundle.variant.name, "scale": bundle.scale}
+    return {**head, "size": bundle.size, "weights": subject.weights, "macs_per_lr_pixel": macs}
+
+
+def _saved(folder: Path, direction: str, name: str) -> Path:
+    return folder / f"{direction}.{name.replace(' ', '.')}.png"
+
+
+def _merge_product(total: Timing, found: Timing) -> None:
+    if found.failed is not None:
+        raise BackendError(f"the matrix product failed: {found.failed}")
+    total.runner = found.runner
+    for part, times in found.times.items():
+        total.times.setdefault(part, []).extend(times)
+
+
+def _size_report(size: Size, timing: Timing) -> dict[str, Any]:
+    megapixels = size[0] * size[1] / 1e6
+    parts = {part: spread(times) for part, times in timing.times.items()}
+    per = {part: parts[part]["median"] / megapixels for part in ("run", "whole")}
+    return {"resolution": [size[1], size[0]], "megapixels": megapixels, "seconds_per_megapixel": per, **parts}

@@ -1,0 +1,151 @@
+"""What `rescale-bench speed` measures: bundles, competitors and pictures, as the options say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rescale.backends import NAMES
+from rescale.bundle import PRECISIONS, Bundle
+from rescale.errors import BackendError, ConfigError, UnknownModelError
+from rescale_bench import peers
+from rescale_bench.peers_torch import random_net
+from rescale_bench.speed_worker import BACKEND
+from rescale_export.bundles import write_bundle
+from rescale_export.probe import photograph
+from rescale_train import checkpoint
+from rescale_train.config import NetConfig, from_dict, net_config
+from rescale_train.models import RescalingNet
+from rescale_train.shipped import find_shipped, list_shipped
+
+Size = tuple[int, int]
+
+SWEEP_MEGAPIXELS = (0.5, 2.0, 8.0, 24.0, 50.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options; see its help. Empty lists and None stand for defaults."""
+
+    bundles: Sequence[Path] = ()
+    models: Sequence[str] = ()
+    scales: Sequence[int] = ()
+    sizes: Sequence[str] = ()
+    resolutions: Sequence[str] = ()
+    backends: Sequence[str] = ()
+    precisions: Sequence[str] = ()
+    repeats: int | None = None
+    threads: int | None = None
+    peers: bool = True
+    memory: str | None = None
+    sweep: bool = False
+    sweep_megapixels: Sequence[float] = SWEEP_MEGAPIXELS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle to measure, and its network for the peers.
+
+    Attributes:
+        bundle: what the backends run.
+        net: what the peers run.
+        weights: ``same`` as the bundle's; ``random``, the bundle's too; ``unknown``: the bundle's are not at hand, the peers' are
+            random, and their pictures are not compared.
+    """
+
+    bundle: Bundle
+    net: RescalingNet
+    weights: str
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A backend in a precision, or a peer. `asked`: it was named, so that its absence is an error."""
+
+    kind: str
+    backend: str = ""
+    precision: str = ""
+    asked: bool = False
+
+    @property
+    def name(self) -> str:
+        """Backend and precision, or the peer's name."""
+        return f"{self.backend} {self.precision}".strip() or self.kind
+
+
+def competitors(options: Options) -> list[Competitor]:
+    """Backends in the order they are measured, then the peers.
+
+    Raises:
+        BackendError, ConfigError: an unknown backend or precision.
+    """
+    for name in options.backends:
+        if name not in NAMES:
+            raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
+    for precision in options.precisions:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    found = []
+    for backend in dict.fromkeys(options.backends or NAMES):
+        # ONNX Runtime computes float16 on CPUs by casting around every operator: it is measured if it is asked for.
+        default = ("fp32",) if backend == "onnxruntime" else ("fp32", "mixed")
+        for precision in dict.fromkeys(options.precisions or default):
+            asked = backend in options.backends and (precision in options.precisions or not options.precisions)
+            found.append(Competitor(BACKEND, backend, precision, asked))
+    return found + [Competitor(name) for name in (peers.NAMES if options.peers and not options.sweep else ())]
+
+
+def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> Iterator[Subject]:
+    """The given bundles, and the named models: with the weights that ship, else random ones. Models are exported to `folder`."""
+    bundles = [Bundle(path) for path in options.bundles]
+    for bundle in bundles:
+        net = _weights_of(bundle)
+        yield Subject(bundle, net or random_net(_config(bundle)), "same" if net is not None else "unknown")
+    if bundles and not (options.models or options.sizes or options.scales):
+        return
+    precisions = sorted({c.precision for c in wanted if c.kind == BACKEND} - {"fp32"})
+    for model in options.models or ("dlv_irn_a",):
+        for scale in options.scales or (2,):
+            for size in options.sizes or ("lite",):
+                config = net_config(model, scale, size)
+                try:
+                    found = find_shipped(model, scale, size)
+                except UnknownModelError:  # the names were checked above: none ship
+                    net, weights = random_net(config), "random"
+                else:
+                    net, weights = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval(), "same"
+                yield Subject(write_bundle(net, folder / f"{model}_x{scale}_{size}", None, precisions), net, weights)
+
+
+def _config(bundle: Bundle) -> NetConfig:
+    return from_dict(NetConfig, bundle.manifest.get("net"), f"{bundle.path}: net")
+
+
+def _weights_of(bundle: Bundle) -> RescalingNet | None:
+    """The network with the bundle's weights, if they ship with the package."""
+    for shipped in list_shipped():
+        if shipped.card.get("weights_sha256") == bundle.weights:
+            return checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path)).eval()
+    return None
+
+
+def sample_picture(height: int, width: int) -> npt.NDArray[np.uint8]:
+    """uint8 (height, width, 3): the photograph mirrored until it fills the size, with noise: no part repeats for a codec."""
+    tile = photograph()
+    tile = np.concatenate([tile, tile[:, ::-1]], 1)
+    tile = np.concatenate([tile, tile[::-1]], 0)
+    repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
+    picture = np.tile(tile, repeats)[:height, :width].astype(np.int16)
+    picture += np.random.default_rng(0).integers(-2, 3, picture.shape, np.int8)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def side_lengths(megapixels: float) -> Size:
+    """(height, width) near 2:3, multiples of 16."""
+    height = max(16, round(math.sqrt(megapixels * 1e6 / 1.5) / 16) * 16)
+    return height, max(16, round(megapixels * 1e6 / height / 16) * 16)

@@ -1,0 +1,117 @@
+"""How many pixels around a tile matter: measured for the weights at hand.
+
+The receptive field is an upper bound; trained networks look much less far. The measured halo is the smallest one of a few with
+which no value in a tile's core, before it is rounded, is further from the whole picture's than `LIMIT` grey levels, in either
+direction. Tiles with it may differ from the whole picture where a value lies that close to a rounding boundary, by one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime import InferenceSession, SessionOptions
+
+from rescale.tiling import Box, grow
+from rescale_export.probe import photograph, probe_picture
+
+LIMIT = 0.05
+"""Grey levels; a tenth of what may change a rounded value by one, because other pictures may be worse than those measured."""
+
+CANDIDATES = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72)
+CORE = 32
+"""LR pixels a side of the core that is compared."""
+
+_LEVELS = {"lr.levels.out": 1.0, "alpha.levels.out": 1.0, "hr.levels.out": 1.0, "z": 255.0}
+"""Values before rounding, and what one of them is in grey levels."""
+
+
+def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: int) -> dict[str, Any]:
+    """Find the halo of a pair of float32 graphs.
+
+    Args:
+        models: ``downscale`` and ``upscale`` as ONNX bytes.
+        scale: 2 or 4.
+        receptive_field: LR pixels, the exact halo.
+
+    Returns:
+        For the manifest: ``lr_pixels``, ``deviation`` (grey levels, the largest found) and ``limit``.
+    """
+    candidates = [h for h in CANDIDATES if h < receptive_field]
+    down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
+    pictures = _pictures(scale, max(candidates, default=0))
+    feeds = [(down, {"hr": p}, scale) for p in pictures]
+    for picture in pictures:
+        out = down.all({"hr": picture})
+        feed = {"lr": out["lr"]} | ({"z": out["z"]} if "z" in up.inputs else {})
+        feeds.append((up, feed, 1))
+    wholes = [graph.levels(feed) for graph, feed, _ in feeds]
+    for halo in candidates:
+        worst = max(_deviation(graph, feed, step, whole, halo) for (graph, feed, step), whole in zip(feeds, wholes, strict=True))
+        if worst <= LIMIT:
+            return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
+    return {"lr_pixels": receptive_field, "deviation": 0.0, "limit": LIMIT}
+
+
+def _pictures(scale: int, halo: int) -> list[npt.NDArray[np.uint8]]:
+    """A photograph and a drawn picture with room for the largest halo on every side."""
+    side = (CORE + 2 * halo) * scale
+    photo = photograph()
+    # Mirrored copies keep the statistics of a photograph at any size.
+    height, width = photo.shape[:2]
+    photo = np.pad(photo, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode="symmetric")
+    return [np.ascontiguousarray(p[None, :side, :side]) for p in (photo, probe_picture(side, side, seed=11))]
+
+
+class _Levels:
+    """A graph whose unrounded values can be had."""
+
+    def __init__(self, data: bytes) -> None:
+        model = onnx.load_from_string(data)
+        self.names = []
+        produced = {name for node in model.graph.node for name in node.output}
+        declared = {o.name for o in model.graph.output}
+        for name in _LEVELS:
+            if name in produced:
+                self.names.append(name)
+                if name not in declared:
+                    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        options = SessionOptions()
+        options.log_severity_level = 3
+        self.session: Any = InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.inputs = {i.name for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def all(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(self.outputs, self.session.run(self.outputs, dict(feed)), strict=True))
+
+    def levels(self, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
+        found = self.session.run(self.names, dict(feed))
+        return [value * np.float32(_LEVELS[name]) for name, value in zip(self.names, found, strict=True)]
+
+
+def _deviation(
+    graph: _Levels, feed: Mapping[str, npt.NDArray[Any]], step: int, whole: list[npt.NDArray[np.float32]], halo: int
+) -> float:
+    """Largest difference in the core between the whole picture and the core with a halo; `step` input pixels are one LR pixel."""
+    first = next(iter(feed.values()))
+    side = first.shape[1] // step
+    start = (side - CORE) // 2
+    core = Box(start, start + CORE, start, start + CORE)
+    region = grow(core, halo, 1, side, side)
+    rows, columns = region.slices(step)
+    tile = {
+        name: np.ascontiguousarray(value[:, :, rows, columns] if name == "z" else value[:, rows, columns])
+        for name, value in feed.items()
+    }
+    worst = 0.0
+    for got, want in zip(graph.levels(tile), whole, strict=True):
+        factor = got.shape[2] // region.height
+        top, left = (s.start * factor for s in core.within(region))
+        rows, columns = core.slices(factor)
+        inner = got[:, :, top : top + CORE * factor, left : left + CORE * factor]
+        worst = max(worst, float(np.abs(inner - want[:, :, rows, columns]).max()))
+    return worst

@@ -1,0 +1,489 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rescale import png
+from rescale.bundle import Bundle
+from rescale.container import Small
+from rescale.errors import BackendError, BundleError, ConfigError, InputError, UnknownModelError
+from rescale.picture import read_picture
+from rescale.rescaler import load
+from rescale.variants import LATENT_STRIDE
+from rescale_bench import speed
+from rescale_bench.cli import main
+from rescale_bench.machine import PRODUCT_FLOPS, machine, peak_rss, versions
+from rescale_bench.peers import eager, naive, naive_file
+from rescale_bench.peers_torch import export_naive, load_net, macs_per_lr_pixel, random_net, save_net
+from rescale_bench.speed_plan import Competitor, Options, Subject, competitors, sample_picture, side_lengths, subjects
+from rescale_bench.speed_processes import Job, Process, Timing, rounds, run_in_turn
+from rescale_bench.speed_report import add_ratios, direction_report, product_report, show, spread, sweep_flatness
+from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec, arrays_file, downscale, serve, timed, upscale
+from rescale_train.config import net_config
+from rescale_train.models import RescalingNet
+
+BundleOf = Callable[[str, int], Path]
+MakeNet = Callable[..., RescalingNet]
+
+SIZE = (48, 64)
+MODELS = [("irn", 2), ("irn_a", 2), ("irn_m", 2), ("dlv_irn_a", 4), ("dlv_irn_m", 4)]
+
+
+def strict_json(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def case(bundle: BundleOf, make_net: MakeNet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A bundle, its peers with the same weights, and a backend that is not there."""
+    subject = Subject(Bundle(bundle("irn_a", 2)), make_net("irn_a", 2), "same")
+    wanted = [
+        Competitor("backend", "onnxruntime", "fp32"),
+        Competitor("backend", "tensorrt", "fp16"),
+        Competitor("eager"),
+        Competitor("naive"),
+    ]
+    session = speed.Session(1, 3, None, tmp_path_factory.mktemp("speed"))
+    return strict_json(json.dumps(speed.measure_case(subject, wanted, SIZE, session)))  # type: ignore[no-any-return]
+
+
+def test_each_competitor_has_both_directions(case: dict[str, Any]) -> None:
+    assert [c["name"] for c in case["competitors"]] == ["onnxruntime fp32", "eager", "naive"]
+    assert case["resolution"] == [64, 48]
+    for c in case["competitors"]:
+        assert list(c["directions"]) == list(DIRECTIONS)
+        assert not c["failed"]
+        for d in c["directions"].values():
+            assert all(len(d[part]["times"]) == 3 for part in (*PARTS, "whole"))
+            assert d["peak_rss"] >= d["base_rss"] > 1 << 20
+            assert "1 thread(s)" in d["runner"]
+
+
+def test_a_backend_that_is_not_there_is_told(case: dict[str, Any]) -> None:
+    assert list(case["missing"]) == ["tensorrt fp16"]
+    assert "tensorrt" in case["missing"]["tensorrt fp16"] or "fp16" in case["missing"]["tensorrt fp16"]
+
+
+def test_parts_make_the_whole(case: dict[str, Any]) -> None:
+    for c in case["competitors"]:
+        for d in c["directions"].values():
+            for parts in zip(*(d[part]["times"] for part in PARTS), d["whole"]["times"], strict=True):
+                assert min(parts) > 0
+                assert sum(parts[:-1]) == pytest.approx(parts[-1], rel=0.05)
+
+
+def test_figures_follow_from_the_raw_times(case: dict[str, Any]) -> None:
+    peak = case["product"]
+    assert peak["gflops"] == pytest.approx(PRODUCT_FLOPS / min(peak["seconds"]["times"]) / 1e9)
+    assert len(peak["seconds"]["times"]) == 2 * 3
+    assert case["flops"] == 2 * case["macs_per_lr_pixel"] * 24 * 32
+    seconds = {
+        c["name"]: {d: statistics.median(c["directions"][d]["run"]["times"]) for d in DIRECTIONS} for c in case["competitors"]
+    }
+    for c in case["competitors"]:
+        mine = seconds[c["name"]]
+        for d in DIRECTIONS:
+            found = c["directions"][d]
+            assert found["gflops"] == pytest.approx(case["flops"] / mine[d] / 1e9)
+            assert found["share_of_peak"] == pytest.approx(found["gflops"] / peak["gflops"])
+            for peer in ("eager", "naive"):
+                assert c["times_faster"][peer][d]["run"] == pytest.approx(seconds[peer][d] / mine[d])
+        for peer in ("eager", "naive"):
+            assert c["times_faster"][peer]["round_trip"]["run"] == pytest.approx(sum(seconds[peer].values()) / sum(mine.values()))
+
+
+def test_competitors_ran_in_turn(case: dict[str, Any]) -> None:
+    names = ["onnxruntime fp32", "eager", "naive", "product"]
+    for direction in DIRECTIONS:
+        order = case["order"][direction]
+        assert [sorted(order[i : i + 4]) for i in range(0, len(order), 4)] == [sorted(names)] * 3
+        assert [order[i] for i in (0, 4, 8)] == names[:3]
+
+
+def test_all_made_the_same_pictures(case: dict[str, Any]) -> None:
+    for c in case["competitors"]:
+        for direction, values in (("downscale", 24 * 32 * 4), ("upscale", 48 * 64 * 3)):
+            found = c["directions"][direction]["agreement"]
+            assert found["values"] == values
+            assert found["largest"] <= 1
+            assert found["different"] <= values // 100
+
+
+@pytest.mark.parametrize(("model", "scale"), MODELS)
+def test_peers_give_the_bundles_bytes(model: str, scale: int, bundle: BundleOf, make_net: MakeNet, tmp_path: Path) -> None:
+    picture = sample_picture(51, 70)  # no multiple of the scale, nor of the latent's stride
+    net = make_net(model, scale)
+    export_naive(net, tmp_path, (-(-51 // scale), -(-70 // scale)))
+    save_net(net, tmp_path / "net.safetensors")
+    with load(bundle(model, scale), "onnxruntime", 1) as opened:
+        lr, latent = opened.network.down(picture)
+        alpha = lr[:, :, 3] if opened.bundle.variant.alpha else None
+        hr = opened.network.up(lr[:, :, :3], alpha, latent)
+        for peer in (eager(load_net(tmp_path / "net.safetensors"), 1), naive(tmp_path, model, scale, 1)):
+            found_lr, found_latent = peer.down(picture)
+            found = [(found_lr, lr), (peer.up(lr[:, :, :3], alpha, latent), hr)]
+            if latent is not None:
+                assert found_latent is not None
+                assert latent.shape[1] == -(-lr.shape[0] // LATENT_STRIDE)
+                found.append((found_latent, latent))
+            for mine, want in found:
+                assert mine.shape == want.shape
+                assert mine.dtype == np.uint8
+                delta = np.abs(mine.astype(int) - want)
+                assert delta.max() <= 1
+                assert (delta > 0).mean() < 0.01
+
+
+def test_a_peer_without_its_latent_is_refused(make_net: MakeNet) -> None:
+    peer = eager(make_net("irn_m", 2), 1)
+    with pytest.raises(BackendError, match="irn_m: peers need the latent code"):
+        peer.up(np.zeros((4, 4, 3), np.uint8), None, None)
+
+
+def test_a_plain_export_that_is_damaged_is_told(tmp_path: Path) -> None:
+    (tmp_path / naive_file("downscale")).write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"naive\.downscale\.onnx: cannot be loaded"):
+        naive(tmp_path, "irn", 2, 1).down(np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite")])
+def test_cost_is_that_of_the_convolutions(model: str, scale: int, size: str) -> None:
+    """Counted where PyTorch computes them, on a picture of 8x8 LR pixels."""
+    net = random_net(net_config(model, scale, size))
+    counted = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        assert isinstance(module, torch.nn.Conv2d)
+        counted += module.weight.numel() * output.shape[2] * output.shape[3]
+
+    for _, blocks in net.stages():
+        for block in blocks:
+            for module in block.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.register_forward_hook(count)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 8 * scale, 8 * scale))
+    assert macs_per_lr_pixel(net) * 64 == counted
+
+
+def test_cost_of_the_papers_network() -> None:
+    macs = macs_per_lr_pixel(random_net(net_config("dlv_irn_a", 2, "full")))
+    low, high, growth = 4, 11, 32
+
+    def dense(c_in: int, c_out: int) -> int:
+        return 9 * (sum((c_in + k * growth) * growth for k in range(4)) + (c_in + 4 * growth) * c_out)
+
+    assert macs == 8 * (dense(high, low) + 2 * dense(low, high))
+
+
+def test_random_networks_are_zero_nowhere() -> None:
+    a, b = (random_net(net_config("irn", 2, "lite")) for _ in range(2))
+    weights = [p for name, p in a.named_parameters() if name.endswith("weight")]
+    assert all((p != 0).all() for p in weights)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True), st.integers(1, 7))
+def test_rounds_are_fair(names: list[str], repeats: int) -> None:
+    order = list(rounds(names, repeats))
+    assert len(order) == len(names) * repeats
+    for i in range(repeats):
+        part = order[i * len(names) : (i + 1) * len(names)]
+        assert sorted(part) == sorted(names)
+        assert part[0] == names[i % len(names)]
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20))
+def test_spread_is_ordered(times: list[float]) -> None:
+    found = spread(times)
+    assert found["times"] == times
+    assert found["min"] <= found["q1"] * (1 + 1e-9)
+    assert found["q1"] <= found["median"] * (1 + 1e-9)
+    assert found["median"] <= found["q3"] * (1 + 1e-9)
+    assert found["q3"] <= found["max"] * (1 + 1e-9)
+
+
+def timing(run: float, codec: float = 0.25) -> Timing:
+    times = {"decode": [codec] * 3, "run": [run, 2 * run, 4 * run], "encode": [codec] * 3}
+    times["whole"] = [a + 2 * codec for a in times["run"]]
+    return Timing(times, "x", 10, 20)
+
+
+def test_ratios_are_the_peers_time_over_mine() -> None:
+    def row(name: str, down: float, up: float) -> dict[str, Any]:
+        directions = {d: direction_report(timing(s), 4_000_000_000, 8.0) for d, s in zip(DIRECTIONS, (down, up), strict=True)}
+        return {"name": name, "directions": directions}
+
+    rows = [row("onnxruntime fp32", 0.5, 1.0), row("eager", 2.0, 3.0), row("naive", 1.0, 0.5)]
+    rows.append({"name": "onnxruntime mixed", "directions": {"upscale": rows[0]["directions"]["upscale"]}})
+    add_ratios(rows)
+    mine = rows[0]
+    assert mine["round_trip"] == {"run": 3.0, "whole": 4.0}
+    assert mine["times_faster"]["eager"] == {
+        "downscale": {"run": 4.0, "whole": 3.0},
+        "upscale": {"run": 3.0, "whole": pytest.approx(6.5 / 2.5)},
+        "round_trip": {"run": pytest.approx(10 / 3), "whole": pytest.approx(11 / 4)},
+    }
+    assert mine["times_faster"]["naive"]["upscale"]["run"] == 0.5
+    assert rows[1]["times_faster"]["eager"]["round_trip"] == {"run": 1.0, "whole": 1.0}
+    assert rows[3]["round_trip"] is None
+    assert set(rows[3]["times_faster"]["eager"]) == {"upscale"}
+    assert mine["directions"]["downscale"]["gflops"] == 4.0
+    assert mine["directions"]["downscale"]["share_of_peak"] == 0.5
+
+
+def test_the_peak_is_the_best_product() -> None:
+    found = product_report(Timing({"run": [0.5, 0.25, 1.0]}, "product"))
+    assert found["gflops"] == PRODUCT_FLOPS / 0.25 / 1e9
+
+
+def test_flatness_is_largest_over_smallest() -> None:
+    sizes = [{"seconds_per_megapixel": {"run": r, "whole": w}} for r, w in ((1.0, 3.0), (1.2, 3.0), (1.1, 3.0))]
+    assert sweep_flatness(sizes) == {"run": pytest.approx(0.2), "whole": 0.0}
+
+
+def test_a_process_that_dies_fails_alone(bundle: BundleOf, tmp_path: Path) -> None:
+    source = tmp_path / "source.png"
+    source.write_bytes(png.encode(sample_picture(20, 30)))
+    spec = Spec("backend", "downscale", 1, str(bundle("irn", 2)), "onnxruntime", "fp32")
+    alive, dying = Process(spec), Process(spec)
+    try:
+        assert alive.ready()[0].startswith("onnxruntime")
+        dying.ready()
+        timings = {"alive": Timing(), "dying": Timing(), "later": Timing()}
+        jobs = {"alive": Job("alive", source, tmp_path / "lr.png"), "dying": Job("dying", source), "later": Job("dying", source)}
+        calls: list[str] = []
+
+        def advance(name: str) -> None:
+            calls.append(name)
+            if calls.count("dying") == 2:
+                dying._process.kill()
+                dying._process.wait()
+
+        order = run_in_turn({"alive": alive, "dying": dying}, timings, jobs, 3, advance)
+        assert order.count("alive") == 3
+        assert timings["alive"].failed is None
+        assert len(timings["alive"].times["run"]) == 3
+        assert "ended by signal 9 (was there enough memory?)" in str(timings["dying"].failed)
+        assert timings["later"].failed == timings["dying"].failed
+        assert Small.open(tmp_path / "lr.png").size == (15, 10)
+        with np.load(arrays_file(tmp_path / "lr.png")) as saved:
+            assert saved["lr"].shape == (10, 15, 3)
+    finally:
+        alive.close()
+        dying.close()
+
+
+def test_a_source_that_is_no_picture_is_told(bundle: BundleOf, tmp_path: Path) -> None:
+    source = tmp_path / "source.png"
+    source.write_bytes(b"no picture")
+    process = Process(Spec("backend", "upscale", 1, str(bundle("irn", 2)), "onnxruntime", "fp32"))
+    try:
+        process.ready()
+        with pytest.raises(InputError):
+            process.run(source)
+        source.write_bytes(png.encode(sample_picture(20, 30)))
+        with pytest.raises(BackendError, match="no marker"):
+            process.run(source)
+    finally:
+        process.close()
+
+
+def test_errors_keep_their_class(bundle: BundleOf) -> None:
+    process = Process(Spec("backend", "downscale", 1, str(bundle("irn", 2)), "onnxruntime", "fp16"))
+    try:
+        with pytest.raises(BundleError, match="fp16"):
+            process.ready()
+    finally:
+        process.close()
+
+
+def test_the_protocol_in_one_process(bundle: BundleOf, tmp_path: Path) -> None:
+    source = tmp_path / "source.png"
+    source.write_bytes(png.encode(sample_picture(20, 30)))
+    spec = Spec("backend", "downscale", 1, str(bundle("irn", 2)), "onnxruntime", "fp32")
+    lines = [json.dumps(spec.__dict__), json.dumps({"source": str(source), "save": None})]
+    answers = io.StringIO()
+    serve(io.StringIO("\n".join(lines) + "\n"), answers)
+    ready, found = map(json.loads, answers.getvalue().splitlines())
+    assert set(ready) == {"ready", "base_rss"}
+    assert set(found) == {*PARTS, "whole", "peak_rss"}
+
+
+def test_steps_do_what_the_commands_do(bundle: BundleOf) -> None:
+    picture = sample_picture(49, 63)
+    with load(bundle("irn_a", 2), "onnxruntime", 1) as opened:
+        _, _, file = timed(downscale(opened.network, opened.bundle), png.encode(picture))
+        assert file == opened.downscale(picture).to_bytes()
+        _, _, restored = timed(upscale(opened.network, opened.bundle), file)
+        assert np.array_equal(read_picture(restored), opened.upscale(Small.from_bytes(file)))
+
+
+def test_peak_memory_is_the_process_own() -> None:
+    """`ru_maxrss` of a child is at least what its parent took when it began."""
+    ballast = np.ones(200 << 20, np.uint8)
+    command = "from rescale_bench.machine import peak_rss; print(peak_rss())"
+    found = int(subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout)
+    assert peak_rss() > ballast.nbytes > found > 1 << 20
+
+
+def test_machine_is_read_from_linux_files(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512f amx_bf16x\n")
+    (tmp_path / "meminfo").write_text("MemTotal:       2048 kB\nMemAvailable:   1024 kB\n")
+    found = machine(3, tmp_path / "cpuinfo", tmp_path / "meminfo")
+    assert (found["cpu"], found["simd"], found["memory"], found["threads"]) == ("Some CPU @ 2 GHz", ["avx2", "avx512f"], 2 << 20, 3)
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50\nFeatures\t: fp asimd asimdhp\n")
+    assert machine(1, tmp_path / "cpuinfo", tmp_path / "none")["simd"] == ["asimd", "asimdhp"]
+    assert machine(1, tmp_path / "none", tmp_path / "none")["memory"] is None
+    assert versions()["onnxruntime"] == ort.__version__
+
+
+def test_default_competitors() -> None:
+    names = [c.name for c in competitors(Options())]
+    assert names[0] == "onnxruntime fp32"
+    assert names[-2:] == ["eager", "naive"]
+    assert "onnxruntime mixed" not in names
+    assert not any(c.asked for c in competitors(Options(precisions=["mixed"])))
+    found = competitors(Options(backends=["onnxruntime"], precisions=["mixed", "mixed"], peers=False))
+    assert found == [Competitor("backend", "onnxruntime", "mixed", True)]
+    assert all(c.kind == "backend" for c in competitors(Options(sweep=True)))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_sample_pictures_have_any_size(height: int, width: int) -> None:
+    picture = sample_picture(height, width)
+    assert picture.shape == (height, width, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_sample_pictures_do_not_repeat_for_a_codec() -> None:
+    once, often = len(png.encode(sample_picture(192, 288))), len(png.encode(sample_picture(768, 1152)))
+    assert often == pytest.approx(16 * once, rel=0.1)
+
+
+@given(st.floats(0.001, 200.0))
+def test_sides_make_the_megapixels(megapixels: float) -> None:
+    height, width = side_lengths(megapixels)
+    assert height % 16 == width % 16 == 0
+    if megapixels > 0.05:
+        assert height * width / 1e6 == pytest.approx(megapixels, rel=0.1)
+
+
+def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> None:
+    path = bundle("irn", 2)
+    only = list(subjects(Options(bundles=[path]), competitors(Options()), tmp_path))
+    assert [(s.bundle.path, s.weights) for s in only] == [(path, "unknown")]
+    wanted = competitors(Options(backends=["onnxruntime"], precisions=["fp32"]))
+    both = list(subjects(Options(models=["irn"], scales=[2]), wanted, tmp_path))
+    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 lite", "same")]
+    again = list(subjects(Options(bundles=[both[0].bundle.path]), wanted, tmp_path))
+    assert again[0].weights == "same"
+    assert all(torch.equal(p, q) for p, q in zip(again[0].net.parameters(), both[0].net.parameters(), strict=True))
+
+
+def test_models_without_weights_get_random_ones(tmp_path: Path) -> None:
+    wanted = competitors(Options(backends=["onnxruntime"], precisions=["mixed"]))
+    (subject,) = subjects(Options(models=["irn_a"], sizes=["lite"]), wanted, tmp_path)
+    assert (subject.weights, list(subject.bundle.precisions)) == ("random", ["fp32", "mixed"])
+
+
+def test_pictures_of_foreign_weights_are_not_compared(bundle: BundleOf, make_net: MakeNet, tmp_path: Path) -> None:
+    subject = Subject(Bundle(bundle("irn", 2)), make_net("irn", 2, 1), "unknown")
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file, value in zip(files, (0, 3, 9), strict=True):
+        np.savez(arrays_file(file), lr=np.full((2, 2, 3), value, np.uint8))
+    names = ["onnxruntime fp32", "onnxruntime mixed", "eager"]
+    found = speed.agreement(subject, files, names, "downscale")
+    assert (found["onnxruntime fp32"]["largest"], found["onnxruntime mixed"]["largest"], found["eager"]) == (0, 3, None)
+    same = speed.agreement(replace(subject, weights="same"), files, names, "downscale")
+    assert same["eager"]["largest"] == 9
+
+
+def test_the_command(bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "speed.json"
+    options = ["--backend", "onnxruntime", "--no-peers", "--resolution", "64x48", "--resolution", "65x47", "--memory", "1GB"]
+    command = ["speed", str(bundle("irn_m", 2)), *options, "--repeats", "1", "--threads", "1", "--json", "--out", str(out)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    report = strict_json(text)
+    assert strict_json(out.read_text()) == report
+    assert [c["resolution"] for c in report["cases"]] == [[64, 48], [65, 47]]
+    assert report["memory"] == 1 << 30
+    assert report["machine"]["threads"] == report["repeats"] == 1
+    assert set(report) >= {"date", "command", "machine", "versions", "definitions", "cases", "sweeps"}
+    show(report)
+    text = capsys.readouterr().out
+    assert re.search(
+        r"^irn_m x2 custom, peers with random weights, 64x48: [\d.]+ GFLOP a direction; matrix product \d+ GFLOP/s", text, re.M
+    )
+    assert re.search(r"onnxruntime fp32 +downscale +0\.\d{3} +0\.\d{3} +0\.\d{3} +0\.\d{3} ", text)
+    assert re.search(r"round trip +\d+\.\d{3} +\d+\.\d{3}", text)
+    assert "…" not in text
+
+
+def test_a_sweep(bundle: BundleOf, tmp_path: Path) -> None:
+    options = Options(
+        [bundle("irn", 2)], backends=["onnxruntime"], repeats=2, threads=1, sweep=True, sweep_megapixels=(0.003, 0.01)
+    )
+    (sweep,) = strict_json(json.dumps(speed.measure(options)))["sweeps"]
+    assert sweep["resolutions"] == [[64, 48], [128, 80]]
+    (row,) = sweep["competitors"]
+    for direction in DIRECTIONS:
+        found = row["directions"][direction]
+        assert [len(s["whole"]["times"]) for s in found["sizes"]] == [2, 2]
+        per = [s["seconds_per_megapixel"]["run"] for s in found["sizes"]]
+        for s, seconds in zip(found["sizes"], per, strict=True):
+            width, height = s["resolution"]
+            assert seconds == pytest.approx(s["run"]["median"] / (width * height / 1e6))
+        assert found["spread"]["run"] == pytest.approx(max(per) / min(per) - 1)
+    assert len(sweep["order"]["downscale"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (Options(backends=["nonesuch"]), BackendError, "unknown backend 'nonesuch': choose one of onnxruntime, "),
+        (Options(backends=["half"]), BackendError, "unknown backend 'half'"),
+        (Options(precisions=["int8"]), ConfigError, "unknown precision 'int8': choose one of fp32, mixed, fp16"),
+        (Options(resolutions=["wide"]), ConfigError, "--resolution wide: wanted is WIDTHxHEIGHT"),
+        (Options(memory="much"), InputError, "memory 'much'"),
+        (Options(models=["nonesuch"]), UnknownModelError, "unknown model 'nonesuch'"),
+        (Options(sizes=["huge"]), ConfigError, "unknown size 'huge'"),
+    ],
+)
+def test_wrong_options_are_refused(options: Options, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        speed.measure(options)
+
+
+def test_a_backend_that_was_asked_for_and_is_missing_is_an_error(
+    bundle: BundleOf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(bundle("irn", 2))
+    command = ["speed", path, "--backend", "onnxruntime", "--precision", "fp16", "--resolution", "64x48", "--no-peers"]
+    assert main(command) == 1
+    assert "error: onnxruntime fp16: " in capsys.readouterr().err
+    assert main([*command[:2], "--backend", "nonesuch"]) == 1
+    assert "unknown backend 'nonesuch'" in capsys.readouterr().err
+    # Not asked for by name, but nothing else is left.
+    assert main([*command[:2], "--precision", "fp16", "--resolution", "64x48", "--no-peers"]) == 1
+    assert "no backend runs here" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""The measured halo: enough for the weights, never more than the receptive field, used by default."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import rescale
+from rescale.bundle import Bundle
+from rescale.network import Network
+from rescale_export import halo as module
+from rescale_export.bundles import write_bundle
+from rescale_export.graphs import receptive_field, split_graphs
+from rescale_export.halo import LIMIT, measured_halo
+
+
+def models(net):
+    return {k: w.model({}).SerializeToString() for k, w in split_graphs(net).items()}
+
+
+@pytest.mark.parametrize(("model", "scale"), [("irn", 2), ("dlv_irn_a", 4), ("irn_m", 2)])
+def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, scale):
+    net = make_net(model, scale)
+    found = measured_halo(models(net), scale, receptive_field(net))
+    assert 0 < found["lr_pixels"] <= receptive_field(net)
+    assert found["deviation"] <= LIMIT
+    smaller = [h for h in module.CANDIDATES if h < found["lr_pixels"]]
+    if smaller:
+        graphs = {"downscale": module._Levels(models(net)["downscale"])}
+        picture = module._pictures(scale, 40)[0]
+        feed = {"hr": picture}
+        whole = graphs["downscale"].levels(feed)
+        exact = module._deviation(graphs["downscale"], feed, scale, whole, receptive_field(net))
+        short = module._deviation(graphs["downscale"], feed, scale, whole, 0)
+        assert exact < 1e-2 < short
+
+
+def test_a_net_for_which_nothing_less_will_do_gets_its_receptive_field(make_net, monkeypatch):
+    net = make_net("irn", 2)
+    monkeypatch.setattr(module, "LIMIT", -1.0)
+    assert measured_halo(models(net), 2, receptive_field(net)) == {"lr_pixels": 10, "deviation": 0.0, "limit": -1.0}
+
+
+def test_a_net_without_subnets_needs_nearly_none(make_net):
+    net = make_net("irn", 2)
+    for p in net.parameters():
+        torch.nn.init.zeros_(p)
+    assert measured_halo(models(net), 2, receptive_field(net))["lr_pixels"] == min(module.CANDIDATES)
+
+
+def test_tiles_use_it_and_exact_tiles_do_not(make_net, tmp_path, picture):
+    net = make_net("dlv_irn_a", 2)
+    made = write_bundle(net, tmp_path / "b")
+    assert (made.halo, made.receptive_field) == (made.manifest["halo"]["lr_pixels"], 10)
+    with rescale.load(made.path, tile=(24, 24)) as fast, rescale.load(made.path, tile=(24, 24), exact=True) as exact:
+        assert (fast.network.halo, exact.network.halo) == (made.halo, 10)
+        image = picture(130, 150)
+        whole = Network(made, fast.runner).down(image)[0]
+        for net_ in (fast, exact):
+            delta = np.abs(net_.network.down(image)[0].astype(int) - whole.astype(int))
+            assert delta.max() <= 1
+            assert (delta > 0).mean() < 0.01
+
+
+def test_a_manifest_without_it_means_the_receptive_field(bundle, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(bundle("irn", 2), tmp_path / "b")
+    manifest = tmp_path / "b" / "manifest.json"
+    m = json.loads(manifest.read_text())
+    del m["halo"]
+    manifest.write_text(json.dumps(m))
+    assert Bundle(tmp_path / "b").halo == Bundle(tmp_path / "b").receptive_field
