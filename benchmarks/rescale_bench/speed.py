@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,19 @@ class Session:
     memory: int | None
     folder: Path
     advance: Callable[[str], None] = lambda name: None
-    missing: dict[str, str] = field(default_factory=dict)
+    _product: Process | None = None
+
+    def product(self) -> Process:
+        """The process that multiplies matrices, started on first use; it outlives the competitors'."""
+        if self._product is None:
+            self._product = Process(Spec(PRODUCT, DIRECTIONS[0], self.threads))
+            self._product.ready()
+        return self._product
+
+    def close(self) -> None:
+        """End it."""
+        if self._product is not None:
+            self._product.close()
 
 
 def run(options: Options, out: Path | None, as_json: bool) -> bool:
@@ -90,8 +102,8 @@ def measure(options: Options) -> dict[str, Any]:
     }
     cases: list[dict[str, Any]] = []
     sweeps: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder:
-        session = Session(threads, repeats, memory, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder, contextlib.ExitStack() as stack:
+        session = stack.enter_context(contextlib.closing(Session(threads, repeats, memory, Path(folder))))
         every = list(subjects(options, wanted, Path(folder)))
         jobs = len(options.sweep_megapixels) * (len(wanted) - _peers(wanted)) if options.sweep else len(sizes) * (len(wanted) + 1)
         with progress_bar(len(every) * len(DIRECTIONS) * jobs * (repeats + 1)) as session.advance:
@@ -110,7 +122,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
         subject: what is measured.
         wanted: by whom.
         size: (height, width) of the HR picture.
-        session: see `Session`; those that do not run here are added to its `missing`.
+        session: see `Session`.
     """
     scale = subject.bundle.scale
     lr_size = -(-size[0] // scale), -(-size[1] // scale)
@@ -121,15 +133,18 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
     if _peers(wanted):
         save_net(subject.net, folder / NET)
         export_naive(subject.net, folder, lr_size)
+    missing: dict[str, str] = {}
     product = Timing()
     timings: dict[str, dict[str, Timing]] = {}
     order: dict[str, list[str]] = {}
     agreements: dict[str, dict[str, Any]] = {}
     for direction in DIRECTIONS:
-        with started(subject, wanted, direction, folder, session, with_product=True) as (processes, found):
-            jobs = {n: Job(n, source, None if n == PRODUCT else _saved(folder, direction, n)) for n in processes}
-            order[direction] = run_in_turn(processes, found, jobs, session.repeats, session.advance)
-        _merge_product(product, found.pop(PRODUCT))
+        with started(subject, wanted, direction, folder, session, missing) as (processes, found):
+            jobs = {n: Job(n, source, _saved(folder, direction, n)) for n in processes} | {PRODUCT: Job(PRODUCT, source)}
+            all_processes, all_timings = processes | {PRODUCT: session.product()}, found | {PRODUCT: product}
+            order[direction] = run_in_turn(all_processes, all_timings, jobs, session.repeats, session.advance)
+        if product.failed is not None:
+            raise BackendError(f"the matrix product failed: {product.failed}")
         timings[direction] = found
         agreements[direction] = agreement(subject, [_saved(folder, direction, n) for n in found], list(found), direction)
         source = next((s for n in found if (s := _saved(folder, direction, n)).exists()), source)
@@ -154,7 +169,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
         "product": peak,
         "peers": [c["name"] for c in results if c["kind"] != BACKEND],
         "competitors": results,
-        "missing": dict(session.missing),
+        "missing": missing,
         "order": order,
     }
 
@@ -167,11 +182,12 @@ def measure_sweep(subject: Subject, wanted: Sequence[Competitor], megapixels: Se
     sources = [folder / f"source{i}.png" for i in range(len(sizes))]
     for path, size in zip(sources, sizes, strict=True):
         path.write_bytes(png.encode(sample_picture(*size), 1))
+    missing: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {c.name: {} for c in backends}
     failed: dict[str, dict[str, str]] = {c.name: {} for c in backends}
     order: dict[str, list[str]] = {}
     for direction in DIRECTIONS:
-        with started(subject, backends, direction, folder, session) as (processes, opened):
+        with started(subject, backends, direction, folder, session, missing) as (processes, opened):
             down = direction == DIRECTIONS[0]
             jobs, timings = {}, {}
             for i in range(len(sizes)):
@@ -198,43 +214,41 @@ def measure_sweep(subject: Subject, wanted: Sequence[Competitor], megapixels: Se
         **_subject_head(subject),
         "resolutions": resolutions,
         "competitors": rows,
-        "missing": dict(session.missing),
+        "missing": missing,
         "order": order,
     }
 
 
 @contextlib.contextmanager
 def started(
-    subject: Subject, wanted: Sequence[Competitor], direction: str, folder: Path, session: Session, with_product: bool = False
+    subject: Subject, wanted: Sequence[Competitor], direction: str, folder: Path, session: Session, missing: dict[str, str]
 ) -> Iterator[tuple[dict[str, Process], dict[str, Timing]]]:
-    """Processes of all that run here, and empty timings, by name; ended when the block ends.
+    """Processes of all that run here, and empty timings, by name; ended when the block ends. The others go into `missing`.
 
     Raises:
         RescaleError: one that was asked for does not run, or none does.
     """
     shared = Spec(BACKEND, direction, session.threads, str(subject.bundle.path), memory=session.memory, folder=str(folder))
     specs = {c.name: replace(shared, kind=c.kind, backend=c.backend, precision=c.precision) for c in wanted}
-    if with_product:
-        specs[PRODUCT] = replace(shared, kind=PRODUCT)
     asked = {c.name for c in wanted if c.asked}
     timings: dict[str, Timing] = {}
     with contextlib.ExitStack() as stack:
         processes: dict[str, Process] = {}
         for name, spec in specs.items():
-            if name not in session.missing:
+            if name not in missing:
                 processes[name] = stack.enter_context(contextlib.closing(Process(spec)))
         for name in list(processes):
             try:
                 runner, base = processes[name].ready()
             except RescaleError as e:
-                if name in asked or name in (*peers.NAMES, PRODUCT):
+                if name in asked or name in peers.NAMES:
                     raise type(e)(f"{name}: {e}") from None
-                session.missing[name] = str(e)
+                missing[name] = str(e)
                 del processes[name]
             else:
                 timings[name] = Timing(runner=runner, base_rss=base, peak_rss=base)
         if not any(c.kind == BACKEND and c.name in processes for c in wanted):
-            reasons = "; ".join(f"{name}: {why}" for name, why in session.missing.items())
+            reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise BackendError(f"{subject.bundle.path}: no backend runs here: {reasons}")
         yield processes, timings
 
@@ -272,14 +286,6 @@ def _subject_head(subject: Subject) -> dict[str, Any]:
 
 def _saved(folder: Path, direction: str, name: str) -> Path:
     return folder / f"{direction}.{name.replace(' ', '.')}.png"
-
-
-def _merge_product(total: Timing, found: Timing) -> None:
-    if found.failed is not None:
-        raise BackendError(f"the matrix product failed: {found.failed}")
-    total.runner = found.runner
-    for part, times in found.times.items():
-        total.times.setdefault(part, []).extend(times)
 
 
 def _size_report(size: Size, timing: Timing) -> dict[str, Any]:

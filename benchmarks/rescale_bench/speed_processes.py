@@ -113,9 +113,7 @@ class Process:
         self._busy = False
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
-            kind = getattr(errors, str(found["kind"]), None)
-            plain = isinstance(kind, type) and issubclass(kind, RescaleError) and kind is not errors.LrFileError
-            raise (kind if plain else BackendError)(found["error"])
+            raise _error_class(str(found["kind"]))(found["error"])
         return found
 
     def _death(self) -> str:
@@ -126,6 +124,14 @@ class Process:
         if code < 0:
             return f"its process was ended by signal {-code}{' (was there enough memory?)' if code == -9 else ''}{said}"
         return f"its process ended with exit code {code}{said}"
+
+
+def _error_class(name: str) -> type[RescaleError]:
+    """The class of an error that came from a process; `BackendError` for what is no error of ours."""
+    kind = getattr(errors, name, None)
+    # An LrFileError takes more than a message.
+    ours = isinstance(kind, type) and issubclass(kind, RescaleError) and kind is not errors.LrFileError
+    return kind if ours and kind is not None else BackendError
 
 
 def rounds(names: Sequence[str], repeats: int) -> Iterator[str]:

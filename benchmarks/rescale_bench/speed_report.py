@@ -39,7 +39,7 @@ def spread(times: Sequence[float]) -> dict[str, Any]:
 def product_report(timing: Timing) -> dict[str, Any]:
     """The machine's peak: GFLOP/s of the best matrix product."""
     times = timing.times["run"]
-    return {"gflops": PRODUCT_FLOPS / min(times) / 1e9, "seconds": spread(times), "side": PRODUCT_SIDE, "runner": timing.runner}
+    return {"gflops": PRODUCT_FLOPS / min(times) / 1e9, "seconds": spread(times), "side": PRODUCT_SIDE}
 
 
 def direction_report(timing: Timing, flops: int, peak_gflops: float) -> dict[str, Any]:
@@ -185,5 +185,5 @@ def _show_rest(case: Mapping[str, Any], console: Console) -> None:
     for c in case["competitors"]:
         for direction, reason in c["failed"].items():
             _line(console, f"failed: {c['name']}, {direction}: {reason}")
-    for name, reason in case["missing"].items():
-        _line(console, f"not run: {name}: {reason}")
+    for reason in dict.fromkeys(case["missing"].values()):
+        _line(console, f"not run: {', '.join(n for n, why in case['missing'].items() if why == reason)}: {reason}")

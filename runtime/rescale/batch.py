@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,40 +55,62 @@ def run(
     make: Callable[[Job], None],
     overwrite: bool,
     report: Callable[[Job, str], None] = lambda job, what: None,
+    workers: int = 1,
 ) -> Outcome:
-    """Carry the jobs out one by one. A target that exists is finished, since targets appear complete or not at all.
+    """Carry the jobs out. A target that exists is finished, since targets appear complete or not at all.
 
-    An error is kept and the next job begins; Ctrl-C ends the run.
+    An error is kept and the next job begins; Ctrl-C ends the run after the jobs that have begun.
 
     Args:
         jobs: from `plan`.
-        make: reads a job's source and writes its target atomically.
+        make: reads a job's source and writes its target atomically; called in worker threads.
         overwrite: make targets that exist again.
-        report: told about each job: ``done``, ``skipped`` or ``error: `` and the message.
+        report: told about each job in order, in the calling thread: ``done``, ``skipped`` or ``error: `` and the message.
+        workers: jobs under way at a time: with two, one is decoded or encoded while the other is on the network.
     """
     outcome = Outcome()
-    for job in jobs:
-        if job.target.exists() and not overwrite:
-            outcome.skipped += 1
-            report(job, "skipped")
-            continue
-        fault: RescaleError
-        try:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            make(job)
-        except RescaleError as e:
-            fault = e
-        except OSError as e:
-            fault = OutputError(f"{job.target}: cannot write: {e.strerror or e}")
-        except MemoryError:
-            fault = RescaleError(f"{job.source}: not enough memory")
-        else:
+    waiting: deque[tuple[Job, Future[RescaleError | None]]] = deque()
+
+    def finish() -> None:
+        job, future = waiting.popleft()
+        fault = future.result()
+        if fault is None:
             outcome.done += 1
-            report(job, "done")
-            continue
-        outcome.errors.append((job.source, fault))
-        report(job, f"error: {fault}")
+        else:
+            outcome.errors.append((job.source, fault))
+        report(job, "done" if fault is None else f"error: {fault}")
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for job in jobs:
+                if len(waiting) == workers:
+                    finish()
+                if job.target.exists() and not overwrite:
+                    while waiting:
+                        finish()
+                    outcome.skipped += 1
+                    report(job, "skipped")
+                    continue
+                waiting.append((job, pool.submit(_attempt, make, job)))
+            while waiting:
+                finish()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return outcome
+
+
+def _attempt(make: Callable[[Job], None], job: Job) -> RescaleError | None:
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        make(job)
+    except RescaleError as e:
+        return e
+    except OSError as e:
+        return OutputError(f"{job.target}: cannot write: {e.strerror or e}")
+    except MemoryError:
+        return RescaleError(f"{job.source}: not enough memory")
+    return None
 
 
 def remove_leftovers(folder: Path) -> int:

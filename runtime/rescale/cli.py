@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,7 +82,7 @@ def down(
                 atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
             return _lr_facts(small, net) | {"bytes": len(data) + len(sidecar or b"")}
 
-        return _one_or_all(source, target, make, READABLE, f".{container}", overwrite, json_, _down_text)
+        return _one_or_all(net, source, target, make, READABLE, f".{container}", overwrite, json_, _down_text)
 
 
 @app.command()
@@ -133,7 +134,7 @@ def up(
             _write(goal, picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower()))
             return facts
 
-        return _one_or_all(source, target, make, list(SUFFIXES), ".png", overwrite, json_, _up_text)
+        return _one_or_all(net, source, target, make, list(SUFFIXES), ".png", overwrite, json_, _up_text)
 
 
 @app.command()
@@ -227,6 +228,7 @@ def _load(bundle: Path, backend: str, precision: str, threads: int, memory: str 
 
 
 def _one_or_all(
+    net: Rescaler,
     source: Path,
     target: Path,
     make: Callable[[Path, Path], dict[str, Any]],
@@ -249,21 +251,21 @@ def _one_or_all(
         raise OutputError(f"{target}: a folder is wanted for the results of the folder {source}")
     jobs = batch.plan(source, target, suffixes, new_suffix)
     batch.remove_leftovers(target) if target.is_dir() else None
+    found: dict[Job, dict[str, Any]] = {}
     with progress_bar(len(jobs)) as advance:
 
         def make_job(job: Job) -> None:
-            facts = {"source": str(job.source), "target": str(job.target)} | make(job.source, job.target)
-            if json_:
-                print(json.dumps(facts | {"status": "done"}, ensure_ascii=False), flush=True)
+            found[job] = make(job.source, job.target)
 
         def report(job: Job, what: str) -> None:
             advance(job.source.name)
-            if json_ and what != "done":
+            if json_:
                 status, _, message = what.partition(": ")
-                line = {"source": str(job.source), "target": str(job.target), "status": status}
+                line = {"source": str(job.source), "target": str(job.target)} | found.pop(job, {}) | {"status": status}
                 print(json.dumps(line | ({"error": message} if message else {}), ensure_ascii=False), flush=True)
 
-        outcome = batch.run(jobs, make_job, overwrite, report)
+        net.network.turn = threading.Lock()
+        outcome = batch.run(jobs, make_job, overwrite, report, workers=2)
     for _, error in outcome.errors:
         fail(str(error))
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors)}

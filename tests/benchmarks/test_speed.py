@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -61,8 +62,9 @@ def case(bundle: BundleOf, make_net: MakeNet, tmp_path_factory: pytest.TempPathF
         Competitor("eager"),
         Competitor("naive"),
     ]
-    session = speed.Session(1, 3, None, tmp_path_factory.mktemp("speed"))
-    return strict_json(json.dumps(speed.measure_case(subject, wanted, SIZE, session)))  # type: ignore[no-any-return]
+    with contextlib.closing(speed.Session(1, 3, None, tmp_path_factory.mktemp("speed"))) as session:
+        found: dict[str, Any] = strict_json(json.dumps(speed.measure_case(subject, wanted, SIZE, session)))
+    return found
 
 
 def test_each_competitor_has_both_directions(case: dict[str, Any]) -> None:
