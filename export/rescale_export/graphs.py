@@ -141,7 +141,7 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     c, v = net.config, net.config.variant
     g = GraphWriter("downscale", precision)
     planes = _to_planes(g, g.input("hr", "uint8", hr_axes()), "input")
-    state = g.cast(planes, "float32", g.stream)
+    state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
     stages = net.stages()
@@ -152,9 +152,7 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
             high = 4 * (low + high) - low
         keep_z = v.latent or (v.alpha and not c.pre_split)
         with g.using(g.stream):
-            # Bytes become numbers of 0 to 1 in the first transform.
-            analysis = _array(transform.analysis) / np.float32(1 if level else 255)
-            bands = g.conv(state, analysis, None, f"level{level}.haar", stride=2)
+            bands = g.conv(state, _array(transform.analysis), None, f"level{level}.haar", stride=2)
             a, b = g.split(bands, [low, high], f"level{level}.split")
             for i, block in enumerate(blocks):
                 need_high = keep_z or level < last or i < len(blocks) - 1

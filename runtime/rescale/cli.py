@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rescale import __version__
 from rescale.console import fail, new_app, print_json, progress_bar, run_app, warn
 from rescale.errors import InputError, OutputError
 from rescale.limits import MAX_PIXELS
@@ -29,7 +30,7 @@ STREAM = Path("-")
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
 Backend = Annotated[str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx.")]
-Precision = Annotated[str, typer.Option(help="fp32, mixed or fp16.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere.")]
 Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
 Memory = Annotated[str | None, typer.Option(help="Budget for the network, such as 2GB; by default half of what is available.")]
@@ -37,6 +38,19 @@ TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
 Overwrite = Annotated[bool, typer.Option(help="Folders: make targets again that exist already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; for folders one line a file.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and stop.")] = False,
+) -> None:
+    """Options before a command."""
 
 
 @app.command()
@@ -51,7 +65,7 @@ def down(
     raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = None,
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
@@ -99,7 +113,7 @@ def up(
     raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = None,
     threads: Threads = 0,
     memory: Memory = None,
     tile: TileSide = None,
@@ -219,7 +233,9 @@ def doctor(
     return command(bundle, json_, limit)
 
 
-def _load(bundle: Path, backend: str, precision: str, threads: int, memory: str | None, tile: int | None, exact: bool) -> Rescaler:
+def _load(
+    bundle: Path, backend: str, precision: str | None, threads: int, memory: str | None, tile: int | None, exact: bool
+) -> Rescaler:
     from rescale.memory import parse_memory
     from rescale.rescaler import load
 

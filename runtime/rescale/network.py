@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale import codes
-from rescale.backends import Runner
+from rescale.backends import Runner, run_each
 from rescale.bundle import Bundle
 from rescale.errors import InputError, OutOfMemoryError
 from rescale.image import pad_planes
@@ -102,8 +102,9 @@ class Network:
         latent = (
             np.empty((LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)), np.uint8) if v.latent else None
         )
-        for tile in self.tiles(height, width, budget):
-            out = self.runner.run("downscale", {"hr": _take(image, tile.region, scale)[None]})
+        tiles = self.tiles(height, width, budget)
+        feeds = ({"hr": _take(image, tile.region, scale)[None]} for tile in tiles)
+        for tile, out in zip(tiles, run_each(self.runner, "downscale", feeds), strict=True):
             lr[tile.core.slices()] = cast(Array, out["lr"])[0][tile.core.within(tile.region)]
             if latent is not None:
                 near = grow(tile.core, LATENT_HALO, LATENT_STRIDE, height, width)
@@ -130,17 +131,21 @@ class Network:
         scale, v = self.bundle.scale, self.bundle.variant
         height, width = rgb.shape[:2]
         hr = np.empty((height * scale, width * scale, 3), np.uint8)
-        for tile in self.tiles(height, width, budget):
-            piece = rgb[tile.region.slices()]
+
+        def feed(region: Box) -> dict[str, npt.NDArray[Any]]:
+            piece = rgb[region.slices()]
             if v.alpha:
-                plane = np.full(piece.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha[tile.region.slices()]
+                plane = np.full(piece.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha[region.slices()]
                 piece = np.dstack([piece, plane])
             inputs: dict[str, npt.NDArray[Any]] = {"lr": np.ascontiguousarray(piece)[None]}
             if v.latent:
-                inputs["z"] = self._z(tile.region, latent, height, width)
-            out = cast(Array, self.runner.run("upscale", inputs)["hr"])[0]
+                inputs["z"] = self._z(region, latent, height, width)
+            return inputs
+
+        tiles = self.tiles(height, width, budget)
+        for tile, found in zip(tiles, run_each(self.runner, "upscale", (feed(t.region) for t in tiles)), strict=True):
             rows, columns = tile.core.within(tile.region)
-            hr[tile.core.slices(scale)] = out[_times(rows, scale), _times(columns, scale)]
+            hr[tile.core.slices(scale)] = cast(Array, found["hr"])[0][_times(rows, scale), _times(columns, scale)]
         return hr
 
     def _z(self, region: Box, latent: Array | None, height: int, width: int) -> npt.NDArray[np.float32]:

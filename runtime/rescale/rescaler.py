@@ -124,7 +124,7 @@ def load(
     threads: int | None = None,
     memory: int | None = None,
     tile: tuple[int, int] | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     exact: bool = False,
     provider: str | None = None,
     provider_options: Mapping[str, str] | None = None,
@@ -138,7 +138,8 @@ def load(
         memory: budget in bytes for running the network, beside the pictures themselves; None for half of what is available.
             Pictures that need more run in tiles.
         tile: (height, width) of tiles in LR pixels, instead of a budget.
-        precision: which of the bundle's graphs run: one of `rescale.bundle.PRECISIONS`.
+        precision: which of the bundle's graphs run: one of `rescale.bundle.PRECISIONS`; None for ``mixed`` on TensorRT and
+            ``fp32`` elsewhere.
         exact: tiles see as much around them as the network does, so that the result is the whole picture's. Without it they see
             what was measured to matter, which is several times less work, and a few values may differ by one level.
         provider: an execution provider of ONNX Runtime by name, such as ``CUDAExecutionProvider``; None for the CPU.

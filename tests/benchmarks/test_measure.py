@@ -128,7 +128,23 @@ def strict_json(text: str) -> Any:
 
 def test_the_report_as_text(bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of("Set5", (40, 44), (41, 47))
-    assert main(["psnr", str(bundle("irn_a", 2)), str(bundle("irn", 2)), "--data", str(folder), "--each", "--threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "psnr",
+                str(bundle("irn_a", 2)),
+                str(bundle("irn", 2)),
+                "--data",
+                str(folder),
+                "--each",
+                "--threads",
+                "1",
+                "--backend",
+                "onnxruntime",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0].startswith("irn_a x2 custom on Set5 (2 pictures), onnxruntime ")
@@ -137,7 +153,7 @@ def test_the_report_as_text(bundle: BundleOf, folder_of: FolderOf, capsys: pytes
     assert "2 border pixels cropped; sides cut to multiples of the scale; HR and LR rounded to 8 bits;" in lines
     for name, meaning in DEFINITIONS.items():
         assert f"  {name}: {meaning}" in lines
-    with load(bundle("irn_a", 2), threads=1) as rescaler:
+    with load(bundle("irn_a", 2), "onnxruntime", threads=1) as rescaler:
         mean = measure_set(rescaler, folder_set(folder))["mean"]
     assert lines[4].split()[1:3] == [f"{mean['hr_psnr_y']:.2f}", f"{mean['hr_psnr_rgb']:.2f}"]
 

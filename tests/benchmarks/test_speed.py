@@ -442,11 +442,14 @@ def test_the_command(bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFix
     assert "…" not in text
 
 
-def test_a_sweep(bundle: BundleOf, tmp_path: Path) -> None:
+def test_a_sweep(bundle: BundleOf, capsys: pytest.CaptureFixture[str]) -> None:
     options = Options(
         [bundle("irn", 2)], backends=["onnxruntime"], repeats=2, threads=1, sweep=True, sweep_megapixels=(0.003, 0.01)
     )
-    (sweep,) = strict_json(json.dumps(speed.measure(options)))["sweeps"]
+    report = strict_json(json.dumps(speed.measure(options)))
+    show(report)
+    assert re.search(r"onnxruntime fp32 +downscale( +[\d.]+ \([\d.]+\)){2} +\d+ % \(\d+ %\) +\d+ ", capsys.readouterr().out)
+    (sweep,) = report["sweeps"]
     assert sweep["resolutions"] == [[64, 48], [128, 80]]
     (row,) = sweep["competitors"]
     for direction in DIRECTIONS:

@@ -86,8 +86,8 @@ def scaled(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto:
     ("graph", "constant"),
     [
         ("downscale", "level0.block0.F.conv1.0.weight"),
-        ("downscale", "level0.block0.GH.conv5.bias"),
-        ("upscale", "level0.block0.GH.conv3.weight"),
+        ("downscale", "level0.block0.GH.conv5.0.bias"),
+        ("upscale", "level0.block0.GH.conv3.1.weight"),
         ("upscale", "level0.haar.weight"),
         ("encoder", "encoder.0.weight"),
         ("encoder", "encoder.7.bias"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,11 +29,19 @@ class Runner(Protocol):
         """Free sessions and memory. Running afterwards is an error."""
 
 
+def run_each(
+    runner: Runner, graph: str, items: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> Iterator[Mapping[str, npt.NDArray[np.generic]]]:
+    """Run a graph on one item after another; a backend with a ``run_many`` copies the next while it computes."""
+    many = getattr(runner, "run_many", None)
+    return many(graph, items) if many is not None else (runner.run(graph, item) for item in items)
+
+
 def create(
     bundle: Bundle,
     backend: str = "auto",
     threads: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     provider: str | None = None,
     provider_options: Mapping[str, str] | None = None,
 ) -> Runner:
@@ -43,7 +51,8 @@ def create(
         bundle: what to run.
         backend: ``auto`` or one of `NAMES`.
         threads: CPU threads; None for all that this process may use.
-        precision: which of the bundle's graphs run.
+        precision: which of the bundle's graphs run; None for ``mixed`` on TensorRT, where it is what engines are built in, and
+            ``fp32`` elsewhere.
         provider: an execution provider of ONNX Runtime by name; ``auto`` is ONNX Runtime then.
         provider_options: its options.
 
@@ -51,6 +60,8 @@ def create(
         BundleError: the bundle does not hold that precision.
         BackendError: unknown, not installed, or it cannot load the graphs.
     """
+    if precision is None:
+        precision = "mixed" if backend in ("tensorrt", "tensorrt-rtx") else "fp32"
     if provider is not None:
         if backend not in ("auto", "onnxruntime"):
             raise BackendError(f"provider {provider}: only the onnxruntime backend has providers, not {backend}")

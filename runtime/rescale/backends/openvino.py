@@ -122,6 +122,8 @@ class OpenVinoRunner:
             # The -M autoencoder has no coupling stream beside it and is small.
             if self._precision == "fp32" or graph in ("encoder", "decoder"):
                 return self._core.compile_model(model, "CPU", options)
+            # Constants are folded first: a node that takes the place of a marked one would not be marked.
+            importlib.import_module("openvino._offline_transformations").apply_moc_transformations(model, cf=False)
             marked = Path(folder) / "marked.xml"
             self._ov.serialize(model, str(marked), str(marked.with_suffix(".bin")))
             tree = ET.parse(marked)
