@@ -8,7 +8,7 @@ import pytest
 
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale_train import checkpoint
-from rescale_train.shipped import find_shipped, list_shipped
+from rescale_train.shipped import find_shipped, list_shipped, write_card
 
 
 def add(folder: Path, model: str, scale: int, size: str, **figures: float) -> Path:
@@ -88,3 +88,19 @@ def test_what_the_package_ships_is_complete_and_loads() -> None:
         assert (config.model, config.scale) == (shipped.model, shipped.scale)
         assert shipped.headline()[1] > 20.0
         checkpoint.load_net(checkpoint.read(shipped.path), shipped.title)
+
+
+def test_a_card_keeps_what_the_training_started_from(tmp_path: Path) -> None:
+    source = list_shipped()[0]
+    weights = tmp_path / source.path.name
+    weights.write_bytes(source.path.read_bytes())
+    report = tmp_path / "report.json"
+    row = {"set": "Set5", "count": 5, "weights": source.card["weights_sha256"], "mean": {"hr_psnr_y": 40.0}}
+    report.write_text(json.dumps({"results": [row]}))
+    write_card(weights, report, "data", "machine", source.path.with_suffix(".json"))
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert card["continued_from"]["weights_sha256"] == source.card["weights_sha256"]
+    assert card["continued_from"]["steps"] == source.card["steps"]
+    (tmp_path / "odd.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"odd.json: not a card of weights"):
+        write_card(weights, report, "data", "machine", tmp_path / "odd.json")

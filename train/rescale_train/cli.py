@@ -223,6 +223,7 @@ def ship(
     figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
     data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
     machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
+    earlier: Annotated[Path | None, typer.Option(help="For the card: card of the weights that --init-from was given.")] = None,
 ) -> None:
     """Write the averaged weights of a checkpoint, rounded to float16, as a weights file; with --figures also its card."""
     require(EXTRA, "train")
@@ -235,7 +236,7 @@ def ship(
     checkpoint.write(target, {k: v.half() for k, v in net.state_dict().items()}, found.recipe, found.progress)
     print(f"{target}: {target.stat().st_size} bytes")
     if figures is not None:
-        print(write_card(target, figures, data, machine))
+        print(write_card(target, figures, data, machine, earlier))
 
 
 @app.command()

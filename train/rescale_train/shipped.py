@@ -94,7 +94,7 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
     return max(fitting, key=lambda s: s.headline()[1])
 
 
-def write_card(weights: Path, report: Path, data: str, machine: str) -> Path:
+def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Path | None = None) -> Path:
     """Write the card of a weights file from a report of `rescale-bench psnr --out`.
 
     Args:
@@ -102,12 +102,13 @@ def write_card(weights: Path, report: Path, data: str, machine: str) -> Path:
         report: measured on a bundle of exactly these weights.
         data: what it was trained on.
         machine: where it was trained.
+        earlier: card of the weights that the training started from; what it says of them is kept.
 
     Returns:
         The card's path.
 
     Raises:
-        CheckpointError: the report is unreadable or was measured on other weights.
+        CheckpointError: the report is unreadable or was measured on other weights, or the earlier card is none.
     """
     found = checkpoint.read(weights)
     net = checkpoint.load_net(found, str(weights))
@@ -137,6 +138,13 @@ def write_card(weights: Path, report: Path, data: str, machine: str) -> Path:
         "figures": figures,
         "licence": "Apache-2.0",
     }
+    if earlier is not None:
+        try:
+            before = json.loads(earlier.read_text(encoding="utf-8"))
+            kept = {key: before[key] for key in ("weights_sha256", "steps", "minutes", "validation", "recipe")}
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise CheckpointError(f"{earlier}: not a card of weights: {e}") from None
+        card["continued_from"] = kept | {key: before[key] for key in ("continued_from",) if key in before}
     target = weights.with_suffix(".json")
     atomic_write(target, (json.dumps(card, indent=2) + "\n").encode())
     return target
