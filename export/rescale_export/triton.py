@@ -178,7 +178,7 @@ def _runtime_models(bundle: Bundle) -> list[Model]:
         "encode": ((picture,), (file,)),
         "decode": ((file,), (picture,)),
     }
-    options = {"runtime_backend": "auto", "threads": "0", "memory": "", "max_pixels": str(MAX_PIXELS), "container": "png"}
+    options = {"runtime_backend": "onnxruntime", "threads": "0", "memory": "", "max_pixels": str(MAX_PIXELS), "container": "png"}
     models = []
     for task, (inputs, outputs) in interfaces.items():
         parameters = _provenance(bundle) | {"task": task} | options

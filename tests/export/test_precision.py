@@ -162,7 +162,7 @@ def test_trained_weights_keep_their_quality(
         lost[precision] = photograph.lost
         record_property(f"{precision}_lost_db", photograph.lost)
     assert lost["mixed"] <= 0.005, lost
-    assert lost["fp16"] <= 0.012, lost
+    assert lost["fp16"] <= 0.02, lost
 
 
 @pytest.mark.parametrize("value", ["weight", "bias"])

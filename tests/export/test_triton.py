@@ -197,7 +197,7 @@ def serve(bundle: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     return get
 
 
-loaded = functools.cache(rescale.load)
+loaded = functools.cache(functools.partial(rescale.load, backend="onnxruntime"))
 
 
 def local(path: Path, hr: np.ndarray) -> dict[str, np.ndarray]:
@@ -242,7 +242,7 @@ def test_encode_makes_the_runtimes_file_and_decode_restores_the_first_shape(serv
     name, server = serve(model, 2, "python")
     hr = picture(33, 47)
     file = server.infer(f"{name}_encode", hr=hr)["file"].tobytes()
-    with rescale.load(bundle(model, 2)) as net:
+    with rescale.load(bundle(model, 2), "onnxruntime") as net:
         assert file == net.downscale(hr).to_bytes()
         want = net.upscale(rescale.Small.open(file))
     got = server.infer(f"{name}_decode", file=np.frombuffer(file, np.uint8))["hr"]
@@ -277,9 +277,9 @@ def test_shapes_that_cannot_be_right_are_refused_in_words(serve, monkeypatch, ba
 
 def test_files_that_cannot_be_restored_are_refused_in_words(serve, bundle, picture, monkeypatch) -> None:
     name, server = serve("irn_a", 2, "python")
-    with rescale.load(bundle("irn_a", 2)) as net:
+    with rescale.load(bundle("irn_a", 2), "onnxruntime") as net:
         file = net.downscale(picture(20, 20)).to_bytes()
-    with rescale.load(bundle("irn_m", 2)) as net:
+    with rescale.load(bundle("irn_m", 2), "onnxruntime") as net:
         other = net.downscale(picture(20, 20)).to_bytes()
     for data, words in (
         (b"", "not a picture that can be read"),

@@ -257,7 +257,7 @@ def server(site: Path, bundle, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def local(path: Path, hr: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What the runtime makes of one picture: LR and code, and HR."""
-    with rescale.load(path) as net:
+    with rescale.load(path, "onnxruntime") as net:
         lr, code = net.network.down(hr)
         alpha = lr[:, :, 3] if lr.shape[2] == 4 else None
         back = net.network.up(np.ascontiguousarray(lr[:, :, :3]), alpha, code)[None]
@@ -286,7 +286,7 @@ def test_http_and_grpc_give_the_runtimes_bytes(server: Server, bundle, picture, 
 @pytest.mark.parametrize("model", ["irn", "irn_a", "irn_m"])
 def test_whole_files_over_http_and_grpc(server: Server, bundle, picture, model: str) -> None:
     name, hr = title(Bundle(bundle(model, 2))), picture(33, 47)
-    with rescale.load(bundle(model, 2)) as net:
+    with rescale.load(bundle(model, 2), "onnxruntime") as net:
         file = net.downscale(hr).to_bytes()
         want = net.upscale(rescale.Small.open(file))
     assert server.infer(f"{name}_encode", hr=hr)["file"].tobytes() == file
@@ -331,7 +331,7 @@ def test_bad_requests_are_answered_with_400_in_words_and_the_server_goes_on(serv
         assert answer["status"] == "StatusCode.INVALID_ARGUMENT", (model, answer)
         assert words in answer["message"]
     hr = picture(8, 8)
-    with rescale.load(bundle("irn_m", 2)) as net:
+    with rescale.load(bundle("irn_m", 2), "onnxruntime") as net:
         foreign = np.frombuffer(net.downscale(hr).to_bytes(), np.uint8)
     status, text = server.refusal(f"{alpha}_decode", file=foreign)
     assert (status, "take the bundle that made it" in text) == (400, True)
@@ -350,7 +350,7 @@ def test_the_pages_client_and_curl_line_work(server: Server, bundle, picture, tm
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment(server.site), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    with rescale.load(bundle("irn_a", 2)) as net:
+    with rescale.load(bundle("irn_a", 2), "onnxruntime") as net:
         assert (tmp_path / "small.png").read_bytes() == net.downscale(picture(33, 47)).to_bytes()
     body = re.search(r"-d '(.*)'", page).group(1)
     status, raw, _ = server.request(f"{title(Bundle(bundle('irn', 2)))}_downscale", body.encode())
@@ -409,7 +409,7 @@ def test_every_variant_and_scale_makes_and_restores_files_on_the_server(site: Pa
                 for height, width in ((1, 1), (5, 200), (301, 303)):
                     hr = picture(height, width)
                     file = running.infer(f"{title(Bundle(path))}_encode", hr=hr)["file"]
-                    with rescale.load(path) as net:
+                    with rescale.load(path, "onnxruntime") as net:
                         assert file.tobytes() == net.downscale(hr).to_bytes()
                         want = net.upscale(rescale.Small.open(file.tobytes()))
                     assert np.array_equal(running.infer(f"{title(Bundle(path))}_decode", file=file)["hr"], want)

@@ -99,5 +99,5 @@ def test_graph_that_the_backend_cannot_load(copy, picture):
     junk = b"not an onnx file"
     (path / "downscale.onnx").write_bytes(junk)
     edit(lambda m: m["graphs"]["downscale"].update(sha256=hashlib.sha256(junk).hexdigest()))
-    with rescale.load(path) as net, pytest.raises(BackendError, match="downscale cannot be loaded by onnxruntime"):
+    with rescale.load(path, "onnxruntime") as net, pytest.raises(BackendError, match="downscale cannot be loaded by onnxruntime"):
         net.downscale(picture(4, 4))
