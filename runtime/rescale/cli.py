@@ -29,7 +29,7 @@ STREAM = Path("-")
 """Standard input or output."""
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
-Backend = Annotated[str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx.")]
+Backend = Annotated[str, typer.Option(help="auto, onnxruntime[:PROVIDER], openvino, tensorrt or tensorrt-rtx.")]
 Precision = Annotated[str | None, typer.Option(help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere.")]
 Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]

@@ -68,3 +68,22 @@ def test_idle_sessions_use_no_cpu(bundle, picture):
         while time.perf_counter() - start < 0.4:
             time.sleep(0.02)
         assert time.process_time() - before < 0.1
+
+
+def test_a_provider_can_be_part_of_the_backends_name(bundle):
+    b = Bundle(bundle("irn", 2))
+    assert create(b, "onnxruntime:CPUExecutionProvider,use_arena=0").run("downscale", FRAME)["lr"].shape == (1, 4, 4, 3)
+    with pytest.raises(BackendError, match="TensorrtExecutionProvider: this ONNX Runtime"):
+        create(b, "onnxruntime:TensorrtExecutionProvider,device_id=0")
+    for wrong in ("onnxruntime:", "onnxruntime:CPUExecutionProvider,use_arena", "onnxruntime:CPUExecutionProvider,=1"):
+        with pytest.raises(BackendError, match="wanted is onnxruntime:PROVIDER or"):
+            create(b, wrong)
+
+
+def test_the_parity_gate_takes_providers(bundle, capsys):
+    from rescale_bench.cli import main
+
+    command = ["parity", str(bundle("irn", 2)), "--precision", "fp32", "--backend"]
+    assert main([*command, "onnxruntime:CPUExecutionProvider"]) == 0
+    assert main([*command, "onnxruntime:CUDAExecutionProvider"]) == 1
+    assert "does not have it, only" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def create(
 
     Args:
         bundle: what to run.
-        backend: ``auto`` or one of `NAMES`.
+        backend: ``auto`` or one of `NAMES`; ``onnxruntime:PROVIDER,KEY=VALUE,...`` names an execution provider with its options.
         threads: CPU threads; None for all that this process may use.
         precision: which of the bundle's graphs run; None for ``mixed`` on TensorRT, where it is what engines are built in, and
             ``fp32`` elsewhere.
@@ -60,6 +60,13 @@ def create(
         BundleError: the bundle does not hold that precision.
         BackendError: unknown, not installed, or it cannot load the graphs.
     """
+    backend, colon, rest = backend.partition(":")
+    if colon:
+        provider, *pairs = rest.split(",")
+        options = dict(pair.partition("=")[::2] for pair in pairs)
+        if not provider or not all(options) or not all("=" in pair for pair in pairs):
+            raise BackendError(f"backend {backend}:{rest}: wanted is {backend}:PROVIDER or {backend}:PROVIDER,KEY=VALUE")
+        provider_options = options | dict(provider_options or {})
     if precision is None:
         precision = "mixed" if backend in ("tensorrt", "tensorrt-rtx") else "fp32"
     if provider is not None:
