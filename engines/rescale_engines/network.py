@@ -126,7 +126,7 @@ def serialize(
         capabilities: compute capabilities to build for; empty for the library's choice.
         workspace: bytes of scratch memory that a layer may use; None for the library's choice.
         progress: called after each step.
-        cancel: once set, the build ends at its next step, and on TensorRT for RTX, whose builds are short, when it is done.
+        cancel: once set, the build ends at its next step.
 
     Returns:
         The engine and the library's warnings.
@@ -185,10 +185,6 @@ def _monitor(flavour: Flavour, progress: Progress | None, cancel: threading.Even
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            # TensorRT for RTX 1.7.1 now and then crashes the process when a step ends a build. Its builds take seconds: they are
-            # carried to their end and thrown away.
-            if flavour.name == "tensorrt-rtx":
-                return True
             return self.failure is None and not (cancel is not None and cancel.is_set())
 
         def _tell(self, phase: str, done: int) -> None:
