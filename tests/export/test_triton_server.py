@@ -135,9 +135,10 @@ class Server:
         needs = subprocess.run(["ldd", str(stub)], env=env, capture_output=True, text=True, check=False).stdout
         if missing := re.findall(r"(\S+) => not found", needs):
             pytest.skip(f"the server's Python stub needs {', '.join(missing)}, which this machine does not have")
-        # The stub is an interpreter of its own, which is to see the packages of this one.
-        packages = [p for p in sys.path if p and Path(p).is_dir() and p not in (sys.base_prefix, *standard_folders())]
-        env["PYTHONPATH"] = os.pathsep.join(packages)
+        # The stub embeds an interpreter of its own, which ignores PYTHONPATH and takes the packages of the python3 that it
+        # finds on PATH: this one's, whether its environment was activated or not.
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        env.pop("PYTHONPATH", None)
         self.http, self.grpc = free_ports(2)
         self.site, self.work, self.log = site, work, work / "server.log"
         # Ended in the end, also if this process is killed before it can do so.
@@ -222,11 +223,6 @@ class Server:
                 with np.load(self.work / f"{i}.out.npz") as arrays:
                     answer |= {key[2:]: arrays[key] for key in arrays.files}
         return answers
-
-
-def standard_folders() -> list[str]:
-    library = Path(os.__file__).parent
-    return [str(library), str(library / "lib-dynload"), str(Path(__file__).parent)]
 
 
 SERVED = {("irn", 2): "python", ("irn_a", 2): "python", ("irn_m", 2): "python"} | {
