@@ -36,14 +36,6 @@ def random_net(model: str, scale: int, seed: int = 0) -> RescalingNet:
     return net.eval()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Engines first: the process crashed in their tests of interrupted builds in 3 of 4 runs in which the benchmarks came before.
-
-    It never did where TensorRT for RTX was the first of the large libraries to be used.
-    """
-    items.sort(key=lambda item: "engines" not in item.path.parts)
-
-
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """Path of a small random bundle of a model and scale, made once."""

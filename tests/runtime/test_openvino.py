@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ET
 
@@ -125,3 +127,30 @@ def test_closed_and_broken_use_are_errors(bundle):
     runner.close()
     with pytest.raises(BackendError, match=r"used after close"):
         runner.run("downscale", {"hr": np.zeros((1, 8, 8, 3), np.uint8)})
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import numpy as np
+import rescale
+net = rescale.load(sys.argv[1], backend="openvino", threads=1)
+net.downscale(np.zeros((16, 16, 3), np.uint8))
+box = [net]
+del net
+def drop():
+    box.pop().close()
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_survived_after_a_network_was_closed_on_another_thread(bundle):
+    """OpenVINO frees the first thread's signal stack with its last registry: the process died of SIGSEGV, without a word."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(bundle("irn", 2))], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

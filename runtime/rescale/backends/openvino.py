@@ -8,6 +8,7 @@ marked, and what the compiled model really does is checked.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import queue
 import re
@@ -37,6 +38,17 @@ _MOVES = {"Reorder", "Convert", "Const", "Input", "Output", "Transpose", "Reshap
 PRECISIONS = ("fp32", "mixed")
 
 
+@functools.cache
+def _core(module: Any) -> Any:
+    """OpenVINO's plugin registry, one for the life of the process.
+
+    Its CPU plugin gives the thread that first uses it another signal stack, and frees that stack with the last registry,
+    on whatever thread that happens; the next signal (Ctrl-C) that the first thread gets would then end the process with
+    SIGSEGV (seen in 2026.4; docs/speed.md).
+    """
+    return module.Core()
+
+
 class OpenVinoRunner:
     """One compiled model per graph, made on first use from verified bytes; requests are shared by all threads.
 
@@ -57,7 +69,7 @@ class OpenVinoRunner:
             raise BackendError(f"openvino runs {' and '.join(PRECISIONS)}, not {precision!r}")
         require(("openvino",), "openvino")
         self._ov = importlib.import_module("openvino")
-        self._core = self._ov.Core()
+        self._core = _core(self._ov)
         if precision == "mixed" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("openvino: this CPU has no bfloat16 instructions (AVX512-BF16 or AMX); use --precision fp32")
         self._bundle, self._precision = bundle, precision
