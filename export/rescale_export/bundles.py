@@ -99,7 +99,7 @@ def write_bundle(
             "onnxruntime": onnxruntime.__version__,
             "numpy": np.__version__,
         },
-        "licence": LICENCE,
+        "licence": (card or {}).get("licence", LICENCE),
     }
     with replaced_folder(target) as folder:
         for name, data in files.items():

@@ -36,6 +36,7 @@ def export(
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
     require(("torch", "safetensors", "onnx", "onnxruntime"), "export")
     from rescale_train import checkpoint as checkpoints
+    from rescale_train.importers.convert import provenance
     from rescale_train.shipped import find_shipped
 
     if list_:
@@ -56,6 +57,7 @@ def export(
     else:
         source, said = checkpoint, f"weights of {checkpoint}"
     found = checkpoints.read(source)
+    card = card or provenance(found.progress)
     config = found.recipe.net
     if (config.model, config.scale) != (model, scale):
         raise CheckpointError(f"{source}: holds {config.model} x{config.scale}, not {model} x{scale}; give --model and --scale so")

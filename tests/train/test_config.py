@@ -156,7 +156,7 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("net.scale", "2.0", "net.scale: int was expected, got 2.0"),
         ("net.size", '"huge"', "unknown size 'huge': choose one of full, lite"),
         ("net.blocks", "[1, 2]", "net.blocks: dlv_irn_m x2 has 1 Haar level(s), got (1, 2)"),
-        ("net.blocks", "[0]", "net.blocks: each level takes 1 to 64 blocks, got (0,)"),
+        ("net.blocks", "[0]", "net.blocks: each level takes 0 to 64 blocks, the last at least 1, got (0,)"),
         ("net.growth", "0", "net.growth: 1 to 256, got 0"),
         ("net.dlv_channels", "17", "net.dlv_channels: 0 to 16, got 17"),
         ("net.alpha_split", '"mid"', "net.alpha_split: one of pre, post, got 'mid'"),

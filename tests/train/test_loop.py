@@ -157,7 +157,7 @@ def test_a_step_that_is_not_finite_changes_nothing(recipe_of: RecipeOf, sampler_
     assert same(before, weights(trainer))
     assert same(average, trainer.average)
     assert trainer.norms == norms
-    assert {int(s["step"]) for s in trainer.optimiser.state.values()} == {1}
+    assert {int(trainer.optimiser.state_of(p)["step"]) for p in trainer.parameters} == {1}
 
 
 def test_a_run_gives_up_after_too_many_such_steps_in_a_row(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
@@ -182,7 +182,7 @@ def test_gradients_above_the_running_median_are_clipped(recipe_of: RecipeOf, sam
         trainer, sampler = Trainer(recipe, CPU), sampler_of(recipe)
         trainer.norms = [1e-12] * 20
         trainer.train_step(sampler)
-        moved.append(max(float(s["exp_avg"].abs().max()) for s in trainer.optimiser.state.values()))
+        moved.append(max(float(trainer.optimiser.state_of(p)["exp_avg"].abs().max()) for p in trainer.parameters))
     assert moved[0] > 1e-3
     assert moved[1] <= 2e-12
 

@@ -100,3 +100,59 @@ def test_random_z_comes_from_the_generator(
     assert first == again
     assert first != other
     assert first > zero
+
+
+@torch.no_grad()
+def test_the_lr_term_can_be_charbonnier(
+    net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], batch: Tensor
+) -> None:
+    reference = bicubic_batch(batch, 2)
+    net = net_of(recipe_of("irn_a").net, 0.05, True)
+    squared = Objective(net, recipe_of("irn_a", loss=LossConfig(lr=3.0)))(batch, reference)
+    got = Objective(net, recipe_of("irn_a", loss=LossConfig(lr=3.0, lr_kind="charbonnier")))(batch, reference)
+    error = (net.downscale(batch).lr_raw - reference).double().numpy()
+    want = np.sqrt(error**2 + 1e-6).sum() / 2
+    assert float(got["lr"]) == pytest.approx(want, rel=1e-5)
+    assert (got["hr"], got["z"]) == (squared["hr"], squared["z"])
+    assert float(got["total"] - squared["total"]) == pytest.approx(3.0 * (want - float(squared["lr"])), rel=1e-3)
+
+
+@pytest.mark.parametrize("model", ["irn", "irn_a", "irn_m"])
+@torch.no_grad()
+def test_noise_is_on_the_colours_of_some_crops_and_never_on_alpha(
+    monkeypatch: pytest.MonkeyPatch,
+    net_of: Callable[..., RescalingNet],
+    recipe_of: Callable[..., Recipe],
+    as_batch: Callable[..., Tensor],
+    model: str,
+) -> None:
+    many = as_batch(*[probe_picture(64, 64, i) for i in range(24)])
+    net = net_of(recipe_of(model).net, 0.05, True)
+    seen: list[Tensor] = []
+    upscale = net.upscale
+    monkeypatch.setattr(net, "upscale", lambda lr, z: seen.append(lr) or upscale(lr, z))
+    Objective(net, recipe_of(model, lr_noise=0.01))(many, bicubic_batch(many, 2), generator(1))
+    clean, noisy = net.downscale(many).lr, seen[0]
+    assert torch.equal(noisy[:, 3:], clean[:, 3:])
+    assert 0.0 <= noisy[:, :3].min() <= noisy[:, :3].max() <= 1.0
+    changed = (noisy != clean).flatten(1).any(1)
+    assert 6 <= int(changed.sum()) <= 18
+    inside = (clean[changed][:, :3] > 0.05) & (clean[changed][:, :3] < 0.95)
+    assert float((noisy - clean)[changed][:, :3][inside].std()) == pytest.approx(0.01, rel=0.05)
+
+
+@torch.no_grad()
+def test_the_lr_reference_can_be_clamped_to_what_8_bits_hold(
+    net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], as_batch: Callable[..., Tensor]
+) -> None:
+    y, x = np.mgrid[0:32, 0:32]
+    bars = np.repeat(np.where((x // 5 + y // 7) % 2, 255, 0).astype(np.uint8)[:, :, None], 3, 2)
+    batch = as_batch(bars)
+    reference = bicubic_batch(batch, 2)
+    assert reference.min() < -0.02
+    net = net_of(recipe_of().net, 0.05, True)
+    free, clamped = (Objective(net, recipe_of(loss=LossConfig(lr_clamp=c)))(batch, reference) for c in (False, True))
+    want = (net.downscale(batch).lr_raw - reference.clamp(0.0, 1.0)).square().sum()
+    assert float(clamped["lr"]) == pytest.approx(float(want), rel=1e-5)
+    assert clamped["lr"] != free["lr"]
+    assert (clamped["hr"], clamped["z"]) == (free["hr"], free["z"])

@@ -54,15 +54,19 @@ class Checkpoint:
         return {k: v.float() for k, v in found.items()}
 
 
+def to_bytes(tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint or weights file."""
+    metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(dict(progress))}
+    return save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, metadata)
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> None:
     """Write a file atomically: an interrupted write leaves the old file.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(dict(progress))}
-    plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    atomic_write(path, save(plain, metadata))
+    atomic_write(path, to_bytes(tensors, recipe, progress))
 
 
 def read(path: Path) -> Checkpoint:

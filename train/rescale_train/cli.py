@@ -16,6 +16,9 @@ from rescale.console import new_app, print_json, require, run_app
 from rescale.errors import CheckpointError, InputError, OutputError, RescaleError
 from rescale.threads import usable_threads
 from rescale_train.config import Recipe, load_recipe, recipe_names, to_dict
+from rescale_train.importers.command import import_file
+from rescale_train.speed_cli import speed
+from rescale_train.study_cli import study
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 app = new_app("Train invertible image rescaling networks.")
 EXTRA = ("torch", "safetensors")
+app.command()(study)
+app.command()(speed)
+app.command("import")(import_file)
 
 
 @app.command()
@@ -46,12 +52,6 @@ def run(
 ) -> None:
     """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint."""
     require(EXTRA, "train")
-    overrides = {}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, got {item!r}")
-        overrides[key] = value
     from rescale_train.loop import Options
 
     options = Options(
@@ -62,7 +62,18 @@ def run(
         log_every=log_every,
         split_parts=split,
     )
-    start_run(load_recipe(recipe, overrides), data, val or [], holdout, resume, init_from, device, threads, options)
+    start_run(load_recipe(recipe, overrides_of(set_)), data, val or [], holdout, resume, init_from, device, threads, options)
+
+
+def overrides_of(items: list[str] | None) -> dict[str, str]:
+    """Values of ``--set KEY=VALUE``, by key."""
+    overrides = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, got {item!r}")
+        overrides[key] = value
+    return overrides
 
 
 def start_run(
@@ -108,7 +119,8 @@ def start_run(
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
     # Too small a picture has no interior to measure.
     held = [p for p in (load_picture(p)[:512, :512] for p in held_paths) if min(p.shape[:2]) >= 8 * recipe.net.scale]
-    sampler = CropSampler([load_picture(p) for p in train_paths], recipe.net.scale, recipe.train.seed, device)
+    photographs = [load_picture(p) for p in train_paths]
+    sampler = CropSampler(photographs, recipe.net.scale, recipe.train.seed, device, recipe.train.mix)
 
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rescale.errors import ConfigError
 from rescale.variants import Variant, check_scale, variant
@@ -23,7 +23,10 @@ from rescale.variants import Variant, check_scale, variant
 ALPHA_SPLITS = ("pre", "post")
 ALPHA_BASES = ("paper", "orthonormal")
 Z_MODES = ("zero", "random")
+OPTIMISERS = ("adamw", "muon")
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
+LR_KINDS = ("l2", "charbonnier")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ class NetConfig:
         _require(
             len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}"
         )
-        _require(all(1 <= n <= 64 for n in self.blocks), f"net.blocks: each level takes 1 to 64 blocks, got {self.blocks}")
+        _require(
+            all(0 <= n <= 64 for n in self.blocks) and self.blocks[-1] >= 1,
+            f"net.blocks: each level takes 0 to 64 blocks, the last at least 1, got {self.blocks}",
+        )
         _require(1 <= self.growth <= 256, f"net.growth: 1 to 256, got {self.growth}")
         _require(0 <= self.dlv_channels <= 16, f"net.dlv_channels: 0 to 16, got {self.dlv_channels}")
         _require(
@@ -143,7 +149,11 @@ class LossConfig:
 
     Attributes:
         hr: lambda_1, Charbonnier distance of the restored HR.
-        lr: lambda_2, squared error of the LR against bicubic; 0 means scale squared, as in IRN.
+        lr: lambda_2, error of the LR against bicubic; 0 means scale squared, as in IRN.
+        lr_kind: ``l2`` for the squared error (the paper), ``charbonnier`` as in IRN's fine-tuning against colour casts. At the
+            same weight the latter pulls about a hundred times harder on an error of one grey level.
+        lr_clamp: clamp the bicubic reference to what 8 bits can hold. Unclamped, as in IRN, text and saturated edges pull the
+            LR beyond the range, where rounding cuts off what the HR is restored from.
         z: lambda_3, squared z (distribution matching with z-hat = 0).
         z_mse: lambda_4, squared error of the decoded z (-M only).
     """
@@ -152,6 +162,67 @@ class LossConfig:
     lr: float = 0.0
     z: float = 1.0
     z_mse: float = 1.0
+    lr_kind: str = "l2"
+    lr_clamp: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Share of the crops that come from each kind of picture beside the photographs, which have the rest.
+
+    Attributes:
+        text: pages of text and code listings.
+        screen: windows, buttons, icons, menus.
+        chart: tables and diagrams.
+        drawing: flat drawings and line art.
+        pattern: gradients, chequers, 1-pixel patterns, zone plates, noise.
+        colour: gamut corners, flat colours, very dark and very bright ones.
+        jpeg: training photographs, compressed.
+        shrunk: training photographs, reduced.
+        sharpened: training photographs, sharpened.
+        exposed: training photographs, far too dark, too bright or too colourful.
+        pool: pictures that are made for all kinds together and kept in memory, each of at most 0.45 MB.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = (
+        "text",
+        "screen",
+        "chart",
+        "drawing",
+        "pattern",
+        "colour",
+        "jpeg",
+        "shrunk",
+        "sharpened",
+        "exposed",
+    )
+
+    text: float = 0.0
+    screen: float = 0.0
+    chart: float = 0.0
+    drawing: float = 0.0
+    pattern: float = 0.0
+    colour: float = 0.0
+    jpeg: float = 0.0
+    shrunk: float = 0.0
+    sharpened: float = 0.0
+    exposed: float = 0.0
+    pool: int = 512
+
+    def __post_init__(self) -> None:
+        for name in self.KINDS:
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"train.mix.{name}: 0 to 1, got {value}")
+        total = sum(self.shares().values())
+        _require(total <= 1.0 + 1e-9, f"train.mix: the shares sum to at most 1, got {total:.6g}")
+        _require(1 <= self.pool <= 100_000, f"train.mix.pool: 1 to 100000, got {self.pool}")
+
+    def shares(self) -> dict[str, float]:
+        """The kinds that have a share, in fixed order."""
+        return {k: getattr(self, k) for k in self.KINDS if getattr(self, k) > 0.0}
 
 
 @dataclass(frozen=True)
@@ -166,17 +237,22 @@ class TrainConfig:
         lr_peak: peak learning rate.
         lr_end: last learning rate as a share of the peak.
         warmup: steps of linear warm-up.
-        weight_decay: AdamW's decoupled decay.
+        optimiser: ``adamw``, or ``muon`` for the inner filters of the dense blocks (and AdamW for the rest).
+        weight_decay: decoupled decay.
         betas: AdamW's betas.
         clip: gradient norm limit as a multiple of the running median norm; 0 for none.
         ema: decay of the weight average that is validated and shipped; 0 for none.
         subnet_dtype: arithmetic of the dense blocks; the coupling state, Haar and losses are float32 in every case.
         float32_fraction: share of the steps at the end that run wholly in float32.
+        compile: mode of torch.compile, or ``none``. ``reduce-overhead`` records CUDA graphs.
         z: ``zero``, or ``random`` for z ~ N(0, 1) in training (plain variants only; the original IRN).
-        lr_noise: standard deviation of Gaussian noise on the quantised LR, of a crop in `lr_noise_share` of cases.
+        lr_noise: standard deviation of Gaussian noise on the quantised RGB of the LR, of a crop in `lr_noise_share` of cases.
+            Alpha stays as it is: it has no picture to be faithful to, and noise there costs restored detail.
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
-        seed: of the weights, the crops and the noise.
+        seed: of the weights, the crops, the mixed-in pictures and the noise.
+        loss: weights of the loss terms.
+        mix: pictures beside the photographs; none by default.
     """
 
     steps: int
@@ -188,12 +264,14 @@ class TrainConfig:
     lr_peak: float = 5e-4
     lr_end: float = 0.0
     warmup: int = 500
+    optimiser: str = "adamw"
     weight_decay: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 2.0
     ema: float = 0.999
     subnet_dtype: str = "float32"
     float32_fraction: float = 0.1
+    compile: str = "none"
     z: str = "zero"
     lr_noise: float = 0.0
     lr_noise_share: float = 0.5
@@ -201,6 +279,7 @@ class TrainConfig:
     ae_frozen: bool = False
     seed: int = 0
     loss: LossConfig = field(default_factory=LossConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, f"train.steps: at least 1, got {self.steps}")
@@ -217,6 +296,8 @@ class TrainConfig:
             _require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
         _require(all(0.0 <= b < 1.0 for b in self.betas), f"train.betas: each 0 to below 1, got {self.betas}")
         _require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
+        _one_of("train.compile", self.compile, COMPILE_MODES)
+        _one_of("train.optimiser", self.optimiser, OPTIMISERS)
         _one_of("train.subnet_dtype", self.subnet_dtype, SUBNET_DTYPES)
         _one_of("train.z", self.z, Z_MODES)
 

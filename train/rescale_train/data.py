@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rescale.errors import InputError
 from rescale_train.bicubic import bicubic_batch
+from rescale_train.config import MixConfig
+from rescale_train.content.pool import build_pool
 
 Picture = npt.NDArray[np.uint8]
 
@@ -51,20 +53,32 @@ def load_picture(path: Path) -> Picture:
         raise InputError(f"{path}: not a readable picture: {e}") from None
 
 
+def _area_shares(pictures: Sequence[Picture]) -> npt.NDArray[np.float64]:
+    area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
+    shares: npt.NDArray[np.float64] = area / area.sum()
+    return shares
+
+
 class CropSampler:
     """Random crops of pictures held in memory, with flips and transposition.
 
-    A picture is drawn in proportion to its area, so that every pixel is equally likely. The batch of a step depends only
-    on (seed, step, rank): a resumed run sees what an unbroken one sees.
+    A picture is drawn in proportion to its area, so that every pixel is equally likely; with a mix, each of its kinds has
+    its share of the crops, and area decides within a kind. The batch of a step depends only on (seed, step, rank): a resumed
+    run sees what an unbroken one sees.
     """
 
-    def __init__(self, pictures: Sequence[Picture], scale: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, pictures: Sequence[Picture], scale: int, seed: int, device: torch.device, mix: MixConfig | None = None
+    ) -> None:
         if not pictures:
             raise InputError("no training pictures")
         self.scale, self.seed, self.device = scale, seed, device
-        self.pictures = [torch.from_numpy(np.array(p)).to(device) for p in pictures]
-        area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
-        self.share = area / area.sum()
+        mix = mix or MixConfig()
+        shares = mix.shares()
+        groups = [(max(0.0, 1.0 - sum(shares.values())), pictures)]
+        groups += [(shares[kind], made) for kind, made in build_pool(mix, pictures, seed).items()]
+        self.pictures = [torch.from_numpy(np.require(p, requirements=["C", "W"])).to(device) for _, group in groups for p in group]
+        self.share = np.concatenate([share * _area_shares(group) for share, group in groups])
 
     def batch(self, step: int, rank: int, count: int, patch: int) -> tuple[Tensor, Tensor]:
         """Crops and their bicubic reductions.

@@ -30,6 +30,7 @@ from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
 from rescale_train.losses import Objective
 from rescale_train.models import RescalingNet, build
+from rescale_train.optim import Optimiser
 
 MAX_SKIPPED = 50
 """Consecutive non-finite steps after which a run gives up."""
@@ -189,20 +190,22 @@ class Trainer:
         objective: nn.Module = Objective(self.net, recipe)
         if world > 1:
             objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
+        if recipe.train.compile != "none":
+            # Two shapes come in a run, those of the final crops last; each is compiled for itself.
+            objective = cast(nn.Module, torch.compile(objective, mode=recipe.train.compile, dynamic=False))
         self.objective = objective
-        t = recipe.train
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=t.lr_peak, betas=t.betas, weight_decay=t.weight_decay, fused=True)
+        self.optimiser = Optimiser(self.net, recipe.train)
 
     def train_step(self, sampler: CropSampler) -> dict[str, float] | None:
         """One optimiser step. Returns the loss terms and the gradient norm, or None if it was skipped as non-finite."""
         t = self.recipe.train
         count, patch = crop_plan(self.recipe, self.step)
         hr, lr_reference = sampler.batch(self.step, self.rank, count // self.world, patch)
-        generator = torch.Generator(self.device).manual_seed((t.seed * 1_000_003 + self.step) * 64 + self.rank)
+        generator = None
+        if t.lr_noise > 0 or t.z == "random":
+            generator = torch.Generator(self.device).manual_seed((t.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate(self.recipe, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         with subnet_arithmetic(self.recipe, self.step, self.device):
             terms = self.objective(hr, lr_reference, generator)
         terms["total"].backward()
@@ -219,7 +222,7 @@ class Trainer:
             if norm > limit:
                 nn.utils.clip_grads_with_norm_(self.parameters, limit, torch.tensor(norm))
             self.norms = [*self.norms[-(CLIP_WINDOW - 1) :], norm]
-        self.optimiser.step()
+        self.optimiser.step(rate)
         if self.average:
             # A young average would remember the fresh weights for too long.
             decay = min(t.ema, (1.0 + self.step) / (10.0 + self.step))
@@ -249,8 +252,8 @@ class Trainer:
             tensors |= {f"ema.{n}": v.clone() for n, v in self.net.state_dict().items()}  # a file shares no memory
             tensors |= {f"ema.{names[id(p)]}": a for p, a in zip(self.parameters, self.average, strict=True)}
         for p in self.parameters:
-            for key, value in self.optimiser.state.get(p, {}).items():
-                tensors[f"optim.{names[id(p)]}.{key}"] = torch.as_tensor(value)
+            for key, value in self.optimiser.state_of(p).items():
+                tensors[f"optim.{names[id(p)]}.{key}"] = value
         tensors["state.norms"] = torch.tensor(self.norms, dtype=torch.float64)
         progress = {"step": self.step, "seconds": self.seconds, **validation}
         checkpoint.write(path, tensors, self.recipe, progress)
@@ -273,10 +276,7 @@ class Trainer:
                 prefix = f"optim.{names[id(p)]}."
                 state = {k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)}
                 if state:
-                    # Moments in the parameter's own memory format; the step counter is a scalar.
-                    self.optimiser.state[p] = {
-                        k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(self.device) for k, v in state.items()
-                    }
+                    self.optimiser.restore(p, state)
             self.norms = found.tensors["state.norms"].tolist()
             self.step, self.seconds = int(found.progress["step"]), float(found.progress["seconds"])
         except (KeyError, RuntimeError, ValueError) as e:

@@ -3,7 +3,7 @@
 Each term is a sum over C, H, W and a mean over the batch, as in IRN.
 
     L_r    Charbonnier distance of restored and true HR, sqrt(d^2 + 1e-6)
-    L_g    squared error of the unrounded LR against bicubic
+    L_g    squared error of the unrounded LR against bicubic, or its Charbonnier distance (IRN's fine-tuning, issue 13)
     L_d    squared z: with z-hat = 0 the distribution matching loss of IRN
     L_mse  squared difference of the true z and the decoded z (-M only)
 """
@@ -17,6 +17,11 @@ from rescale_train.config import Recipe
 from rescale_train.models import RescalingNet
 
 CHARBONNIER_EPS = 1e-6
+
+
+def charbonnier(difference: Tensor) -> Tensor:
+    """sqrt(d^2 + 1e-6), value by value."""
+    return torch.sqrt(difference.square() + CHARBONNIER_EPS)
 
 
 class Objective(nn.Module):
@@ -42,17 +47,19 @@ class Objective(nn.Module):
         down = self.net.downscale(hr)
         lr = down.lr
         if train.lr_noise > 0:
-            noise = torch.randn(lr.shape, generator=generator, device=lr.device) * train.lr_noise
+            rgb = lr[:, :3]
+            noise = torch.randn(rgb.shape, generator=generator, device=lr.device) * train.lr_noise
             chosen = torch.rand(lr.shape[0], 1, 1, 1, generator=generator, device=lr.device) < train.lr_noise_share
-            lr = torch.where(chosen, (lr + noise).clamp(0.0, 1.0), lr)
+            lr = torch.cat([torch.where(chosen, (rgb + noise).clamp(0.0, 1.0), rgb), lr[:, 3:]], 1)
         z_hat = self.net.decode_z(lr, down.code)
         if train.z == "random":
             z_hat = torch.randn(z_hat.shape, generator=generator, device=lr.device)
         restored = self.net.upscale(lr, z_hat)
         count = hr.shape[0]
+        lr_error = down.lr_raw - (lr_reference.clamp(0.0, 1.0) if weights.lr_clamp else lr_reference)
         terms = {
-            "hr": torch.sqrt((restored - hr).square() + CHARBONNIER_EPS).sum() / count,
-            "lr": (down.lr_raw - lr_reference).square().sum() / count,
+            "hr": charbonnier(restored - hr).sum() / count,
+            "lr": (charbonnier(lr_error) if weights.lr_kind == "charbonnier" else lr_error.square()).sum() / count,
             "z": down.z.square().sum() / count,
         }
         total = weights.hr * terms["hr"] + self.lr_weight * terms["lr"] + weights.z * terms["z"]

@@ -15,6 +15,7 @@ from rescale.files import atomic_write
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
 from rescale_train.config import SIZES, size_name, to_dict
+from rescale_train.importers.convert import provenance
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
 """Sets whose PSNR ranks weights of one model and scale, in order of preference."""
@@ -137,6 +138,7 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
         "recipe": to_dict(found.recipe),
         "figures": figures,
         "licence": "Apache-2.0",
+        **provenance(found.progress),
     }
     if earlier is not None:
         try:
@@ -144,7 +146,8 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
             kept = {key: before[key] for key in ("weights_sha256", "steps", "minutes", "validation", "recipe")}
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise CheckpointError(f"{earlier}: not a card of weights: {e}") from None
-        card["continued_from"] = kept | {key: before[key] for key in ("continued_from",) if key in before}
+        card["continued_from"] = kept | {key: before[key] for key in ("continued_from", "imported") if key in before}
+        card["licence"] = before.get("licence", card["licence"])
     target = weights.with_suffix(".json")
     atomic_write(target, (json.dumps(card, indent=2) + "\n").encode())
     return target

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rescale_train.config import load_recipe, net_config
+from rescale_train.cost import macs_per_lr_pixel, step_flop
+from rescale_train.models import build
+
+
+@pytest.mark.parametrize(("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite")])
+def test_cost_is_that_of_the_convolutions(model: str, scale: int, size: str) -> None:
+    """Counted where PyTorch computes them, on a picture of 8x8 LR pixels."""
+    net = build(net_config(model, scale, size))
+    counted = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        assert isinstance(module, torch.nn.Conv2d)
+        counted += module.weight.numel() * output.shape[2] * output.shape[3]
+
+    for _, blocks in net.stages():
+        for block in blocks:
+            for module in block.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.register_forward_hook(count)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 8 * scale, 8 * scale))
+    assert macs_per_lr_pixel(net.config) * 64 == counted
+
+
+def test_cost_of_the_papers_network() -> None:
+    macs = macs_per_lr_pixel(net_config("dlv_irn_a", 2, "full"))
+    low, high, growth = 4, 11, 32
+
+    def dense(c_in: int, c_out: int) -> int:
+        return 9 * (sum((c_in + k * growth) * growth for k in range(4)) + (c_in + 4 * growth) * c_out)
+
+    assert macs == 8 * (dense(high, low) + 2 * dense(low, high))
+
+
+def test_all_blocks_at_lr_cost_what_the_second_level_costs() -> None:
+    both, last = (macs_per_lr_pixel(net_config("irn", 4, "lite", blocks=b)) for b in ((4, 4), (0, 4)))
+    assert both - last == 4 * macs_per_lr_pixel(net_config("irn", 2, "lite"))
+
+
+def test_a_step_is_both_directions_forward_and_backward() -> None:
+    recipe = load_recipe("dlv_irn_a_x2_lite")
+    assert step_flop(recipe, 16, 64) == 12 * macs_per_lr_pixel(recipe.net) * 16 * 32 * 32

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rescale.errors import CheckpointError, ConfigError
+from rescale_export.probe import probe_picture
+from rescale_train.cli import main
+from rescale_train.loop import Options
+from rescale_train.study import load_study, run_arm, samplers, study_names, table
+
+CPU = torch.device("cpu")
+TINY = """
+title = "Tiny"
+recipe = "irn_x2_lite"
+[set]
+"net.blocks" = [1]
+"net.growth" = 4
+"train.steps" = 4
+"train.batch" = 1
+"train.patch" = 16
+"train.final_batch" = 1
+"train.final_patch" = 16
+"train.warmup" = 1
+"train.ema" = 0.0
+"train.subnet_dtype" = "float32"
+[[arm]]
+name = "first"
+paper = 30.0
+[[arm]]
+name = "other rate"
+paper = 30.5
+set = { "train.lr_peak" = 1e-5 }
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_differ_where_they_say(name: str) -> None:
+    study = load_study(name)
+    assert len(study.arms) >= 2
+    recipes = [a.recipe for a in study.arms]
+    assert all(r not in recipes[:i] for i, r in enumerate(recipes)), "two arms are the same run"
+    assert len({r.train.steps for r in recipes}) == 1, "arms of unequal length say nothing"
+
+
+def test_the_papers_ablations_are_all_there() -> None:
+    """Rows of tables 1 and 2, with the paper's figures for BSD100."""
+    first, second = load_study("paper_table1"), load_study("paper_table2")
+    assert [(a.recipe.net.alpha_split, a.recipe.net.alpha_mean, a.paper) for a in first.arms] == [
+        ("post", False, 32.66),
+        ("pre", False, 33.02),
+        ("pre", True, 33.12),
+    ]
+    rows = [(a.recipe.net.ae_layers, a.recipe.train.ae_pretrain_steps > 0, a.recipe.train.ae_frozen, a.paper) for a in second.arms]
+    assert rows[:5] == [
+        (2, False, False, 31.41),
+        (2, True, True, 31.58),
+        (2, True, False, 31.65),
+        (4, False, False, 28.15),
+        (4, True, False, 31.69),
+    ]
+
+
+def test_from_the_command_line_and_taken_up_again(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    command = ["study", str(tiny), "--data", str(pictures), "--measure", str(pictures), "--out", str(out), "--holdout", "1"]
+    assert main([*command, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [a["name"] for a in content["arms"]] == ["first", "other rate"]
+    assert content["arms"] == json.loads((out / "study.json").read_text())["arms"]
+    for arm in content["arms"]:
+        assert set(arm["figures"]) == {"held", pictures.name}
+        assert arm["steps"] == 4
+        assert arm["ms"] > 0
+    weights = (out / "first" / "checkpoint.safetensors").read_bytes()
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "| other rate |" in text
+    assert "30.50 (+0.50)" in text
+    assert text.strip() in (out / "study.md").read_text()
+    assert (out / "first" / "checkpoint.safetensors").read_bytes() == weights, "a finished arm is not run again"
+
+
+def test_an_arm_can_be_run_alone(tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1", "--arm"]
+    assert main([*arguments, "other rate", "--json"]) == 0
+    assert [a["name"] for a in json.loads(capsys.readouterr().out)["arms"]] == ["other rate"]
+    assert main([*arguments, "nothing"]) == 2
+    assert "the study has first, other rate" in capsys.readouterr().err
+
+
+def test_a_stopped_arm_goes_on_and_says_so(tiny: Path, tmp_path: Path) -> None:
+    study = load_study(str(tiny))
+    arm, picture = study.arms[0], probe_picture(64, 64)
+    sampler = samplers(study, [picture], CPU)["first"]
+    stopped = run_arm(arm, tmp_path, sampler, [picture], {}, CPU, Options(tmp_path, should_stop=lambda: True))
+    assert stopped["unfinished"] == 1
+    assert "stopped at step 1" not in table(study, [stopped]), "no figures, no columns for them"
+    done = run_arm(arm, tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+    assert done["steps"] == 4
+    assert "stopped at step 1" in table(study, [done, {**stopped, "name": "x"}])
+
+
+def test_an_arm_whose_recipe_changed_is_refused(tiny: Path, tmp_path: Path) -> None:
+    study = load_study(str(tiny))
+    picture = probe_picture(64, 64)
+    sampler = samplers(study, [picture], CPU)["first"]
+    run_arm(study.arms[0], tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+    tiny.write_text(TINY.replace('"train.warmup" = 1', '"train.warmup" = 2'))
+    with pytest.raises(CheckpointError, match="written by another recipe"):
+        run_arm(load_study(str(tiny)).arms[0], tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('recipe = "irn_x2_lite"', "", "wants a recipe and at least one"),
+        ('recipe = "irn_x2_lite"', 'recipe = "nothing"', "unknown recipe 'nothing'"),
+        ('title = "Tiny"', 'titel = "Tiny"', "unknown key.s. titel"),
+        ('name = "other rate"', 'name = "first"', "two arms are named 'first'"),
+        ('name = "other rate"', "", "arm 2: wants a name"),
+        ('"train.lr_peak" = 1e-5', '"train.lr_peek" = 1e-5', "train.lr_peek: unknown key"),
+        ("[[arm]]", "[[arm", "not valid TOML"),
+    ],
+)
+def test_errors_of_a_study_name_what_is_wrong(tiny: Path, old: str, new: str, message: str) -> None:
+    tiny.write_text(TINY.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        load_study(str(tiny))
+
+
+def test_an_unknown_study_lists_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "nothing"]) != 0
+    assert "recipe" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot read the study"):
+        load_study(str(tmp_path / "none.toml"))
+    assert main(["study", "list"]) == 0
+    assert "paper_table1: The paper" in capsys.readouterr().out
+
+
+def test_data_is_asked_for(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(tiny)]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_many_seeds_are_refused(tiny: Path, recipe_of: Callable[..., object]) -> None:
+    arms = "".join(f'[[arm]]\nname = "{i}"\nset = {{ "train.seed" = {i} }}\n' for i in range(5))
+    tiny.write_text(TINY.split("[[arm]]")[0] + arms)
+    from rescale.errors import RescaleError
+
+    with pytest.raises(RescaleError, match="5 combinations of scale, seed"):
+        samplers(load_study(str(tiny)), [probe_picture(64, 64)], CPU)

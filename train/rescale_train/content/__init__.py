@@ -1,0 +1,1 @@
+"""Pictures that no photographer took: drawn ones, degraded photographs, and the set they are measured on."""

@@ -1,0 +1,34 @@
+"""What a network costs: multiply-accumulates by its layers alone, and of a training step."""
+
+from __future__ import annotations
+
+from rescale_train.config import NetConfig, Recipe
+
+
+def dense_block_macs(c_in: int, c_out: int, growth: int) -> int:
+    """Of one dense block at one position: five 3x3 convolutions."""
+    return 9 * sum((c_in + k * growth) * (growth if k < 4 else c_out) for k in range(5))
+
+
+def macs_per_lr_pixel(config: NetConfig) -> int:
+    """Of one direction through all blocks, for each LR pixel; Haar, biases, activations and the -M autoencoder left out.
+
+    The graphs need a little less where what feeds only z is left out (design: last G and H of a downscale graph).
+    """
+    total, channels, low = 0, 12 + config.dlv_channels, config.low_channels
+    levels = len(config.blocks)
+    for level, count in enumerate(config.blocks):
+        high = channels - low
+        shift = dense_block_macs(low, 2 * high, config.growth)
+        if not config.shared_trunk:
+            shift = 2 * dense_block_macs(low, high, config.growth)
+        block = dense_block_macs(high, low, config.growth) + shift
+        total += count * block * 4 ** (levels - 1 - level)
+        channels *= 4
+    return total
+
+
+def step_flop(recipe: Recipe, count: int, patch: int) -> int:
+    """Floating-point operations of a training step: both directions, forward and (twice as much) backward."""
+    pixels = count * (patch // recipe.net.scale) ** 2
+    return 2 * 3 * 2 * macs_per_lr_pixel(recipe.net) * pixels

@@ -1,0 +1,224 @@
+"""Studies: short runs that differ in one thing, trained on the same crops and measured on the same pictures.
+
+A study is a TOML file: a base recipe, values that all arms share, and arms that each change a few of them.
+
+    title = "..."                      what is asked
+    recipe = "dlv_irn_a_x2_lite"       base
+    [set]                              of all arms, dotted keys as for --set
+    "train.steps" = 600
+    [[arm]]
+    name = "as the recipe"             the first arm of a group is what the others are compared with
+    group = "alpha"                    optional; arms of one question
+    paper = 33.12                      optional; the paper's figure for this setting
+    set = { "net.alpha_gain" = 1.0 }
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescale.errors import ConfigError, RescaleError
+from rescale.files import atomic_write
+from rescale_train import checkpoint
+from rescale_train.config import Recipe, load_recipe
+from rescale_train.cost import macs_per_lr_pixel
+from rescale_train.data import CropSampler, Picture
+from rescale_train.loop import DivergedError, Options, Trainer, validate
+from rescale_train.models import build
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a study.
+
+    Attributes:
+        name: unique in the study; also the name of its folder.
+        group: the question that it belongs to.
+        recipe: what it trains.
+        changes: the arm's own values by dotted key.
+        paper: the paper's figure for this setting in dB, if it has one.
+    """
+
+    name: str
+    group: str
+    recipe: Recipe
+    changes: dict[str, Any]
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and its arms."""
+
+    title: str
+    arms: tuple[Arm, ...]
+
+
+def study_names() -> list[str]:
+    """Names of the studies that ship with the package."""
+    folder = resources.files("rescale_train") / "studies"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_study(name_or_path: str) -> Study:
+    """Read a study by shipped name or path.
+
+    Raises:
+        ConfigError: no such study, or its content is wrong; the message names the key.
+    """
+    path = Path(name_or_path)
+    try:
+        if path.suffix == ".toml":
+            text = path.read_text(encoding="utf-8")
+        elif name_or_path in study_names():
+            text = (resources.files("rescale_train") / "studies" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        else:
+            raise ConfigError(f"unknown study {name_or_path!r}: give a .toml file or one of {', '.join(study_names())}")
+        table = tomllib.loads(text)
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot read the study: {e.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
+    unknown = set(table) - {"title", "recipe", "set", "arm"}
+    if unknown:
+        raise ConfigError(f"{name_or_path}: unknown key(s) {', '.join(sorted(unknown))}; known are title, recipe, set, arm")
+    if not isinstance(table.get("recipe"), str) or not isinstance(table.get("arm"), list) or not table["arm"]:
+        raise ConfigError(f"{name_or_path}: wants a recipe and at least one [[arm]]")
+    arms: list[Arm] = []
+    for number, row in enumerate(table["arm"], 1):
+        extra = set(row) - {"name", "group", "paper", "set"} if isinstance(row, dict) else {"?"}
+        if extra or not isinstance(row.get("name"), str) or not row["name"].strip():
+            raise ConfigError(f"{name_or_path}: arm {number}: wants a name, and beside it group, paper and set only")
+        if any(row["name"] == a.name for a in arms):
+            raise ConfigError(f"{name_or_path}: two arms are named {row['name']!r}")
+        values = {**table.get("set", {}), **row.get("set", {})}
+        recipe = load_recipe(table["recipe"], {k: _toml(v) for k, v in values.items()})
+        paper = None if row.get("paper") is None else float(row["paper"])
+        arms.append(Arm(row["name"], str(row.get("group", "")), recipe, dict(row.get("set", {})), paper))
+    return Study(str(table.get("title", name_or_path)), tuple(arms))
+
+
+def run_arm(
+    arm: Arm,
+    folder: Path,
+    sampler: CropSampler,
+    held: list[Picture],
+    sets: dict[str, list[Picture]],
+    device: torch.device,
+    options: Options,
+) -> dict[str, Any]:
+    """Train one arm, or take it up where it stopped, and measure it.
+
+    A finished arm is not run again; one whose recipe has changed is refused.
+
+    Args:
+        arm: what to train.
+        folder: of the study; the arm has its own inside.
+        sampler: crops; the arm's seed and scale decide which.
+        held: pictures kept from training.
+        sets: pictures to measure beside these, by name of the set.
+        device: where to train.
+        options: its folder is set here.
+
+    Returns:
+        Name, group, steps, parameters, MACs, milliseconds a step and mean dB by set; ``failed`` for a run that diverged.
+
+    Raises:
+        CheckpointError: the folder holds a run of another recipe.
+    """
+    options.out = folder / _file_name(arm.name)
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = options.out / "checkpoint.safetensors"
+    record: dict[str, Any] = {
+        "name": arm.name,
+        "group": arm.group,
+        "changes": arm.changes,
+        "paper": arm.paper,
+        "parameters": sum(p.numel() for p in build(arm.recipe.net).parameters()),
+        "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
+    }
+    trainer = Trainer(arm.recipe, device)
+    if target.exists():
+        trainer.resume(target)
+    try:
+        result = trainer.run(sampler, [], options)
+    except DivergedError as e:
+        return record | {"failed": str(e)}
+    if not result["finished"]:
+        return record | {"unfinished": result["step"]}
+    found = checkpoint.read(target)
+    net = checkpoint.load_net(found, str(target)).to(device)
+    torch.backends.cudnn.allow_tf32 = False
+    figures = {name: validate(net, pictures) for name, pictures in ({"held": held} | sets).items()}
+    return record | {
+        "steps": result["steps"],
+        "ms": 1000.0 * trainer.seconds / max(1, trainer.step),
+        "figures": figures,
+    }
+
+
+def table(study: Study, records: list[dict[str, Any]]) -> str:
+    """Markdown: one row an arm, differences against the first arm of its group in parentheses."""
+    done = [r for r in records if "figures" in r]
+    sets = list(done[0]["figures"]) if done else []
+    paper = any(r.get("paper") is not None for r in records)
+    heads = ["arm", "parameters", "MAC/LR px", "ms a step", *(f"{s} HR / LR dB" for s in sets), *(["paper"] if paper else [])]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for r in records:
+        first = next(x for x in records if x["group"] == r["group"])
+        cells = [r["name"], f"{r['parameters']:,}", f"{r['macs_per_lr_pixel'] / 1e3:,.0f}k"]
+        if "figures" in r:
+            cells.append(f"{r['ms']:.0f}")
+            for s in sets:
+                hr, lr = (r["figures"][s][k] for k in ("hr_psnr_y", "lr_psnr_y"))
+                change = ""
+                if r is not first and "figures" in first:
+                    change = f" ({hr - first['figures'][s]['hr_psnr_y']:+.2f} / {lr - first['figures'][s]['lr_psnr_y']:+.2f})"
+                cells.append(f"{hr:.2f} / {lr:.2f}{change}")
+        else:
+            cells += ["", *([r.get("failed") or f"stopped at step {r['unfinished']}"] if sets else []), *[""] * (len(sets) - 1)]
+        if paper:
+            change = ""
+            if r is not first and None not in (r["paper"], first["paper"]):
+                change = f" ({r['paper'] - first['paper']:+.2f})"
+            cells.append("" if r["paper"] is None else f"{r['paper']:.2f}{change}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return f"{study.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def write_results(study: Study, records: list[dict[str, Any]], folder: Path) -> None:
+    """study.json and study.md in the study's folder."""
+    content = {"title": study.title, "torch": torch.__version__, "arms": records}
+    atomic_write(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())
+    atomic_write(folder / "study.md", table(study, records).encode())
+
+
+def samplers(study: Study, pictures: list[Picture], device: torch.device) -> dict[str, CropSampler]:
+    """The crops of each arm. Arms of equal scale, seed and mix share a sampler, and so its copy of the pictures.
+
+    Raises:
+        RescaleError: the arms want more than 4, which would be 4 copies of the pictures.
+    """
+    wanted = {(a.recipe.net.scale, a.recipe.train.seed, a.recipe.train.mix) for a in study.arms}
+    if len(wanted) > 4:
+        raise RescaleError(f"{study.title}: {len(wanted)} combinations of scale, seed and mix, at most 4 fit one study")
+    made = {(scale, seed, mix): CropSampler(pictures, scale, seed, device, mix) for scale, seed, mix in wanted}
+    return {a.name: made[a.recipe.net.scale, a.recipe.train.seed, a.recipe.train.mix] for a in study.arms}
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML text, which overrides are given in."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
