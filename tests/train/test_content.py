@@ -17,10 +17,11 @@ from rescale.errors import ConfigError, MissingExtraError
 from rescale.quality import psnr
 from rescale_export.probe import photograph, probe_picture
 from rescale_train.cli import main
-from rescale_train.config import MixConfig, Recipe, TrainConfig, from_dict, load_recipe, to_dict
+from rescale_train.config import Recipe, TrainConfig, from_dict, load_recipe, to_dict
 from rescale_train.content import degraded, drawn, held, ink
 from rescale_train.content.__main__ import app
 from rescale_train.content.cast import BLOCK, block_shifts, colour_cast
+from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import LEAST, SIDE, build_pool, counts
 from rescale_train.content.report import CEILING, fidelity, summary
 from rescale_train.data import CropSampler, Picture
@@ -234,6 +235,7 @@ def test_the_robust_recipe_keeps_photographs_in_the_majority() -> None:
     assert robust.net == plain.net
     assert set(robust.train.mix.shares()) == set(MixConfig.KINDS)
     assert sum(robust.train.mix.shares().values()) == pytest.approx(0.4)
+    assert robust.train.loss.lr_clamp
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(robust.train))), "train") == robust.train
 
 

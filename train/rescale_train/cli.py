@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.console import new_app, print_json, require, run_app
-from rescale.errors import CheckpointError, InputError, OutputError, RescaleError
+from rescale.errors import CheckpointError, ConfigError, InputError, OutputError, RescaleError
 from rescale.threads import usable_threads
 from rescale_train.config import Recipe, load_recipe, recipe_names, to_dict
 from rescale_train.importers.command import import_file
@@ -40,7 +40,9 @@ def run(
     val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
     holdout: Annotated[int, typer.Option(help="Training pictures held out for validation.", min=0)] = 8,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
-    init_from: Annotated[Path | None, typer.Option(help="Weights or checkpoint to start from.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Weights to start from; a smaller network grows into the recipe's.")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop cleanly after this many minutes.", min=0.0)] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 500,
     validate_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end only.", min=0)] = 1000,
@@ -93,6 +95,7 @@ def start_run(
 
     from rescale_train import checkpoint
     from rescale_train.data import CropSampler, find_pictures, load_picture
+    from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
 
@@ -129,9 +132,17 @@ def start_run(
         init = None
         if init_from is not None:
             found = checkpoint.read(init_from)
+            start = checkpoint.load_net(found, str(init_from))
             if found.recipe.net != recipe.net:
-                raise CheckpointError(f"{init_from}: holds another network than the recipe's [net] table")
-            init = checkpoint.load_net(found, str(init_from)).state_dict()
+                try:
+                    start = grow(start, recipe.net)
+                except ConfigError as e:
+                    raise CheckpointError(f"{init_from}: {e}") from None
+                if rank == 0:
+                    small = found.recipe.net
+                    count = sum(small.blocks)
+                    print(f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {small.growth}")
+            init = start.state_dict()
         trainer = Trainer(recipe, device, rank, world, init)
         if resume:
             trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))

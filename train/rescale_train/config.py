@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from rescale.errors import ConfigError
 from rescale.variants import Variant, check_scale, variant
+from rescale_train.content.mix import MixConfig
 
 ALPHA_SPLITS = ("pre", "post")
 ALPHA_BASES = ("paper", "orthonormal")
@@ -167,62 +168,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """Share of the crops that come from each kind of picture beside the photographs, which have the rest.
-
-    Attributes:
-        text: pages of text and code listings.
-        screen: windows, buttons, icons, menus.
-        chart: tables and diagrams.
-        drawing: flat drawings and line art.
-        pattern: gradients, chequers, 1-pixel patterns, zone plates, noise.
-        colour: gamut corners, flat colours, very dark and very bright ones.
-        jpeg: training photographs, compressed.
-        shrunk: training photographs, reduced.
-        sharpened: training photographs, sharpened.
-        exposed: training photographs, far too dark, too bright or too colourful.
-        pool: pictures that are made for all kinds together and kept in memory, each of at most 0.45 MB.
-    """
-
-    KINDS: ClassVar[tuple[str, ...]] = (
-        "text",
-        "screen",
-        "chart",
-        "drawing",
-        "pattern",
-        "colour",
-        "jpeg",
-        "shrunk",
-        "sharpened",
-        "exposed",
-    )
-
-    text: float = 0.0
-    screen: float = 0.0
-    chart: float = 0.0
-    drawing: float = 0.0
-    pattern: float = 0.0
-    colour: float = 0.0
-    jpeg: float = 0.0
-    shrunk: float = 0.0
-    sharpened: float = 0.0
-    exposed: float = 0.0
-    pool: int = 512
-
-    def __post_init__(self) -> None:
-        for name in self.KINDS:
-            value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"train.mix.{name}: 0 to 1, got {value}")
-        total = sum(self.shares().values())
-        _require(total <= 1.0 + 1e-9, f"train.mix: the shares sum to at most 1, got {total:.6g}")
-        _require(1 <= self.pool <= 100_000, f"train.mix.pool: 1 to 100000, got {self.pool}")
-
-    def shares(self) -> dict[str, float]:
-        """The kinds that have a share, in fixed order."""
-        return {k: getattr(self, k) for k in self.KINDS if getattr(self, k) > 0.0}
 
 
 @dataclass(frozen=True)

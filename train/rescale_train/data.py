@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rescale.errors import InputError
 from rescale_train.bicubic import bicubic_batch
-from rescale_train.config import MixConfig
+from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import build_pool
 
 Picture = npt.NDArray[np.uint8]

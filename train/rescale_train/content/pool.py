@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rescale_train.config import MixConfig
 from rescale_train.content import degraded, drawn
+from rescale_train.content.mix import MixConfig
 
 Picture = npt.NDArray[np.uint8]
 

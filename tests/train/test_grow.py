@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rescale.errors import ConfigError
+from rescale_train import checkpoint
+from rescale_train.cli import main
+from rescale_train.config import NetConfig, Recipe, TrainConfig
+from rescale_train.grow import grow
+from rescale_train.losses import Objective
+from rescale_train.models import RescalingNet
+
+NetOf = Callable[..., RescalingNet]
+SMALL = {
+    "irn": NetConfig("irn", 2, (1,), 4, shared_trunk=True),
+    "irn_x4": NetConfig("irn", 4, (1, 2), 4, shared_trunk=True),
+    "irn_a": NetConfig("irn_a", 2, (2,), 4),
+    "irn_m": NetConfig("irn_m", 2, (1,), 4, shared_trunk=True),
+    "dlv_irn_a_x4": NetConfig("dlv_irn_a", 4, (1, 1), 4, dlv_channels=1, shared_trunk=True),
+}
+CASES = [
+    ("irn", {}),
+    ("irn", {"blocks": (3,)}),
+    ("irn", {"growth": 7}),
+    ("irn", {"shared_trunk": False}),
+    ("irn", {"model": "dlv_irn", "dlv_channels": 3}),
+    ("irn", {"model": "irn_m"}),
+    ("irn", {"model": "dlv_irn_m", "dlv_channels": 2, "blocks": (2,), "growth": 6, "shared_trunk": False}),
+    ("irn_x4", {"model": "dlv_irn", "dlv_channels": 3, "blocks": (2, 3), "growth": 5}),
+    ("irn_x4", {"model": "irn_m"}),
+    ("irn_a", {"model": "dlv_irn_a", "dlv_channels": 2, "growth": 6}),
+    ("irn_m", {"growth": 5, "blocks": (2,)}),
+    ("dlv_irn_a_x4", {"dlv_channels": 3, "blocks": (1, 2), "shared_trunk": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_a_grown_network_computes_what_the_small_one_did(net_of: NetOf, name: str, changes: dict[str, object]) -> None:
+    small = net_of(SMALL[name], 0.1, True).double()
+    config = replace(SMALL[name], **changes)  # type: ignore[arg-type]
+    large = grow(small.float(), config).double().eval()
+    small = small.double()
+    assert large.config == config
+    side = 16 * config.scale
+    x = torch.rand(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = small.downscale(x), large.downscale(x)
+        torch.testing.assert_close(b.lr_raw, a.lr_raw, rtol=0, atol=1e-9)
+        torch.testing.assert_close(b.lr, a.lr, rtol=0, atol=0)
+        up = [net.upscale(down.lr, net.decode_z(down.lr, down.code)) for net, down in ((small, a), (large, b))]
+        torch.testing.assert_close(up[1], up[0], rtol=0, atol=1e-9)
+
+
+def test_every_new_parameter_learns(net_of: NetOf) -> None:
+    """A few steps reach all of them: what starts at zero on one side of a channel is not zero on the other."""
+    config = replace(SMALL["irn"], model="dlv_irn_m", dlv_channels=3, blocks=(2,), growth=6)
+    net = grow(net_of(SMALL["irn"], 0.1, True), config).train()
+    objective = Objective(net, Recipe(config, TrainConfig(steps=1, patch=64, final_patch=64)))
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        x = torch.rand(2, 3, 64, 64, generator=generator)
+        optimiser.zero_grad()
+        objective(x, torch.nn.functional.avg_pool2d(x, 2))["total"].backward()
+        optimiser.step()
+    moved = {n: (p.detach() != before[n]).reshape(p.shape[0], -1) for n, p in net.named_parameters() if n.startswith("levels.")}
+    assert [n for n, changed in moved.items() if not changed.any(-1).all()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("irn", {"model": "irn_a"}, "differ in alpha"),
+        ("irn_x4", {"blocks": (2, 1)}, r"more than \(2, 1\)"),
+        ("irn", {"growth": 3}, "its growth is 4"),
+        ("irn_a", {"shared_trunk": True}, "its G and H are separate"),
+        ("irn_a", {"alpha_gain": 8.0}, "net.alpha_gain is 1.0, not 8.0"),
+        ("irn_m", {"model": "irn"}, "irn has no autoencoder"),
+        ("irn_m", {"model": "dlv_irn_m", "dlv_channels": 3}, "an autoencoder cannot be grown"),
+        ("dlv_irn_a_x4", {"dlv_channels": 0}, "more than 0"),
+    ],
+)
+def test_what_does_not_grow_is_refused(net_of: NetOf, name: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grow(net_of(SMALL[name]), replace(SMALL[name], **changes))  # type: ignore[arg-type]
+
+
+def test_another_scale_is_refused(net_of: NetOf) -> None:
+    with pytest.raises(ConfigError, match="it is x2, not x4"):
+        grow(net_of(SMALL["irn"]), SMALL["irn_x4"])
+
+
+def test_from_the_command_line(net_of: NetOf, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, weights = SMALL["irn"], tmp_path / "small.safetensors"
+    checkpoint.write(
+        weights, net_of(small, 0.1, True).state_dict(), Recipe(small, TrainConfig(steps=1)), {"step": 1, "seconds": 0.0}
+    )
+    recipe = tmp_path / "large.toml"
+    recipe.write_text("""
+        [net]
+        model = "dlv_irn"
+        scale = 2
+        blocks = [2]
+        growth = 4
+        dlv_channels = 3
+        shared_trunk = true
+        [train]
+        steps = 1
+        batch = 1
+        patch = 16
+        final_batch = 1
+        final_patch = 16
+    """)
+    run = [
+        "run",
+        str(recipe),
+        "--data",
+        str(pictures),
+        "--out",
+        str(tmp_path / "out"),
+        "--init-from",
+        str(weights),
+        "--holdout",
+        "1",
+    ]
+    assert main(run) == 0
+    assert "grown from irn x2 with 1 block" in capsys.readouterr().out
+    recipe.write_text(recipe.read_text().replace("growth = 4", "growth = 3"))
+    run[5] = str(tmp_path / "other")
+    assert main(run) == 1
+    assert (
+        "small.safetensors: the network to start from does not grow into the recipe's: its growth is 4" in capsys.readouterr().err
+    )
