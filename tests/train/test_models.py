@@ -250,3 +250,17 @@ def test_the_same_seed_builds_the_same_net() -> None:
         nets.append(torch.cat([p.flatten() for p in build(NetConfig("irn", 2, (1,), 4)).parameters()]))
     assert torch.equal(nets[0], nets[1])
     assert not torch.equal(nets[0], nets[2])
+
+
+def test_sums_of_convolutions_are_convolutions_of_joined_features() -> None:
+    torch.manual_seed(0)
+    block = DenseBlock(5, 7, 6).double()
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x = torch.randn(2, 5, 9, 11, dtype=torch.float64, requires_grad=True)
+    results = []
+    for block.sums in (False, True):
+        out = block(x)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)

@@ -25,6 +25,7 @@ ALPHA_SPLITS = ("pre", "post")
 ALPHA_BASES = ("paper", "orthonormal")
 Z_MODES = ("zero", "random")
 OPTIMISERS = ("adamw", "muon")
+DENSE_MODES = ("concat", "sum")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
 LR_KINDS = ("l2", "charbonnier")
@@ -189,6 +190,7 @@ class TrainConfig:
         ema: decay of the weight average that is validated and shipped; 0 for none.
         subnet_dtype: arithmetic of the dense blocks; the coupling state, Haar and losses are float32 in every case.
         float32_fraction: share of the steps at the end that run wholly in float32.
+        dense: ``concat``, or ``sum``: how dense blocks are computed, see `models.DenseBlock`.
         compile: mode of torch.compile, or ``none``. ``reduce-overhead`` records CUDA graphs.
         z: ``zero``, or ``random`` for z ~ N(0, 1) in training (plain variants only; the original IRN).
         lr_noise: standard deviation of Gaussian noise on the quantised RGB of the LR, of a crop in `lr_noise_share` of cases.
@@ -216,6 +218,7 @@ class TrainConfig:
     ema: float = 0.999
     subnet_dtype: str = "float32"
     float32_fraction: float = 0.1
+    dense: str = "concat"
     compile: str = "none"
     z: str = "zero"
     lr_noise: float = 0.0
@@ -241,6 +244,7 @@ class TrainConfig:
             _require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
         _require(all(0.0 <= b < 1.0 for b in self.betas), f"train.betas: each 0 to below 1, got {self.betas}")
         _require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
+        _one_of("train.dense", self.dense, DENSE_MODES)
         _one_of("train.compile", self.compile, COMPILE_MODES)
         _one_of("train.optimiser", self.optimiser, OPTIMISERS)
         _one_of("train.subnet_dtype", self.subnet_dtype, SUBNET_DTYPES)

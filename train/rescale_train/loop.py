@@ -29,7 +29,7 @@ from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
 from rescale_train.losses import Objective
-from rescale_train.models import RescalingNet, build
+from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
 
 MAX_SKIPPED = 50
@@ -179,6 +179,9 @@ class Trainer:
         self.norms: list[float] = []
         torch.manual_seed(recipe.train.seed)
         self.net = build(recipe.net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for block in self.net.modules():
+            if isinstance(block, DenseBlock):
+                block.sums = recipe.train.dense == "sum"
         if init is not None:
             self.net.load_state_dict(init)
         elif recipe.train.ae_pretrain_steps:

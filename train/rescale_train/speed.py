@@ -50,14 +50,15 @@ def variants(recipe: Recipe, device: torch.device, threads: int) -> list[Variant
     def changed(**train: Any) -> Recipe:
         return replace(recipe, train=replace(recipe.train, **train))
 
-    plain = changed(subnet_dtype="float32", compile="none")
+    plain = changed(subnet_dtype="float32", compile="none", dense="concat")
     rows = [Variant("plain: float32, channels first, denormals kept", plain, False, False, threads)]
     if device.type == "cpu":
         rows.append(Variant("+ denormals flushed", plain, False, True, threads))
     rows.append(Variant("+ channels last", plain, True, True, threads))
-    ours = replace(recipe, train=replace(recipe.train, compile="none"))
-    if ours != plain:
-        rows.append(Variant(f"+ {recipe.train.subnet_dtype} subnets", ours, True, True, threads))
+    if recipe.train.subnet_dtype != "float32":
+        rows.append(Variant(f"+ {recipe.train.subnet_dtype} subnets", changed(compile="none", dense="concat"), True, True, threads))
+    if recipe.train.dense == "sum":
+        rows.append(Variant("+ sums in place of joined features", changed(compile="none"), True, True, threads))
     if recipe.train.compile != "none":
         rows.append(Variant(f"+ compiled, {recipe.train.compile}", recipe, True, True, threads))
     rows[-1] = replace(rows[-1], name=f"{rows[-1].name} (the recipe)")
