@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -14,48 +13,24 @@ import typer
 from rescale.console import new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
+from rescale_bench import ladder_cli, psnr_cli, rate_cli, report_cli
+from rescale_bench.output import without_nan
 
 app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival.")
 
 
-@app.callback()
-def _main() -> None:
-    """Measure bundles: quality against the source, LR fidelity, bytes, speed, survival."""
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    """Measure bundles: quality against the source, LR fidelity, bytes, speed, survival. Without a command: report."""
+    if context.invoked_subcommand is None:
+        report_cli.report()
 
 
-@app.command()
-def psnr(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by rescale-export.", metavar="BUNDLE...")],
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
-    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")] = "fp32",
-    each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """PSNR and SSIM of the restored HR, fidelity of the LR, and bytes, beside the paper's table 3."""
-    require(("skimage", "torch"), "bench")
-    from rescale.rescaler import load
-    from rescale_bench.pictures import folder_set, sample_set
-    from rescale_bench.quality import DEFINITIONS, measure_set
-
-    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set()]
-    report: dict[str, Any] = {"definitions": DEFINITIONS, "mean": "of the pictures' values", "results": []}
-    with progress_bar(len(bundles) * sum(len(s.pictures) for s in sets)) as advance:
-        for path in bundles:
-            with load(path, backend, threads or None, precision=precision) as net:
-                for pictures in sets:
-                    result = measure_set(net, pictures, advance)
-                    head = {"bundle": str(path), "model": net.bundle.title, "backend": net.runner.name}
-                    report["results"].append(head | result)
-    text = json.dumps(_without_nan(report), indent=2)
-    if out is not None:
-        atomic_write(out, (text + "\n").encode())
-    print(text if json_ else as_text(report, each))
+app.command("psnr")(psnr_cli.psnr)
+app.command("rate")(rate_cli.rate)
+app.command("report")(report_cli.report)
+app.command("compare")(report_cli.compare)
+app.command("ladder")(ladder_cli.ladder)
 
 
 @app.command()
@@ -112,7 +87,8 @@ def speed(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each after the warm-up; 0: 5, in a sweep 3.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
-    peers: Annotated[bool, typer.Option(help="Also PyTorch eager and a plain ONNX export, for ratios.")] = True,
+    peers: Annotated[bool, typer.Option(help="Also PyTorch eager, torch.compile and a plain ONNX export, for ratios.")] = True,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether torch.compile is one of these.")] = True,
     memory: Annotated[
         str | None, typer.Option(help="Budget for one run of a backend, such as 2GB. Default: half of what is free.")
     ] = None,
@@ -138,6 +114,7 @@ def speed(
         repeats=repeats or None,
         threads=threads or None,
         peers=peers,
+        compiled=compile_,
         memory=memory,
         sweep=sizes_sweep,
     )
@@ -176,7 +153,7 @@ def survival(
         hr = read_picture(picture) if picture else sample("chelsea.png")
         with progress_bar(len(TOOLS)) as advance:
             rows = matrix(nets, hr, states_only=states_only or (), tools=TOOLS, progress=advance)
-    text = json.dumps(_without_nan(rows), indent=2)
+    text = json.dumps(without_nan(rows), indent=2)
     if out is not None:
         atomic_write(out, (text + "\n").encode())
     print(text if json_ else as_markdown(rows))
@@ -202,46 +179,6 @@ def showcase(
     with load(bundle) as net:
         write_picture(target, np.array(draw(net, hr, centre)))
     print(target)
-
-
-def as_text(report: dict[str, Any], each: bool) -> str:
-    """The report as plain tables, definitions last."""
-    lines = []
-    for r in report["results"]:
-        lines.append(f"{r['model']} on {r['set']} ({r['count']} pictures), {r['backend']}")
-        heads = (
-            ("HR Y-PSNR", 10),
-            ("RGB-PSNR", 10),
-            ("SSIM-Y", 8),
-            ("LR Y-PSNR", 11),
-            ("SSIM-Y", 8),
-            ("bytes", 10),
-            ("bit/LR px", 10),
-        )
-        lines.append(" " * 24 + "".join(f"{text:>{width}}" for text, width in heads))
-        rows = [(p["name"], p) for p in r["pictures"]] if each else []
-        for name, m in [*rows, ("mean", r["mean"])]:
-            lines.append(
-                f"  {name[-22:]:22}{m['hr_psnr_y']:10.2f}{m['hr_psnr_rgb']:10.2f}{m['hr_ssim_y']:8.4f}"
-                f"{m['lr_psnr_y']:11.2f}{m['lr_ssim_y']:8.4f}{m['bytes']:10.0f}{m['bits_per_lr_pixel']:8.2f}"
-            )
-        for method, m in r["paper"].items():
-            lines.append(f"  {'paper: ' + method:22}{m['hr_psnr_y']:10.2f}{'':10}{m['hr_ssim_y']:8.4f}")
-        lines.append("")
-    border = ", ".join(sorted({str(r["border"]) for r in report["results"]}))
-    lines.append(f"{border} border pixels cropped; sides cut to multiples of the scale; HR and LR rounded to 8 bits;")
-    lines.append("mean: of the pictures' values.")
-    lines += [f"  {name}: {text}" for name, text in report["definitions"].items()]
-    return "\n".join(lines)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null and "inf"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return [_without_nan(v) for v in value] if isinstance(value, list) else value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,8 @@
-"""Published figures, for comparison: table 3 of the paper. Mean Y-PSNR in dB and SSIM of the restored HR."""
+"""Published figures, for comparison. Mean Y-PSNR in dB and SSIM of Y of the restored HR. None of them was measured here."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 SETS = ("Set5", "Set14", "BSD100", "Urban100", "DIV2K")
 
@@ -27,10 +29,41 @@ TABLE_3: dict[int, dict[str, Figures]] = {
 }
 
 
+BICUBIC: dict[int, Figures] = {
+    2: ((33.66, 0.9299), (30.24, 0.8688), (29.56, 0.8431), (26.88, 0.8403), (31.01, 0.9393)),
+    4: ((28.42, 0.8104), (26.00, 0.7027), (25.96, 0.6675), (23.14, 0.6577), (26.66, 0.8521)),
+}
+"""Bicubic down and up, as the authors of IRN list it; table 3 has no such row."""
+
+TABLE_3_SOURCE = "table 3 of arXiv 2303.06747"
+BICUBIC_SOURCE = "Xiao et al., Invertible Image Rescaling, ECCV 2020"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that others measured: method, Y-PSNR, SSIM of Y, and where it stands."""
+
+    method: str
+    hr_psnr_y: float
+    hr_ssim_y: float
+    source: str
+
+
+def published_rows(scale: int, set_name: str) -> list[Published]:
+    """All published rows of a set, bicubic first; empty if there is none."""
+    index = _index(set_name)
+    if index is None or scale not in BICUBIC:
+        return []
+    bicubic = Published("bicubic", *BICUBIC[scale][index], BICUBIC_SOURCE)
+    return [bicubic, *(Published(m, *figures, TABLE_3_SOURCE) for m, figures in published(scale, set_name).items())]
+
+
 def published(scale: int, set_name: str) -> dict[str, tuple[float, float]]:
     """Rows of table 3 for a set by its folder's name, compared without case and punctuation; empty if it has none."""
+    index = _index(set_name)
+    return {} if index is None else {method: figures[index] for method, figures in TABLE_3.get(scale, {}).items()}
+
+
+def _index(set_name: str) -> int | None:
     wanted = "".join(c for c in set_name.lower() if c.isalnum())
-    for index, name in enumerate(SETS):
-        if wanted == name.lower():
-            return {method: figures[index] for method, figures in TABLE_3.get(scale, {}).items()}
-    return {}
+    return next((i for i, name in enumerate(SETS) if wanted == name.lower()), None)

@@ -1,11 +1,13 @@
-"""What a bundle's speed is compared with: PyTorch eager, and a plain ONNX export on ONNX Runtime.
+"""What a bundle's speed is compared with: PyTorch eager, torch.compile, and a plain ONNX export on ONNX Runtime.
 
-Both take and give the arrays that `rescale.network.Network` takes and gives, whole pictures at once. PyTorch is imported by what
+All take and give the arrays that `rescale.network.Network` takes and gives, whole pictures at once. PyTorch is imported by what
 needs it, so that a process that runs the plain export holds ONNX Runtime only.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +24,14 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.uint8]
 Arrays = tuple[Array, ...]
-NAMES = ("eager", "naive")
-"""PyTorch eager; the plain export on ONNX Runtime."""
+NAMES = ("eager", "compiled", "naive")
+"""PyTorch eager; the same through torch.compile; the plain export on ONNX Runtime."""
+
+OPTIONAL = ("compiled",)
+"""Peers that a machine may lack."""
+
+COMPILERS = ("g++", "c++", "clang++")
+"""What torch.compile looks for where ``CXX`` names no C++ compiler."""
 
 
 class Directions(Protocol):
@@ -49,6 +57,10 @@ class Peer:
     def __init__(self, v: Variant, scale: int, down: Callable[[Arrays], Arrays], up: Callable[[Arrays], Arrays]) -> None:
         self._variant, self._scale, self._down, self._up = v, scale, down, up
 
+    def watch(self, wrap: Callable[[Callable[[Arrays], Arrays]], Callable[[Arrays], Arrays]]) -> None:
+        """Put something around both functions, such as a stopwatch."""
+        self._down, self._up = wrap(self._down), wrap(self._up)
+
     def down(self, image: Array) -> tuple[Array, Array | None]:
         """As `rescale.network.Network.down`."""
         bottom, right = (-n % self._scale for n in image.shape[:2])
@@ -72,13 +84,50 @@ class Peer:
 
 def eager(net: RescalingNet, threads: int) -> Peer:
     """`net.downscale` and `net.upscale` under `torch.no_grad`, in PyTorch's default memory format."""
+    return _torch(net, threads, lambda module: module)
+
+
+def compiled(net: RescalingNet, threads: int, cache: Path) -> Peer:
+    """As `eager`, through `torch.compile` with its defaults; a first run of each size compiles.
+
+    Args:
+        net: in evaluation mode.
+        threads: CPU threads.
+        cache: folder for what is compiled.
+
+    Raises:
+        BackendError: there is no C++ compiler, or it cannot build what PyTorch writes.
+    """
+    wanted = [name for name in (os.environ.get("CXX"),) if name] or COMPILERS
+    if os.name == "posix" and not any(shutil.which(name) for name in wanted):
+        raise BackendError(
+            f"torch.compile needs a C++ compiler, and there is no {' or '.join(wanted)}: install one, or name it in CXX"
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    import torch
+
+    try:
+        torch.compile(_probe)(torch.ones(8))
+    except Exception as e:  # the compiler's, the linker's and PyTorch's own share no base
+        said = str(e).strip().splitlines() or [type(e).__name__]
+        raise BackendError(f"torch.compile does not work here: {said[0]}") from None
+    return _torch(net, threads, torch.compile)
+
+
+def _probe(x: Any) -> Any:
+    return x * 2 + 1
+
+
+def _torch(net: RescalingNet, threads: int, wrap: Callable[[Any], Any]) -> Peer:
     import torch
 
     from rescale_bench.peers_torch import BytesDown, BytesUp
 
     torch.set_num_threads(threads)
 
-    def function(module: torch.nn.Module) -> Callable[[Arrays], Arrays]:
+    def function(plain: torch.nn.Module) -> Callable[[Arrays], Arrays]:
+        module = wrap(plain)
+
         def call(inputs: Arrays) -> Arrays:
             with torch.no_grad():
                 found = module(*(torch.from_numpy(a) for a in inputs))

@@ -110,19 +110,6 @@ def random_net(config: NetConfig, seed: int = 0) -> RescalingNet:
     return net.eval()
 
 
-def macs_per_lr_pixel(net: RescalingNet) -> int:
-    """Multiply-accumulates of all subnets F, G and H for one LR pixel, one direction.
-
-    Haar transforms, the -M autoencoder and arithmetic without weights do not count.
-    """
-    stages = net.stages()
-    total = 0
-    for level, (_, blocks) in enumerate(stages):
-        pixels = 4 ** (len(stages) - 1 - level)  # a finer level has four for each of the next
-        total += pixels * sum(m.weight.numel() for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d))
-    return total
-
-
 def save_net(net: RescalingNet, path: Path) -> None:
     """Write a network for another process; `load_net` reads it."""
     checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1)), {})

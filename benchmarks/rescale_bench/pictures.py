@@ -35,15 +35,15 @@ class PictureSet:
     pictures: tuple[tuple[str, Callable[[], Picture]], ...]
 
 
-def sample_set() -> PictureSet:
-    """The photographs that scikit-image ships."""
+def sample_set(limit: int | None = None) -> PictureSet:
+    """The photographs that scikit-image ships, the first `limit` of them."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
     missing = [f for f in SAMPLE_FILES if not (folder / f).is_file()]
     if missing:
         raise InputError(f"{folder}: {missing[0]} is not in this scikit-image; measure a folder of your own with --data")
-    return PictureSet("scikit-image", tuple((f, _reader(folder / f)) for f in SAMPLE_FILES))
+    return PictureSet("scikit-image", tuple((f, _reader(folder / f)) for f in SAMPLE_FILES[:limit]))
 
 
 def sample(name: str) -> Picture:

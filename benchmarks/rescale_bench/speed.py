@@ -1,4 +1,4 @@
-"""How fast a bundle is, in parts, beside PyTorch eager and a plain ONNX export in the same rounds."""
+"""How fast a bundle is, in parts, beside PyTorch eager, torch.compile and a plain ONNX export in the same rounds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from rescale.threads import usable_threads
 from rescale_bench import peers
 from rescale_bench.machine import machine, versions
 from rescale_bench.parity_cli import parse_size
-from rescale_bench.peers_torch import export_naive, macs_per_lr_pixel, save_net
+from rescale_bench.peers_torch import export_naive, save_net
 from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import DEFINITIONS, add_ratios, direction_report, product_report, show, spread, sweep_flatness
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS, NET, PRODUCT, Spec, arrays_file
+from rescale_train.cost import macs_per_lr_pixel
 
 REPEATS, SWEEP_REPEATS = 5, 3
 
@@ -43,6 +44,7 @@ class Session:
     repeats: int
     memory: int | None
     folder: Path
+    seconds: float | None = None
     advance: Callable[[str], None] = lambda name: None
     _product: Process | None = None
 
@@ -103,7 +105,7 @@ def measure(options: Options) -> dict[str, Any]:
     cases: list[dict[str, Any]] = []
     sweeps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder, contextlib.ExitStack() as stack:
-        session = stack.enter_context(contextlib.closing(Session(threads, repeats, memory, Path(folder))))
+        session = stack.enter_context(contextlib.closing(Session(threads, repeats, memory, Path(folder), options.seconds)))
         every = list(subjects(options, wanted, Path(folder)))
         jobs = len(options.sweep_megapixels) * (len(wanted) - _peers(wanted)) if options.sweep else len(sizes) * (len(wanted) + 1)
         with progress_bar(len(every) * len(DIRECTIONS) * jobs * (repeats + 1)) as session.advance:
@@ -126,7 +128,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
     """
     scale = subject.bundle.scale
     lr_size = -(-size[0] // scale), -(-size[1] // scale)
-    flops = 2 * macs_per_lr_pixel(subject.net) * lr_size[0] * lr_size[1]
+    flops = 2 * macs_per_lr_pixel(subject.net.config) * lr_size[0] * lr_size[1]
     folder = Path(tempfile.mkdtemp(dir=session.folder))
     source = folder / "source.png"
     source.write_bytes(png.encode(sample_picture(*size)))
@@ -142,7 +144,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
         with started(subject, wanted, direction, folder, session, missing) as (processes, found):
             jobs = {n: Job(n, source, _saved(folder, direction, n)) for n in processes} | {PRODUCT: Job(PRODUCT, source)}
             all_processes, all_timings = processes | {PRODUCT: session.product()}, found | {PRODUCT: product}
-            order[direction] = run_in_turn(all_processes, all_timings, jobs, session.repeats, session.advance)
+            order[direction] = run_in_turn(all_processes, all_timings, jobs, session.repeats, session.advance, session.seconds)
         if product.failed is not None:
             raise BackendError(f"the matrix product failed: {product.failed}")
         timings[direction] = found
@@ -159,7 +161,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
         }
         if mine:
             failed = {d: t.failed for d, t in mine.items() if t.failed is not None}
-            head = {"name": c.name, "kind": c.kind, "backend": c.backend, "precision": c.precision}
+            head = {"name": c.name, "kind": c.kind, "backend": c.backend, "precision": c.precision, "mode": c.mode}
             results.append({**head, "directions": directions, "failed": failed})
     add_ratios(results)
     return {
@@ -229,7 +231,7 @@ def started(
         RescaleError: one that was asked for does not run, or none does.
     """
     shared = Spec(BACKEND, direction, session.threads, str(subject.bundle.path), memory=session.memory, folder=str(folder))
-    specs = {c.name: replace(shared, kind=c.kind, backend=c.backend, precision=c.precision) for c in wanted}
+    specs = {c.name: replace(shared, kind=c.kind, backend=c.backend, precision=c.precision, mode=c.mode) for c in wanted}
     asked = {c.name for c in wanted if c.asked}
     timings: dict[str, Timing] = {}
     with contextlib.ExitStack() as stack:
@@ -241,7 +243,7 @@ def started(
             try:
                 runner, base = processes[name].ready()
             except RescaleError as e:
-                if name in asked or name in peers.NAMES:
+                if name in asked or (name in peers.NAMES and name not in peers.OPTIONAL):
                     raise type(e)(f"{name}: {e}") from None
                 missing[name] = str(e)
                 del processes[name]
@@ -279,7 +281,7 @@ def _peers(wanted: Sequence[Competitor]) -> int:
 
 
 def _subject_head(subject: Subject) -> dict[str, Any]:
-    bundle, macs = subject.bundle, macs_per_lr_pixel(subject.net)
+    bundle, macs = subject.bundle, macs_per_lr_pixel(subject.net.config)
     head = {"bundle": bundle.path.name, "model": bundle.title, "variant": bundle.variant.name, "scale": bundle.scale}
     return {**head, "size": bundle.size, "weights": subject.weights, "macs_per_lr_pixel": macs}
 

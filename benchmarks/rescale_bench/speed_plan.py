@@ -15,6 +15,7 @@ from rescale.bundle import PRECISIONS, Bundle
 from rescale.errors import BackendError, ConfigError, UnknownModelError
 from rescale_bench import peers
 from rescale_bench.peers_torch import random_net
+from rescale_bench.speed_gpu import MODES
 from rescale_bench.speed_worker import BACKEND
 from rescale_export.bundles import write_bundle
 from rescale_export.probe import photograph
@@ -30,7 +31,11 @@ SWEEP_MEGAPIXELS = (0.5, 2.0, 8.0, 24.0, 50.0)
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options; see its help. Empty lists and None stand for defaults."""
+    """The command's options; see its help. Empty lists and None stand for defaults.
+
+    `seconds` ends the runs of one direction of a case after that time, once all have had `rescale_bench.speed_processes.LEAST`;
+    `compiled` is whether torch.compile is one of the peers.
+    """
 
     bundles: Sequence[Path] = ()
     models: Sequence[str] = ()
@@ -42,6 +47,8 @@ class Options:
     repeats: int | None = None
     threads: int | None = None
     peers: bool = True
+    compiled: bool = True
+    seconds: float | None = None
     memory: str | None = None
     sweep: bool = False
     sweep_megapixels: Sequence[float] = SWEEP_MEGAPIXELS
@@ -65,17 +72,26 @@ class Subject:
 
 @dataclass(frozen=True)
 class Competitor:
-    """A backend in a precision, or a peer. `asked`: it was named, so that its absence is an error."""
+    """A backend in a precision, or a peer.
+
+    Attributes:
+        kind: as of `rescale_bench.speed_worker.Spec`.
+        backend, precision: of a backend.
+        asked: it was named, so that its absence is an error.
+        mode: of a GPU's engines, one of `rescale_bench.speed_gpu.MODES`.
+    """
 
     kind: str
     backend: str = ""
     precision: str = ""
     asked: bool = False
+    mode: str = ""
 
     @property
     def name(self) -> str:
-        """Backend and precision, or the peer's name."""
-        return f"{self.backend} {self.precision}".strip() or self.kind
+        """Backend, precision and mode, or the peer's name."""
+        name = f"{self.backend} {self.precision}".strip() or self.kind
+        return f"{name} ({self.mode})" if self.mode else name
 
 
 def competitors(options: Options) -> list[Competitor]:
@@ -96,8 +112,10 @@ def competitors(options: Options) -> list[Competitor]:
         default = ("fp32",) if backend == "onnxruntime" else ("fp32", "mixed")
         for precision in dict.fromkeys(options.precisions or default):
             asked = backend in options.backends and (precision in options.precisions or not options.precisions)
-            found.append(Competitor(BACKEND, backend, precision, asked))
-    return found + [Competitor(name) for name in (peers.NAMES if options.peers and not options.sweep else ())]
+            found += [Competitor(BACKEND, backend, precision, asked, mode) for mode in MODES.get(backend, ("",))]
+    if not options.peers or options.sweep:
+        return found
+    return found + [Competitor(name) for name in peers.NAMES if options.compiled or name != "compiled"]
 
 
 def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> Iterator[Subject]:

@@ -21,6 +21,9 @@ from rescale_bench.speed_worker import Spec, request_of
 PAUSE_SECONDS = 0.05
 """Between two runs: thread pools that wait actively go to sleep before the next competitor starts."""
 
+LEAST = 3
+"""Runs of each that a time limit leaves."""
+
 
 @dataclass
 class Timing:
@@ -28,6 +31,7 @@ class Timing:
 
     Attributes:
         times: seconds by part, one of each run after the warm-up.
+        first: seconds of the warm-up from file to file, compilation and first allocations included.
         runner: what ran, in words.
         base_rss: peak of resident memory before the first run, in bytes.
         peak_rss: the same at the end.
@@ -35,6 +39,7 @@ class Timing:
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
+    first: float | None = None
     runner: str = ""
     base_rss: int = 0
     peak_rss: int = 0
@@ -157,6 +162,7 @@ def run_in_turn(
     jobs: dict[str, Job],
     repeats: int,
     advance: Callable[[str], None],
+    seconds: float | None = None,
 ) -> list[str]:
     """Warm every job up, then run all in turn.
 
@@ -166,6 +172,7 @@ def run_in_turn(
         jobs: by name. The first that fails takes its process's later ones along.
         repeats: runs of each job after the warm-up.
         advance: called before each run with the job's name.
+        seconds: no round after the first `LEAST` begins when this time has passed since the warm-up; None: all do.
 
     Returns:
         Names of the jobs in the order they ran, without the warm-up.
@@ -186,13 +193,19 @@ def run_in_turn(
             timing.failed = dead[job.process] = str(e)
             return False
         timing.peak_rss = int(found.pop("peak_rss"))
-        for part, seconds in found.items() if not warm else ():
-            timing.times.setdefault(part, []).append(seconds)
+        if warm:
+            timing.first = found.get("whole")
+        for part, value in found.items() if not warm else ():
+            timing.times.setdefault(part, []).append(value)
         return True
 
     for name in jobs:
         once(name, True)
-    for name in rounds(list(jobs), repeats):
+    start = time.monotonic()
+    for i, name in enumerate(rounds(list(jobs), repeats)):
+        begins = i % len(jobs) == 0 and i >= LEAST * len(jobs)
+        if begins and seconds is not None and time.monotonic() - start > seconds:
+            break
         if once(name, False):
             order.append(name)
     return order

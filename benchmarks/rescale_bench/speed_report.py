@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +16,16 @@ from rescale_bench.peers import NAMES as PEERS
 from rescale_bench.speed_processes import Timing
 from rescale_bench.speed_worker import DIRECTIONS, PARTS
 
+EXTRA = ("compute", "pipelined")
+"""Parts within or beside the run part, where they were measured."""
+
 DEFINITIONS = {
     "decode, run, encode": "downscale: PNG to pixels, pixels to LR codes, codes and digests to the LR file; upscale: LR file to"
     " codes with digests checked, codes to pixels, pixels to PNG; seconds, medians, files in memory",
+    "compute": "within run: the graphs alone, without padding, tiling and joining; on a GPU on data that is there, waited for",
+    "pipelined": "on a GPU: seconds a picture where several follow each other, copies overlapping where the mode lets them",
+    "first": "the warm-up from file to file: compilation and first allocations; in no other figure",
+    "p95": "95th percentile by nearest rank: a run that happened; below 20 runs it is the slowest",
     "whole": "from the first byte to the last, seconds, median; round trip: sum of both directions' medians",
     "GFLOP/s": "of the run part: 2 x multiply-accumulates of all subnets F, G and H, whether or not a graph leaves some out",
     "of peak": f"GFLOP/s of the run part as a share of the best float32 {PRODUCT_SIDE}x{PRODUCT_SIDE} matrix product in the same"
@@ -30,10 +38,10 @@ DEFINITIONS = {
 
 
 def spread(times: Sequence[float]) -> dict[str, Any]:
-    """Median, smallest, largest and quartiles of some seconds, and the seconds themselves."""
+    """Median, smallest, largest, quartiles and 95th percentile (nearest rank) of some seconds, and the seconds themselves."""
     quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
     found = {"median": statistics.median(times), "min": min(times), "max": max(times), "q1": quartiles[0], "q3": quartiles[2]}
-    return {**found, "times": list(times)}
+    return {**found, "p95": sorted(times)[math.ceil(0.95 * len(times)) - 1], "times": list(times)}
 
 
 def product_report(timing: Timing) -> dict[str, Any]:
@@ -50,11 +58,14 @@ def direction_report(timing: Timing, flops: int, peak_gflops: float) -> dict[str
         flops: of the run part.
         peak_gflops: of the machine.
     """
-    found: dict[str, Any] = {part: spread(timing.times[part]) for part in (*PARTS, "whole")}
+    found: dict[str, Any] = {part: spread(timing.times[part]) for part in (*PARTS, "whole", *EXTRA) if part in timing.times}
+    sums = [sum(parts) / whole for *parts, whole in zip(*(timing.times[p] for p in (*PARTS, "whole")), strict=True)]
     gflops = flops / found["run"]["median"] / 1e9
     return {
         "runner": timing.runner,
         **found,
+        "first": timing.first,
+        "parts_of_whole": [min(sums), statistics.median(sums), max(sums)],
         "gflops": gflops,
         "share_of_peak": gflops / peak_gflops,
         "peak_rss": timing.peak_rss,

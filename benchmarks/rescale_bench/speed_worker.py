@@ -3,7 +3,7 @@
 JSON lines on standard input and output; what a library prints goes to standard error.
 
     in   a `Spec` as a table                            out  {"ready": what runs, "base_rss": bytes} or {"error": ..., "kind": ...}
-    in   {"source": file, "save": file or null}         out  seconds by part, "whole", and "peak_rss" in bytes, or an error
+    in   {"source": file, "save": file or null}         out  seconds by part, "whole", "compute", "peak_rss" in bytes, or an error
     in   end of file                                    the process ends
 
 A process of its own has a peak of memory of its own, and no thread pool of another library beside it.
@@ -31,7 +31,9 @@ from rescale.errors import RescaleError
 from rescale.picture import Picture, open_picture
 from rescale.rescaler import load
 from rescale_bench.machine import Product, peak_rss
-from rescale_bench.peers import Directions, eager, naive
+from rescale_bench.peers import Directions, Peer, compiled, eager, naive
+from rescale_bench.speed_gpu import GpuCase, is_gpu
+from rescale_bench.stopwatch import Stopwatch, Watched
 
 Array = npt.NDArray[np.uint8]
 
@@ -51,6 +53,7 @@ class Spec:
         threads: CPU threads.
         bundle: folder of the bundle, whose identity every competitor's LR files carry.
         backend, precision: of a backend.
+        mode: one of `rescale_bench.speed_gpu.MODES`.
         memory: budget of a backend in bytes; None for the default.
         folder: of the peers' files: `NET` and the plain exports.
     """
@@ -63,9 +66,10 @@ class Spec:
     precision: str = ""
     memory: int | None = None
     folder: str = ""
+    mode: str = ""
 
 
-NET = "net.safetensors"
+NET, COMPILED = "net.safetensors", "compiled"
 
 
 @dataclass(frozen=True)
@@ -130,35 +134,48 @@ def _open(spec: Spec, stack: contextlib.ExitStack) -> tuple[str, Callable[[Path,
         product = Product(spec.threads)
         return "matrix product", lambda source, save: {"run": product.seconds()}
     bundle = Bundle(spec.bundle)
+    watch, gpu = Stopwatch(), None
     net: Directions
-    if spec.kind == BACKEND:
+    if spec.kind == BACKEND and is_gpu(spec.backend):
+        gpu = stack.enter_context(contextlib.closing(GpuCase(bundle, spec.backend, spec.precision, spec.mode, spec.memory)))
+        name, net = gpu.name, gpu.network
+    elif spec.kind == BACKEND:
         # As a program that embeds it does: tiling and memory budgets included.
         opened = stack.enter_context(load(spec.bundle, spec.backend, spec.threads, spec.memory, precision=spec.precision))
         name, net = opened.runner.name, opened.network
-    elif spec.kind == "eager":
-        import torch
-
-        from rescale_bench.peers_torch import load_net
-
-        name, net = (
-            f"torch {torch.__version__} CPU, {spec.threads} thread(s)",
-            eager(load_net(Path(spec.folder) / NET), spec.threads),
-        )
+        opened.network.runner = Watched(opened.network.runner, watch)
     else:
-        import onnxruntime
-
-        name = f"plain export on onnxruntime {onnxruntime.__version__} CPU, {spec.threads} thread(s)"
-        net = naive(Path(spec.folder), bundle.variant.name, bundle.scale, spec.threads)
+        name, net = _peer(spec, bundle)
+        net.watch(watch.around)
     step = (downscale if spec.direction == DIRECTIONS[0] else upscale)(net, bundle)
 
     def measure(source: Path, save: Path | None) -> dict[str, float]:
+        watch.take()
         seconds, found, file = timed(step, source.read_bytes())
+        seconds |= {"compute": watch.take()} if gpu is None else gpu.measure()
         if save is not None:
             save.write_bytes(file)
             np.savez(arrays_file(save), allow_pickle=False, **step.arrays(found))
         return seconds
 
     return name, measure
+
+
+def _peer(spec: Spec, bundle: Bundle) -> tuple[str, Peer]:
+    folder = Path(spec.folder)
+    if spec.kind == "naive":
+        import onnxruntime
+
+        name = f"plain export on onnxruntime {onnxruntime.__version__} CPU, {spec.threads} thread(s)"
+        return name, naive(folder, bundle.variant.name, bundle.scale, spec.threads)
+    import torch
+
+    from rescale_bench.peers_torch import load_net
+
+    net, how = load_net(folder / NET), f"{torch.__version__} CPU, {spec.threads} thread(s)"
+    if spec.kind == "compiled":
+        return f"torch.compile of torch {how}", compiled(net, spec.threads, folder.parent / COMPILED)
+    return f"torch {how}", eager(net, spec.threads)
 
 
 def arrays_file(file: Path) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,3 +33,16 @@ def folder_of(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def no_imagecodecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without the extra ``jxl``."""
+    found = importlib.import_module
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name == "imagecodecs":
+            raise ImportError(name)
+        return found(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)

@@ -145,17 +145,18 @@ def test_the_report_as_text(bundle: BundleOf, folder_of: FolderOf, capsys: pytes
         )
         == 0
     )
-    text = capsys.readouterr().out
-    lines = text.splitlines()
-    assert lines[0].startswith("irn_a x2 custom on Set5 (2 pictures), onnxruntime ")
-    assert [line.split()[0] for line in lines[2:5]] == ["p0.png", "p1.png", "mean"]
-    assert text.count("paper: DLV-IRN-A ") == 2
-    assert "2 border pixels cropped; sides cut to multiples of the scale; HR and LR rounded to 8 bits;" in lines
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[c.strip(" *") for c in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    assert lines[0] == "## Set5, x2 (2 pictures)"
+    named = [row[0] for row in rows]
+    assert named[1:5] == ["irn_a x2 custom", "irn x2 custom", "bicubic down and up", "bicubic"]
+    assert named.count("p0.png") == named.count("p1.png") == 2
+    assert named.count("DLV-IRN-A") == 1
     for name, meaning in DEFINITIONS.items():
-        assert f"  {name}: {meaning}" in lines
+        assert f"- {name}: {meaning}" in lines
     with load(bundle("irn_a", 2), "onnxruntime", threads=1) as rescaler:
         mean = measure_set(rescaler, folder_set(folder))["mean"]
-    assert lines[4].split()[1:3] == [f"{mean['hr_psnr_y']:.2f}", f"{mean['hr_psnr_rgb']:.2f}"]
+    assert rows[1][1:4] == ["measured", f"{mean['hr_psnr_y']:.2f}", f"{mean['hr_psnr_rgb']:.2f}"]
 
 
 def test_the_report_as_json_is_valid_json(
@@ -189,7 +190,7 @@ def test_a_lossless_restoration_is_infinite_in_text_and_json(tmp_path: Path, cap
     assert (mean["hr_psnr_y"], mean["hr_psnr_rgb"], mean["lr_psnr_y"]) == ("inf", "inf", "inf")
     assert mean["hr_ssim_y"] == pytest.approx(1.0)
     assert main(command) == 0
-    assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["mean", "inf", "inf"]
+    assert "| **irn x2 custom** | measured | inf | inf | 1.0000 | 1.0000 | inf |" in capsys.readouterr().out
 
 
 def test_limit_and_several_folders(bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,8 +225,3 @@ def test_a_damaged_picture_is_named(bundle: BundleOf, folder_of: FolderOf, capsy
     (folder / "bad.png").write_text("no picture")
     assert main(["psnr", str(bundle("irn", 2)), "--data", str(folder)]) == 1
     assert "bad.png" in capsys.readouterr().err
-
-
-def test_a_bundle_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["psnr"]) == 2
-    assert "BUNDLE" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from rescale_bench import speed
 from rescale_bench.cli import main
 from rescale_bench.machine import PRODUCT_FLOPS, machine, peak_rss, versions
 from rescale_bench.peers import eager, naive, naive_file
-from rescale_bench.peers_torch import export_naive, load_net, macs_per_lr_pixel, random_net, save_net
+from rescale_bench.peers_torch import export_naive, load_net, random_net, save_net
 from rescale_bench.speed_plan import Competitor, Options, Subject, competitors, sample_picture, side_lengths, subjects
 from rescale_bench.speed_processes import Job, Process, Timing, rounds, run_in_turn
 from rescale_bench.speed_report import add_ratios, direction_report, product_report, show, spread, sweep_flatness
@@ -166,37 +166,6 @@ def test_a_plain_export_that_is_damaged_is_told(tmp_path: Path) -> None:
         naive(tmp_path, "irn", 2, 1).down(np.zeros((4, 4, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite")])
-def test_cost_is_that_of_the_convolutions(model: str, scale: int, size: str) -> None:
-    """Counted where PyTorch computes them, on a picture of 8x8 LR pixels."""
-    net = random_net(net_config(model, scale, size))
-    counted = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        assert isinstance(module, torch.nn.Conv2d)
-        counted += module.weight.numel() * output.shape[2] * output.shape[3]
-
-    for _, blocks in net.stages():
-        for block in blocks:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Conv2d):
-                    module.register_forward_hook(count)
-    with torch.no_grad():
-        net(torch.zeros(1, 3, 8 * scale, 8 * scale))
-    assert macs_per_lr_pixel(net) * 64 == counted
-
-
-def test_cost_of_the_papers_network() -> None:
-    macs = macs_per_lr_pixel(random_net(net_config("dlv_irn_a", 2, "full")))
-    low, high, growth = 4, 11, 32
-
-    def dense(c_in: int, c_out: int) -> int:
-        return 9 * (sum((c_in + k * growth) * growth for k in range(4)) + (c_in + 4 * growth) * c_out)
-
-    assert macs == 8 * (dense(high, low) + 2 * dense(low, high))
-
-
 def test_random_networks_are_zero_nowhere() -> None:
     a, b = (random_net(net_config("irn", 2, "lite")) for _ in range(2))
     weights = [p for name, p in a.named_parameters() if name.endswith("weight")]
@@ -328,7 +297,7 @@ def test_the_protocol_in_one_process(bundle: BundleOf, tmp_path: Path) -> None:
     serve(io.StringIO("\n".join(lines) + "\n"), answers)
     ready, found = map(json.loads, answers.getvalue().splitlines())
     assert set(ready) == {"ready", "base_rss"}
-    assert set(found) == {*PARTS, "whole", "peak_rss"}
+    assert set(found) == {*PARTS, "whole", "compute", "peak_rss"}
 
 
 def test_steps_do_what_the_commands_do(bundle: BundleOf) -> None:
@@ -362,7 +331,8 @@ def test_machine_is_read_from_linux_files(tmp_path: Path) -> None:
 def test_default_competitors() -> None:
     names = [c.name for c in competitors(Options())]
     assert names[0] == "onnxruntime fp32"
-    assert names[-2:] == ["eager", "naive"]
+    assert names[-3:] == ["eager", "compiled", "naive"]
+    assert "compiled" not in [c.name for c in competitors(Options(compiled=False))]
     assert "onnxruntime mixed" not in names
     assert not any(c.asked for c in competitors(Options(precisions=["mixed"])))
     found = competitors(Options(backends=["onnxruntime"], precisions=["mixed", "mixed"], peers=False))

@@ -99,7 +99,7 @@ def _grow_dense(old: DenseBlock, new: DenseBlock, inputs: list[int], outputs: li
         outputs: position of each copied output channel in the new block.
         taken: which outputs of the source are copied; None for all.
     """
-    old_growth, new_growth, new_in = old.conv1.out_channels, new.conv1.out_channels, new.conv1.in_channels
+    old_growth, new_growth, new_in = old.convs[0].out_channels, new.convs[0].out_channels, new.convs[0].in_channels
     # Input channels that the source does not have hold zeros. Their columns stay as they are: with zeros on both sides of
     # them no gradient would ever reach them.
     unknown = sorted(set(range(new_in)) - set(inputs))

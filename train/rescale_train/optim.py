@@ -16,7 +16,8 @@ def inner_filters(net: nn.Module) -> list[nn.Parameter]:
     layers.
     """
     blocks = [m for m in net.modules() if isinstance(m, DenseBlock)]
-    return [conv.weight for block in blocks for conv in block.convs[1:4] if conv.weight.requires_grad]
+    weights = [p for block in blocks for conv in block.convs[1:4] for p in [conv.weight] if isinstance(p, nn.Parameter)]
+    return [w for w in weights if w.requires_grad]
 
 
 class Optimiser:
@@ -56,7 +57,7 @@ class Optimiser:
         if self._muon is not None:
             for p, flat in self._flat.items():
                 flat.grad = None if p.grad is None else _rows(p.grad, _channels_last(p))
-            self._muon.step()
+            self._muon.step()  # type: ignore[no-untyped-call]
 
     def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments and counters of a parameter, empty before its first step."""

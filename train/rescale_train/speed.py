@@ -128,7 +128,7 @@ def measure(
                 torch.set_flush_denormal(variant.flush)
                 torch.set_num_threads(variant.threads)
                 if turn == 0 and not variant.channels_last:
-                    trainer.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                    trainer.net.to(memory_format=torch.contiguous_format)
                 _wait(device)
                 start = time.perf_counter()
                 trainer.train_step(_Contiguous(sampler) if not variant.channels_last else sampler)

@@ -133,7 +133,7 @@ def run_arm(
     Raises:
         CheckpointError: the folder holds a run of another recipe.
     """
-    options.out = folder / _file_name(arm.name)
+    options.out = arm_folder(folder, arm.name)
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / "checkpoint.safetensors"
     record: dict[str, Any] = {
@@ -213,8 +213,9 @@ def samplers(study: Study, pictures: list[Picture], device: torch.device) -> dic
     return {a.name: made[a.recipe.net.scale, a.recipe.train.seed, a.recipe.train.mix] for a in study.arms}
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+def arm_folder(folder: Path, name: str) -> Path:
+    """Where an arm of a study in `folder` has its checkpoint and log."""
+    return folder / "".join(c if c.isalnum() or c in "-." else "_" for c in name)
 
 
 def _toml(value: Any) -> str:

@@ -71,12 +71,12 @@ def study(
     previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     torch.set_flush_denormal(True)
     try:
-        for each in plan.arms:
-            if stopping or (arm and each.name not in arm):
+        for chosen in plan.arms:
+            if stopping or (arm and chosen.name not in arm):
                 continue
-            typer.echo(f"{each.name} ...", err=True)
+            typer.echo(f"{chosen.name} ...", err=True)
             options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopping)
-            records.append(run_arm(each, out, crops[each.name], held, sets, where, options))
+            records.append(run_arm(chosen, out, crops[chosen.name], held, sets, where, options))
             write_results(plan, records, out)
     finally:
         torch.set_flush_denormal(False)

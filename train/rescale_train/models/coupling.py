@@ -62,7 +62,7 @@ class DenseBlock(nn.Module):
         features = [x]
         total = x
         for k, conv in enumerate(self.convs):
-            weights = conv.weight.split([f.shape[1] for f in features], 1)
+            weights = torch.split(conv.weight, [f.shape[1] for f in features], 1)
             total = functional.conv2d(features[0], weights[0], conv.bias, padding=1)
             for feature, weight in zip(features[1:], weights[1:], strict=True):
                 total = total + functional.conv2d(feature, weight, padding=1)

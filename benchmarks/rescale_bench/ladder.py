@@ -1,0 +1,200 @@
+"""The ladder: what each size of network costs and gives, from the runs of `rescale-train study ladder`."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rescale import backends
+from rescale.errors import InputError
+from rescale.network import Network
+from rescale_bench.speed_plan import sample_picture
+from rescale_export.bundles import write_bundle
+from rescale_train import checkpoint
+from rescale_train.models import RescalingNet
+from rescale_train.study import arm_folder
+
+Rung = dict[str, Any]
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """What `rescale-train study` wrote, with at least two finished arms.
+
+    Raises:
+        InputError: it is no such folder, or fewer arms are finished.
+    """
+    path = folder / "study.json"
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        arms = [a for a in study["arms"] if "figures" in a]
+        names = [(a["name"], a["macs_per_lr_pixel"], a["parameters"]) for a in arms]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path}: not the result of rescale-train study: {e}") from None
+    if len(names) < 2:
+        raise InputError(f"{path}: {len(names)} finished arm(s); a ladder has at least 2")
+    return {"title": str(study.get("title", "")), "arms": arms}
+
+
+def measure(
+    folder: Path,
+    backend: str,
+    precision: str | None,
+    resolution: tuple[int, int],
+    repeats: int,
+    threads: int | None,
+    told: Callable[[str], None],
+) -> dict[str, Any]:
+    """Seconds of each finished arm's network down and up, one run of each in turn.
+
+    Args:
+        folder: of the study, with the arms' checkpoints.
+        backend: as for `rescale.load`.
+        precision: as for `rescale.load`.
+        resolution: (width, height) of the HR picture.
+        repeats: measured runs of each, after one that is not.
+        threads: CPU threads; None for all that this process may use.
+        told: called with the arm's name after its export and after each run.
+
+    Raises:
+        InputError: the study or a checkpoint is not there.
+    """
+    study = read_study(folder)
+    picture = sample_picture(resolution[1], resolution[0])
+    rungs: list[Rung] = []
+    with tempfile.TemporaryDirectory(prefix="rescale-ladder-") as work:
+        runs: list[tuple[Network, RescalingNet, Any]] = []
+        for number, arm in enumerate(study["arms"]):
+            path = arm_folder(folder, arm["name"]) / "checkpoint.safetensors"
+            if not path.exists():
+                raise InputError(f"{path}: missing; the ladder is measured on the folder of the runs")
+            net = checkpoint.load_net(checkpoint.read(path), str(path)).eval()
+            bundle = write_bundle(net, Path(work) / str(number), None, ("fp32",))
+            runner = backends.create(bundle, backend, threads, precision)
+            runs.append((Network(bundle, runner), net, runner))
+            rungs.append({k: arm[k] for k in ("name", "parameters", "macs_per_lr_pixel", "figures")} | {"down": [], "up": []})
+            told(arm["name"])
+        name = runs[0][2].name
+        for turn in range(repeats + 1):
+            for rung, (network, _, _) in zip(rungs, runs, strict=True):
+                start = time.perf_counter()
+                lr, code = network.down(picture)
+                middle = time.perf_counter()
+                alpha = lr[..., 3] if lr.shape[2] == 4 else None
+                network.up(np.ascontiguousarray(lr[..., :3]), alpha, code)
+                if turn:
+                    rung["down"].append(middle - start)
+                    rung["up"].append(time.perf_counter() - middle)
+                told(rung["name"])
+        for rung, (_, net, runner) in zip(rungs, runs, strict=True):
+            rung["seconds"] = {d: statistics.median(rung[d]) for d in ("down", "up")}
+            rung["gpu_ms"] = gpu_milliseconds(net, resolution, repeats)
+            runner.close()
+    mark_knee(rungs)
+    width, height = resolution
+    return {
+        "title": study["title"],
+        "backend": name,
+        "resolution": f"{width}x{height}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "rungs": rungs,
+    }
+
+
+def gpu_milliseconds(net: RescalingNet, resolution: tuple[int, int], repeats: int) -> dict[str, float] | None:
+    """Median time of PyTorch in float16 subnets on the CUDA device, both directions; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    scale = net.config.scale
+    width, height = (n - n % scale for n in resolution)
+    moved = net.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.rand(1, 3, height, width, device="cuda").contiguous(memory_format=torch.channels_last)
+    taken: dict[str, list[float]] = {"down": [], "up": []}
+    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+        for turn in range(repeats + 3):
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
+            marks[0].record()
+            down = moved.downscale(x)
+            marks[1].record()
+            moved.upscale(down.lr, moved.decode_z(down.lr, down.code))
+            marks[2].record()
+            torch.cuda.synchronize()
+            if turn >= 3:
+                taken["down"].append(marks[0].elapsed_time(marks[1]))
+                taken["up"].append(marks[1].elapsed_time(marks[2]))
+    net.to("cpu")
+    return {d: statistics.median(t) for d, t in taken.items()}
+
+
+def mark_knee(rungs: Sequence[Rung]) -> None:
+    """Set ``knee`` on each rung: true for the one farthest above the line from the cheapest to the dearest.
+
+    The axes are the logarithm of the seconds of both directions and the mean HR PSNR of all sets, each scaled to 0..1.
+    """
+    cost = [math.log(r["seconds"]["down"] + r["seconds"]["up"]) for r in rungs]
+    gain = [quality(r) for r in rungs]
+    first, last = cost.index(min(cost)), cost.index(max(cost))
+    width, height = cost[last] - cost[first], gain[last] - gain[first]
+    above = [
+        (g - gain[first]) / height - (c - cost[first]) / width if width > 0 and height > 0 else 0.0
+        for c, g in zip(cost, gain, strict=True)
+    ]
+    best = above.index(max(above))
+    for i, rung in enumerate(rungs):
+        rung["knee"] = i == best
+
+
+def quality(rung: Rung) -> float:
+    """Mean HR Y-PSNR over the sets, in dB."""
+    return statistics.fmean(f["hr_psnr_y"] for f in rung["figures"].values())
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The ladder as a table."""
+    sets = list(report["rungs"][0]["figures"])
+    gpu = ["GPU ms down / up"] if report["gpu"] else []
+    heads = ["network", "parameters", "MAC/LR px", "s down / up", *gpu, *(f"{s} HR / LR dB" for s in sets)]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for r in report["rungs"]:
+        name = f"**{r['name']}**" if r["knee"] else r["name"]
+        cells = [name, f"{r['parameters']:,}", f"{r['macs_per_lr_pixel'] / 1e3:,.0f}k"]
+        cells.append(f"{r['seconds']['down']:.2f} / {r['seconds']['up']:.2f}")
+        if report["gpu"]:
+            cells.append(f"{r['gpu_ms']['down']:.1f} / {r['gpu_ms']['up']:.1f}")
+        cells += [f"{r['figures'][s]['hr_psnr_y']:.2f} / {r['figures'][s]['lr_psnr_y']:.2f}" for s in sets]
+        lines.append(f"| {' | '.join(cells)} |")
+    head = f"{report['title']}\n\n{report['backend']}, {report['resolution']}; in bold the knee of the curve.\n\n"
+    return head + "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any]) -> bytes:
+    """PSNR against seconds as SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    rungs = sorted(report["rungs"], key=lambda r: r["seconds"]["down"] + r["seconds"]["up"])
+    cost = [r["seconds"]["down"] + r["seconds"]["up"] for r in rungs]
+    axes.plot(cost, [quality(r) for r in rungs], "o", color="#0072b2")
+    for r, c in zip(rungs, cost, strict=True):
+        weight = "bold" if r["knee"] else "normal"
+        axes.annotate(r["name"], (c, quality(r)), xytext=(5, -9), textcoords="offset points", fontsize=7, fontweight=weight)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"seconds down and up, {report['resolution']}, {report['backend']}")
+    axes.set_ylabel("HR Y-PSNR, mean of the sets (dB)")
+    axes.margins(x=0.25, y=0.12)
+    axes.grid(alpha=0.3, which="both")
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "rescale", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

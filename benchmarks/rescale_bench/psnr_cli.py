@@ -1,0 +1,87 @@
+"""`rescale-bench psnr`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from rescale.console import progress_bar, require
+from rescale.files import atomic_write
+
+PROTOCOL = {
+    "source": "sides cut to multiples of the scale, at the bottom and right",
+    "rounding": "LR and restored HR are rounded to 8 bits; what is restored comes from the LR file's bytes",
+    "border": "as many pixels as the scale are cropped on every side, of HR and of LR",
+    "bicubic": "MATLAB's imresize, antialiased down and a = -0.5, rounded to 8 bits both ways; its LR files carry nothing else",
+    "published": "by others; the paper states neither border nor rounding. Raw bits an LR pixel: -A 32, -M 26, others 24",
+}
+
+
+def psnr(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Bundles made by rescale-export. Default: all weights that ship.", metavar="[BUNDLE...]"),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Shipped model to measure; repeat for several.")] = None,
+    scale: Annotated[
+        list[int] | None, typer.Option(help="Shipped weights' scale, 2 or 4; repeat for several. Default: both.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")] = "fp32",
+    each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
+    keep: Annotated[Path | None, typer.Option(help="Folder for each picture's figures: a stopped run goes on from them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the report as Markdown to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """PSNR and SSIM of the restored HR, fidelity of the LR, and bits, beside bicubic and the paper's table 3."""
+    require(("skimage", "torch"), "bench")
+    from rescale.bundle import Bundle
+    from rescale.rescaler import load
+    from rescale_bench.bundles import bundles_of
+    from rescale_bench.machine import versions
+    from rescale_bench.output import as_json
+    from rescale_bench.pictures import folder_set, sample_set
+    from rescale_bench.quality import DEFINITIONS, measure_set, measure_set_bicubic
+    from rescale_bench.quality_report import as_markdown, tables
+    from rescale_bench.rate_codecs import JXL, WEBP
+    from rescale_bench.store import Store
+
+    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set(limit or None)]
+    store = Store(keep)
+    needs = {"LR files as lossless WebP": WEBP, "LR files as lossless JPEG XL": JXL}
+    report: dict[str, Any] = {
+        "definitions": DEFINITIONS,
+        "mean": "of the pictures' values",
+        "protocol": PROTOCOL,
+        "versions": versions(),
+        "missing": [f"{what}: {reason}" for what, need in needs.items() if (reason := need.missing())],
+        "results": [],
+        "bicubic": [],
+    }
+    with ExitStack() as stack:
+        paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))
+        scales = sorted({Bundle(p).scale for p in paths})
+        advance = stack.enter_context(progress_bar((len(paths) + len(scales)) * sum(len(s.pictures) for s in sets)))
+        for path in paths:
+            with load(path, backend, threads or None, precision=precision) as net:
+                head = {"bundle": str(path), "model": net.bundle.title, "backend": net.runner.name}
+                report["results"] += [head | measure_set(net, s, advance, store) for s in sets]
+        report["bicubic"] += [measure_set_bicubic(n, s, advance, store) for n in scales for s in sets]
+    report["tables"] = tables(report)
+    text = as_json(report)
+    if out is not None:
+        atomic_write(out, text.encode())
+    shown = as_markdown(report, each)
+    if markdown is not None:
+        atomic_write(markdown, shown.encode())
+    print(text if json_ else shown, end="")

@@ -1,0 +1,103 @@
+"""A quality report as Markdown: what was measured here beside what others published, each marked as such."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rescale_bench.paper import published_rows
+
+MEASURED, PUBLISHED = "measured", "published"
+
+COLUMNS = (
+    ("HR Y-PSNR", "hr_psnr_y", 2),
+    ("HR RGB-PSNR", "hr_psnr_rgb", 2),
+    ("HR SSIM-Y", "hr_ssim_y", 4),
+    ("HR SSIM-RGB", "hr_ssim_rgb", 4),
+    ("LR Y-PSNR", "lr_psnr_y", 2),
+    ("LR SSIM-Y", "lr_ssim_y", 4),
+    ("bit/LR px PNG", "bits_per_lr_pixel", 2),
+    ("WebP", "bits_per_lr_pixel_webp", 2),
+    ("JPEG XL", "bits_per_lr_pixel_jxl", 2),
+)
+FORCED = ("auxiliary lost", "hr_psnr_y_forced", 2)
+
+
+def tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table a scale and set.
+
+    Returns:
+        ``scale``, ``set``, ``count`` and ``rows``: ``method``, ``origin`` (`MEASURED` or `PUBLISHED`), ``source`` and the figures
+        that are known; a row has figures of one origin only.
+    """
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    measured = [(r["model"], r) for r in report["results"]] + [("bicubic down and up", r) for r in report["bicubic"]]
+    for method, result in measured:
+        place = (result["scale"], result["set"])
+        table = found.setdefault(place, {"scale": place[0], "set": place[1], "count": result["count"], "rows": []})
+        by = result.get("backend", "MATLAB's kernel, 8 bits")
+        row = {"method": method, "origin": MEASURED, "source": by, **result["mean"]}
+        table["rows"].append(row)
+    for (scale, name), table in found.items():
+        for p in published_rows(scale, name):
+            figures = {"hr_psnr_y": p.hr_psnr_y, "hr_ssim_y": p.hr_ssim_y}
+            table["rows"].append({"method": p.method, "origin": PUBLISHED, "source": p.source, **figures})
+    return list(found.values())
+
+
+def as_markdown(report: Mapping[str, Any], each: bool) -> str:
+    """The report; with `each` every picture too. Definitions come last."""
+    lines: list[str] = []
+    for table in report["tables"]:
+        pictures = f"{table['count']} picture" + ("s" if table["count"] != 1 else "")
+        lines += [f"## {table['set']}, x{table['scale']} ({pictures})", ""]
+        lines += _head(["", "", *(head for head, _, _ in COLUMNS), FORCED[0]])
+        for row in table["rows"]:
+            name = f"**{row['method']}**" if row["origin"] == MEASURED else row["method"]
+            cells = [_figure(row.get(key), digits) for _, key, digits in (*COLUMNS, FORCED)]
+            lines.append(_row([name, row["origin"], *cells]))
+        lines.append("")
+        if each:
+            lines += _pictures(report, table)
+    published = [r for t in report["tables"] for r in t["rows"] if r["origin"] == PUBLISHED]
+    lines += ["Means of the pictures' values.", ""]
+    sources = sorted({r["source"] for r in published})
+    lines += [f"- {source}: {', '.join(_methods(published, source))}, as published" for source in sources]
+    runners = sorted({r["source"] for t in report["tables"] for r in t["rows"] if r["origin"] == MEASURED})
+    lines.append(f"- measured here by: {'; '.join(runners)}")
+    lines += [f"- {name}: {text}" for name, text in report["protocol"].items()]
+    lines += [f"- {name}: {text}" for name, text in report["definitions"].items()]
+    lines += [f"- not measured: {line}" for line in report["missing"]]
+    return "\n".join(lines) + "\n"
+
+
+def _methods(rows: list[dict[str, Any]], source: str) -> list[str]:
+    return list(dict.fromkeys(r["method"] for r in rows if r["source"] == source))
+
+
+def _pictures(report: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    place = (table["scale"], table["set"])
+    for r in report["results"]:
+        if (r["scale"], r["set"]) != place:
+            continue
+        lines += [f"{r['model']}, each picture:", "", *_head(["", *(head for head, _, _ in COLUMNS), FORCED[0]])]
+        for p in r["pictures"]:
+            lines.append(_row([p["name"], *(_figure(p[key], digits) for _, key, digits in (*COLUMNS, FORCED))]))
+        lines.append("")
+    return lines
+
+
+def _figure(value: float | None, digits: int) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "inf"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _head(cells: list[str]) -> list[str]:
+    return [_row(cells), "|" + "---|" * len(cells)]

@@ -1,0 +1,94 @@
+"""`rescale-bench rate`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from rescale.console import progress_bar, require, warn
+from rescale.errors import ConfigError, MissingExtraError, OutputError
+from rescale.files import atomic_write
+
+
+def rate(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Bundles made by rescale-export. Default: all weights that ship.", metavar="[BUNDLE...]"),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Shipped model to measure; repeat for several.")] = None,
+    scale: Annotated[
+        list[int] | None, typer.Option(help="Shipped weights' scale, 2 or 4; repeat for several. Default: both.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="Lossy codec to compare with, such as jpeg420 or avif444; repeat for several. Default: all."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, or a backend's name, such as onnxruntime.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")] = "fp32",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for rate.json, rate.md and plots, and for all points: a stopped run goes on from them."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Bytes of the LR file and PSNR of the restored HR, against codecs at the same bytes. A picture takes a minute or more."""
+    require(("skimage", "torch", "matplotlib"), "bench")
+    from rescale.rescaler import load
+    from rescale_bench.bundles import bundles_of
+    from rescale_bench.machine import versions
+    from rescale_bench.output import as_json
+    from rescale_bench.pictures import folder_set, sample_set
+    from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
+    from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
+    from rescale_bench.rate_plots import plots
+    from rescale_bench.rate_report import as_markdown
+    from rescale_bench.rate_summary import summary
+    from rescale_bench.store import Store
+
+    known = {c.name: c for c in LOSSY}
+    for name in codec or ():
+        if name not in known:
+            raise ConfigError(f"unknown codec {name!r}: choose one of {', '.join(known)}")
+        if reason := known[name].need.missing():
+            raise MissingExtraError(f"{known[name].title}: {reason}")
+    lossy = [c for c in LOSSY if c.name in (codec or known) and not c.need.missing()]
+    lossless = [c for c in LOSSLESS if not c.need.missing()]
+    for line in missing():
+        warn(f"not measured: {line}")
+    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set(limit or None)]
+    tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
+    with ExitStack() as stack:
+        paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))
+        nets = [stack.enter_context(load(p, backend, threads or None, precision=precision)) for p in paths]
+        advance = stack.enter_context(progress_bar(len(lossy) * sum(len(s.pictures) for s in sets)))
+        found = [measure_set(nets, s, tools, advance) for s in sets]
+    used: list[Codec | Lossless] = [*lossy, *lossless]
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "definitions": DEFINITIONS,
+        "settings": {c.title: f"{c.settings} ({c.need.version()})" for c in used},
+        "versions": versions(),
+        "missing": missing(),
+        "summary": [summary(s) for s in found],
+        "sets": found,
+    }
+    if out is not None:
+        drawn = plots(report)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"{out}: cannot make this folder: {e.strerror or e}") from None
+        for file, svg in drawn.values():
+            atomic_write(out / file, svg)
+        atomic_write(out / "rate.md", as_markdown(report, {k: file for k, (file, _) in drawn.items()}).encode())
+        atomic_write(out / "rate.json", as_json(report).encode())
+    print(as_json(report) if json_ else as_markdown(report), end="")

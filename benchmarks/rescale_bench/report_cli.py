@@ -1,0 +1,85 @@
+"""`rescale-bench report` and `rescale-bench compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale.console import require
+
+REGRESSION = 4
+"""Exit code of `compare` for a regression."""
+
+THRESHOLD, THRESHOLD_DB = 0.05, 0.02
+
+FOLDER = Path("rescale-report")
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")] = FOLDER,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle made by rescale-export. Default: the model below, exported.")] = None,
+    model: Annotated[str, typer.Option(help="Model whose shipped weights are measured.")] = "dlv_irn_a",
+    scale: Annotated[int, typer.Option(help="Its scale, 2 or 4.")] = 2,
+    size: Annotated[str, typer.Option(help="Its size, lite or full.")] = "lite",
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Such as onnxruntime or openvino; repeat for several. Default: all that run.")
+    ] = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(help="WIDTHxHEIGHT of the HR for speed; repeat for several. Default: 640x360, 1280x720, 1920x1080."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="About how long to time runs; each has 3 at least.")] = 4.0,
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute: the smallest size, 5 runs, 2 pictures.")] = False,
+    peers: Annotated[bool, typer.Option(help="Also PyTorch eager, torch.compile and a plain ONNX export, for ratios.")] = True,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether torch.compile is one of these.")] = True,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for one run of a backend, such as 2GB. Default: half of what is free.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Speed, parity, PSNR and bytes on this machine as a page, in a few minutes. Exit code 1: something failed or was refused."""
+    require(("torch", "onnx", "skimage", "matplotlib", "jinja2"), "bench")
+    from rescale_bench.report import Options, run
+
+    options = Options(
+        bundle=bundle,
+        model=model,
+        scale=scale,
+        size=size,
+        backends=backend or (),
+        resolutions=resolution or (),
+        minutes=minutes,
+        quick=quick,
+        peers=peers,
+        compiled=compile_,
+        threads=threads or None,
+        memory=memory,
+    )
+    if not run(options, out, json_):
+        raise typer.Exit(1)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Report, or what speed, psnr or parity wrote with --out.", metavar="A.json")],
+    second: Annotated[Path, typer.Argument(help="Another of the same kind, judged against the first.", metavar="B.json")],
+    threshold: Annotated[
+        float,
+        typer.Option(help="Share of seconds and bytes by which B may be worse; more beyond the spread is a regression.", min=0.0),
+    ] = THRESHOLD,
+    threshold_db: Annotated[float, typer.Option(help="dB by which B may be worse.", min=0.0)] = THRESHOLD_DB,
+    name_a: Annotated[
+        str | None, typer.Option(help="Only this competitor of A, such as 'onnxruntime fp32'; with --name-b.")
+    ] = None,
+    name_b: Annotated[str | None, typer.Option(help="Only this competitor of B, under A's name; A and B may be one file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print all figures, not only those that differ.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ratios of two reports with their spread. Exit code 4: B is worse than A beyond threshold and spread."""
+    from rescale_bench.compare import Options, run
+
+    if not run(first, second, Options(threshold, threshold_db, name_a, name_b), every, out, json_):
+        raise typer.Exit(REGRESSION)

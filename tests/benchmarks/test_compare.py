@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rescale_bench.cli import main
+from rescale_bench.compare import Options, compare
+from rescale_bench.compare_read import read
+from rescale_bench.report import FORMAT
+from rescale_bench.report_cli import REGRESSION, THRESHOLD, THRESHOLD_DB
+from rescale_bench.speed_report import spread
+
+Write = Callable[..., Path]
+LIMITS = Options(THRESHOLD, THRESHOLD_DB)
+DEFINITIONS = {"hr_psnr_y": "Y-PSNR", "bytes": "size"}
+
+
+def direction(times: list[float]) -> dict[str, Any]:
+    return {"run": spread(times), "whole": spread([2 * t for t in times]), "peak_rss": 1 << 20}
+
+
+def speed_report(times: dict[str, list[float]], on: tuple[int, int] = (64, 48), **changes: Any) -> dict[str, Any]:
+    rows = [{"name": n, "directions": {"downscale": direction(t)}, "failed": {}} for n, t in times.items()]
+    case = {
+        "model": "irn x2 lite",
+        "resolution": list(on),
+        "product": {"seconds": spread([1.0])},
+        "missing": {},
+        "competitors": rows,
+    }
+    return {"machine": {"cpu": "a", "threads": 2}, "versions": {"rescale": "1"}, "cases": [case | changes], "sweeps": []}
+
+
+def psnr_report(psnr: float, size: float = 1000.0, pictures: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
+    mean = {"hr_psnr_y": psnr, "bytes": size, "hr_ssim_y": 0.9}
+    row = {"model": "irn x2 lite", "set": "Set5", "border": 2, "mean": mean, "pictures": [{"name": n} for n in pictures]}
+    return {"definitions": dict(DEFINITIONS), "results": [row]}
+
+
+def parity_report(lost: float, refused: str | None = None, average: bool = False) -> dict[str, Any]:
+    graphs = {"hr": {"values": 100, "different": 1, "largest": 1, "psnr": 60.0}}
+    group = {"name": "golden", "limit_holds_for": "mean" if average else "each", "psnr_lost": lost, "psnr_lost_mean": lost / 2}
+    group |= {"graphs": graphs, "cases": [{"width": 64, "height": 64}]}
+    result = {"backend": "openvino", "precision": "mixed", "refused": refused, "groups": [group]}
+    return {"definitions": {}, "bundles": [{"model": "irn x2 lite", "missing": [], "results": [result]}]}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(content: Any, name: str | None = None) -> Path:
+        path = tmp_path / (name or f"{len(list(tmp_path.iterdir()))}.json")
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return make
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    return {row["key"][-1]: row["verdict"] for row in found["figures"]}
+
+
+def judged(write: Write, a: Any, b: Any, options: Options = LIMITS) -> dict[str, Any]:
+    return compare(read(write(a)), read(write(b)), options)
+
+
+@given(st.lists(st.floats(1e-4, 1e3), min_size=3, max_size=30), st.lists(st.floats(1e-4, 1e3), min_size=3, max_size=30))
+def test_overlapping_runs_are_the_same_and_regressions_are_not_mutual(
+    tmp_path_factory: pytest.TempPathFactory, a: list[float], b: list[float]
+) -> None:
+    folder = tmp_path_factory.mktemp("compare")
+    for name, times in (("a", a), ("b", b)):
+        (folder / name).write_text(json.dumps(speed_report({"x fp32": times})))
+
+    def run_row(first: str, second: str) -> dict[str, Any]:
+        found = compare(read(folder / first), read(folder / second), LIMITS)
+        return next(r for r in found["figures"] if r["key"][-1] == "run")
+
+    there, back = run_row("a", "b"), run_row("b", "a")
+    assert there["ratio"] * back["ratio"] == pytest.approx(1.0)
+    assert there["low"] * back["high"] == pytest.approx(1.0)
+    assert (there["verdict"] == "same") == (back["verdict"] == "same")
+    if max(a) < min(b):
+        assert there["verdict"] in ("regression", "worse")
+        assert back["verdict"] == "better"
+    if len(a) < 20 and len(b) < 20 and min(b) <= max(a) and min(a) <= max(b):
+        assert there["verdict"] == "same"
+    assert run_row("a", "a")["verdict"] == "same"
+
+
+@pytest.mark.parametrize(
+    ("b", "verdict"),
+    [
+        ([0.9, 1.2, 1.3], "same"),  # a fifth slower at the median, and yet within the spread
+        ([1.11, 1.12, 1.13], "regression"),
+        ([0.7, 0.75, 0.8], "better"),
+        ([1.5, 1.6], "unjudged"),
+    ],
+)
+def test_a_regression_is_beyond_the_spread(write: Write, b: list[float], verdict: str) -> None:
+    found = judged(write, speed_report({"x fp32": [0.95, 1.0, 1.1], "y": [1, 1, 1]}), speed_report({"x fp32": b, "y": [1, 1, 1]}))
+    rows = {tuple(r["key"][2:]): r["verdict"] for r in found["figures"]}
+    assert rows["x fp32", "downscale", "run"] == verdict
+    assert found["regressions"] == (2 if verdict == "regression" else 0)
+    assert rows["x fp32", "downscale", "peak memory"] == rows["", "matrix product"] == "unjudged"
+
+
+def test_a_small_loss_beyond_the_spread_is_worse_and_no_regression(write: Write) -> None:
+    a, b = speed_report({"x": [1.0, 1.001, 1.002]}), speed_report({"x": [1.02, 1.021, 1.022]})
+    assert verdicts(judged(write, a, b))["run"] == "worse"
+    assert verdicts(judged(write, a, b, Options(0.01, 0.02)))["run"] == "regression"
+
+
+def test_one_run_that_was_held_up_hides_nothing_among_many(write: Write) -> None:
+    a, b = speed_report({"x": [1.0] * 39 + [9.0]}), speed_report({"x": [1.3] * 40})
+    assert verdicts(judged(write, a, b))["run"] == "regression"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name", "verdict"),
+    [
+        (psnr_report(40.0), psnr_report(39.97), "hr_psnr_y", "regression"),
+        (psnr_report(40.0), psnr_report(39.99), "hr_psnr_y", "worse"),
+        (psnr_report(40.0), psnr_report(41.0), "hr_psnr_y", "better"),
+        (psnr_report(40.0), psnr_report(40.0), "hr_psnr_y", "same"),
+        (psnr_report(40.0, 1000), psnr_report(40.0, 1051), "bytes", "regression"),
+        (psnr_report(40.0, 1000), psnr_report(40.0, 1049), "bytes", "worse"),
+        (psnr_report(40.0), psnr_report(40.0), "hr_ssim_y", "unjudged"),
+        (parity_report(0.001), parity_report(0.03), "dB lost", "regression"),
+        (parity_report(0.001, average=True), parity_report(0.03, average=True), "dB lost", "worse"),
+    ],
+)
+def test_figures_that_are_the_same_in_every_run(write: Write, a: Any, b: Any, name: str, verdict: str) -> None:
+    assert verdicts(judged(write, a, b))[name] == verdict
+
+
+def test_what_fails_in_b_alone_is_a_regression(write: Write) -> None:
+    a, b = (speed_report({"x": [1, 1, 1], "y": [1, 1, 1]}) for _ in range(2))
+    b["cases"][0]["competitors"][1] |= {"directions": {}, "failed": {"downscale": "it died"}}
+    found = judged(write, a, b)
+    assert found["broken"] == [{"key": ["irn x2 lite", "64x48", "y", "downscale"], "reason": "it died"}]
+    assert found["regressions"] == 1
+    assert judged(write, b, b)["regressions"] == judged(write, b, a)["regressions"] == 0
+    refused = judged(write, parity_report(0.01), parity_report(0.01, "golden at 64x64: lost"))
+    assert refused["regressions"] == 1
+
+
+def test_what_is_in_one_file_only_is_told_and_no_regression(write: Write) -> None:
+    a = speed_report({"x": [1, 1, 1], "y": [1, 1, 1]})
+    b = speed_report({"x": [1, 1, 1]}, missing={"y": "not installed"})
+    found = judged(write, a, b)
+    assert found["only_a"] == [{"key": ["irn x2 lite", "64x48", "y"], "reason": "not installed"}]
+    assert found["only_b"] == []
+    assert found["regressions"] == 0
+
+
+def test_two_competitors_of_one_file(write: Write) -> None:
+    path = write(speed_report({"x fp32": [1, 1, 1], "y fp32": [2, 2, 2]}))
+    found = compare(read(path), read(path), Options(0.05, 0.02, "x fp32", "y fp32"))
+    assert {r["ratio"] for r in found["figures"] if r["key"][-1] == "run"} == {2.0}
+    assert compare(read(path), read(path), Options(0.05, 0.02, "y fp32", "x fp32"))["regressions"] == 0
+
+
+def test_a_report_is_compared_with_its_parts(write: Write) -> None:
+    whole = {"format": FORMAT, "speed": speed_report({"x": [1, 1, 1]}), "quality": psnr_report(40), "parity": parity_report(0.0)}
+    for part in (speed_report({"x": [2, 2, 2]}), psnr_report(39), parity_report(1.0)):
+        assert judged(write, whole, part)["regressions"] >= 1
+    assert set(verdicts(judged(write, whole, whole))) >= {"run", "hr_psnr_y", "dB lost"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (speed_report({"x": [1, 1, 1]}), psnr_report(40), "holds speed and .* quality: nothing to compare"),
+        (speed_report({"x": [1, 1, 1]}), speed_report({"x": [1, 1, 1]}, (65, 48)), "share no sizes or sets: 64x48 against 65x48"),
+        (speed_report({"x": [1, 1, 1]}), speed_report({"y": [1, 1, 1]}), "share no competitors: x against y; --name-a"),
+        (
+            speed_report({"x": [1, 1, 1]}),
+            speed_report({"x": [1, 1, 1]}, model="irn x4 lite"),
+            "no models: irn x2 lite against irn x4 lite",
+        ),
+        (speed_report({"x": [1]}), speed_report({"x": [1]}), "too few runs"),
+        (psnr_report(40), psnr_report(40, pictures=("a", "c")), "Set5: other pictures"),
+        (speed_report({"x": [1, 1, 1]}), "text", "not JSON"),
+        (speed_report({"x": [1, 1, 1]}), '{"cases": NaN}', "NaN is not JSON"),
+        (speed_report({"x": [1, 1, 1]}), [], "a table is wanted, this is a list"),
+        (speed_report({"x": [1, 1, 1]}), {"a": 1}, "neither a report nor"),
+        (speed_report({"x": [1, 1, 1]}), {"format": "rescale-report/2"}, "reads rescale-report/1; compare it with the version"),
+        (speed_report({"x": [1, 1, 1]}), {"format": "zip"}, "another program"),
+        (speed_report({"x": [1, 1, 1]}), {"cases": [{}], "sweeps": []}, "a damaged report: lacks 'resolution'"),
+        (speed_report({"x": [1, 1, 1]}), {"cases": 3, "sweeps": []}, "a damaged report"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(write: Write, capsys: pytest.CaptureFixture[str], a: Any, b: Any, message: str) -> None:
+    assert main(["compare", str(write(a)), str(write(b))]) == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert re.search(message, found.err)
+
+
+def test_damaged_times_are_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    good = speed_report({"x": [1, 1, 1]})
+    for change in ({"median": "1"}, {"median": 7.0}, {"times": []}, {"times": [0.0, 1.0, 1.0]}, {"times": [True, 1, 1]}):
+        bad = copy.deepcopy(good)
+        bad["cases"][0]["competitors"][0]["directions"]["downscale"]["run"] |= change
+        assert main(["compare", str(write(good)), str(write(bad))]) == 1
+        assert "a damaged report" in capsys.readouterr().err
+
+
+def test_figures_defined_otherwise_are_left_out(write: Write) -> None:
+    other = psnr_report(30)
+    other["definitions"]["hr_psnr_y"] = "of RGB"
+    found = judged(write, psnr_report(40), other)
+    assert "hr_psnr_y" not in verdicts(found)
+    assert found["not_compared"] == [{"key": ["", "", "", "hr_psnr_y"], "reason": "defined otherwise"}]
+
+
+def test_two_results_of_the_same_are_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = psnr_report(40)
+    twice["results"] *= 2
+    assert main(["compare", str(write(twice)), str(write(psnr_report(40)))]) == 1
+    assert "holds irn x2 lite Set5 hr_psnr_y twice" in capsys.readouterr().err
+
+
+def test_the_command(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write(speed_report({"x": [1, 1, 1], "y": [1, 1, 1]})), write(speed_report({"x": [2, 2, 2], "y": [1, 1, 1]}))
+    out = tmp_path / "out.json"
+    assert REGRESSION not in (0, 1, 2, 3, 130)
+    assert main(["compare", str(a), str(b), "--json", "--out", str(out)]) == REGRESSION
+    text = capsys.readouterr().out
+    assert json.loads(text) == json.loads(out.read_text())
+    assert json.loads(text)["counts"] == {"same": 2, "better": 0, "worse": 0, "regression": 2, "unjudged": 3}
+    assert main(["compare", str(b), str(a)]) == 0
+    text = capsys.readouterr().out
+    assert "0.500" in text
+    assert "better" in text
+    assert " y " not in text
+    assert main(["compare", str(a), str(b), "--all", "--threshold", "1.5"]) == 0
+    assert " y " in capsys.readouterr().out
+    assert main(["compare", str(a), str(b), "--name-a", "x"]) == 1
+    assert "--name-a and --name-b belong together" in capsys.readouterr().err
+    assert main(["compare", str(a), str(b), "--name-a", "x", "--name-b", "z"]) == 1
+    assert "no competitor 'z' (there is x, y)" in capsys.readouterr().err
+    assert main(["compare", str(a), str(tmp_path / "none.json")]) == 1
+    assert "none.json: cannot read: No such file" in capsys.readouterr().err

@@ -1,0 +1,211 @@
+"""`rescale-bench psnr`: what was measured here beside what others published."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rescale.errors import UnknownModelError
+from rescale.quality import psnr_y
+from rescale.rescaler import load
+from rescale_bench import bundles, quality
+from rescale_bench.bicubic import enlarge
+from rescale_bench.bundles import bundles_of
+from rescale_bench.cli import main
+from rescale_bench.paper import BICUBIC, SETS, TABLE_3, published, published_rows
+from rescale_bench.pictures import folder_set, sample
+from rescale_bench.quality import FIGURES, measure_bicubic, measure_picture, measure_set, measure_set_bicubic, ssim_rgb, ssim_y
+from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, tables
+from rescale_bench.store import Store
+from rescale_export.probe import probe_picture
+from rescale_train.bicubic import bicubic_picture
+from rescale_train.shipped import list_shipped
+
+BundleOf = Callable[[str, int], Path]
+FolderOf = Callable[..., Path]
+
+
+def run(*arguments: object) -> int:
+    return main(["psnr", *map(str, arguments), "--threads", "1", "--backend", "onnxruntime"])
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert run(*arguments, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_published_and_measured_rows_never_mix(
+    bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str], scale: int
+) -> None:
+    found = report_of(capsys, bundle("irn_a", scale), "--data", folder_of("BSD100", (40, 48)))
+    (table,) = found["tables"]
+    assert (table["set"], table["scale"], table["count"]) == ("BSD100", scale, 1)
+    by_origin = {o: [r for r in table["rows"] if r["origin"] == o] for o in (MEASURED, PUBLISHED)}
+    assert len(by_origin[MEASURED]) + len(by_origin[PUBLISHED]) == len(table["rows"])
+    assert [r["method"] for r in by_origin[MEASURED]] == [f"irn_a x{scale} custom", "bicubic down and up"]
+    assert [r["method"] for r in by_origin[PUBLISHED]] == ["bicubic", *TABLE_3[scale]]
+    for row in by_origin[PUBLISHED]:
+        assert set(row) == {"method", "origin", "source", "hr_psnr_y", "hr_ssim_y"}, "no figure that nobody published"
+        figures = BICUBIC[scale][2] if row["method"] == "bicubic" else published(scale, "BSD100")[row["method"]]
+        assert (row["hr_psnr_y"], row["hr_ssim_y"]) == figures
+    for row in by_origin[MEASURED]:
+        assert set(FIGURES) <= set(row)
+        assert "arXiv" not in row["source"]
+
+
+def test_every_line_of_the_table_says_where_it_is_from(
+    bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bundle("irn", 2), bundle("irn_a", 2), bundle("irn", 4), "--data", folder_of("Set5", (40, 44), (40, 40))) == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if not line.startswith("|  |")]
+    assert {row[1] for row in rows} == {MEASURED, PUBLISHED}
+    assert all(row[0].startswith("**") == (row[1] == MEASURED) for row in rows)
+    assert all(not any(row[i] for i in (3, 5, 6, 7, 8, 9, 10)) for row in rows if row[1] == PUBLISHED)
+    assert text.count("## Set5, x2 (2 pictures)") == text.count("## Set5, x4 (2 pictures)") == 1
+    assert "- border: as many pixels as the scale are cropped on every side" in text
+    assert "- rounding: LR and restored HR are rounded to 8 bits" in text
+    assert "IRN, FGRN, DLV-IRN" in text
+    assert ", as published" in text
+    assert all(len(row) == len(COLUMNS) + 3 for row in rows)
+
+
+def test_other_sets_have_measured_rows_only(bundle: BundleOf, folder_of: FolderOf, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report_of(capsys, bundle("irn", 2), "--data", folder_of("Kodak", (24, 24)))
+    assert {r["origin"] for t in found["tables"] for r in t["rows"]} == {MEASURED}
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_bicubic_is_measured_as_everything_else(scale: int) -> None:
+    picture = probe_picture(89, 102, 3)
+    hr = picture[: 89 - 89 % scale, : 102 - 102 % scale]
+    got = measure_bicubic(scale, "p", picture)
+    lr = bicubic_picture(hr, scale)
+    assert got.hr_psnr_y == psnr_y(enlarge(lr, scale), hr, scale)
+    assert (got.lr_psnr_y, got.lr_ssim_y) == (math.inf, pytest.approx(1.0))
+    assert math.isnan(got.hr_psnr_y_forced)
+    assert got.bits_per_lr_pixel == pytest.approx(8 * got.bytes / (lr.shape[0] * lr.shape[1]))
+
+
+def test_bits_are_those_of_real_files_in_each_container(bundle: BundleOf) -> None:
+    picture = probe_picture(40, 60)
+    with load(bundle("irn_a", 2), "onnxruntime", 1) as net:
+        got = measure_picture(net, "p", picture)
+        small = net.downscale(picture)
+    wanted = {"": "png", "_webp": "webp", "_jxl": "jxl"}
+    for suffix, container in wanted.items():
+        assert getattr(got, f"bits_per_lr_pixel{suffix}") == 8 * len(small.to_bytes(container)) / (20 * 30)
+
+
+def test_a_container_that_is_not_installed_is_empty_and_named(
+    bundle: BundleOf, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quality, "lr_containers", lambda: ["png"])
+    found = report_of(capsys, bundle("irn", 2), "--data", folder_of("mine", (24, 24)))
+    mean = found["results"][0]["mean"]
+    assert (mean["bits_per_lr_pixel_webp"], mean["bits_per_lr_pixel_jxl"]) == (None, None)
+    assert mean["bits_per_lr_pixel"] > 0
+
+
+def test_ssim_of_rgb_is_the_mean_of_three_channels() -> None:
+    a = sample("chelsea.png")[:40, :50]
+    b = a.copy()
+    b[..., 1] = np.roll(b[..., 1], 2, axis=0)
+    assert ssim_rgb(a, a, 2) == pytest.approx(1.0)
+    gray = [np.repeat(p[..., 1:2], 3, axis=2) for p in (a, b)]
+    assert ssim_rgb(a, b, 2) == pytest.approx((2.0 + ssim_rgb(*gray, 2)) / 3.0)
+    assert math.isnan(ssim_rgb(a[:12], a[:12], 2))
+    assert ssim_rgb(a, b, 2) != ssim_y(a, b, 2)
+
+
+def test_bicubic_of_the_authors_stands_first_and_apart() -> None:
+    rows = published_rows(2, "set-5")
+    assert (rows[0].method, rows[0].hr_psnr_y, rows[0].hr_ssim_y) == ("bicubic", 33.66, 0.9299)
+    assert len({r.source for r in rows}) == 2
+    assert rows[0].source not in {r.source for r in rows[1:]}
+    assert published_rows(2, "Kodak") == published_rows(3, "Set5") == []
+    assert all(len(figures) == len(SETS) for figures in BICUBIC.values())
+
+
+def test_a_stopped_run_goes_on(bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, store = folder_set(folder_of("mine", (40, 40), (8, 8), (41, 50))), Store(tmp_path / "kept")
+    with load(bundle("irn_a", 2), "onnxruntime", 1) as net:
+        fresh = measure_set(net, pictures)
+
+        def stop(name: str) -> None:
+            if name == "p1.png":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            measure_set(net, pictures, stop, store)
+        assert len(list((tmp_path / "kept").iterdir())) == 2
+        again = measure_set(net, pictures, store=store)
+        monkeypatch.setattr(quality, "measure_picture", None)
+        kept = measure_set(net, pictures, store=store)
+    assert repr(again) == repr(fresh) == repr(kept), "NaN and infinity too"
+    assert repr(measure_set_bicubic(2, pictures, store=store)) == repr(measure_set_bicubic(2, pictures, store=store))
+
+
+def test_the_command_keeps_and_writes(
+    bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_of("mine", (24, 24), (30, 30))
+    command = (bundle("irn", 2), "--data", data, "--keep", tmp_path / "kept", "--markdown", tmp_path / "r.md")
+    assert run(*command) == 0
+    text = capsys.readouterr().out
+    assert (tmp_path / "r.md").read_text() == text
+    assert len(list((tmp_path / "kept").iterdir())) == 4, "two pictures by the network, two by bicubic"
+    assert run(*command) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_by_default_all_shipped_weights_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[str] = []
+
+    class Written:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+    def write(net: Any, target: Path, card: Any, precisions: Any) -> Written:
+        written.append(card["model"])
+        assert tuple(precisions) == ()
+        return Written(target)
+
+    import rescale_export.bundles
+
+    monkeypatch.setattr(rescale_export.bundles, "write_bundle", write)
+    every = list_shipped()
+    assert len(bundles_of([], [], [], tmp_path)) == len(every)
+    assert written == [s.model for s in every]
+    written.clear()
+    found = bundles_of([tmp_path / "mine"], ["irn"], [2], tmp_path)
+    assert found[0] == tmp_path / "mine"
+    assert set(written) == {"irn"}
+    written.clear()
+    assert bundles_of([tmp_path / "mine"], [], [], tmp_path) == [tmp_path / "mine"]
+    assert written == []
+    with pytest.raises(UnknownModelError, match=r"no weights ship for dlv_irn_m \(shipped: "):
+        bundles_of([], ["dlv_irn_m"], [], tmp_path)
+    assert bundles.__doc__
+
+
+def test_tables_keep_the_order_of_scales_and_sets() -> None:
+    mean = dict.fromkeys(FIGURES, 1.0)
+
+    def result(scale: int, name: str, **head: str) -> dict[str, Any]:
+        return {"scale": scale, "set": name, "count": 1, "mean": mean, "backend": "b", **head}
+
+    results = [result(s, n, model=f"m{s}") for s in (2, 4) for n in ("Set5", "mine")]
+    bicubic = [result(s, n) for s in (2, 4) for n in ("Set5", "mine")]
+    found = tables({"results": results, "bicubic": bicubic})
+    assert [(t["scale"], t["set"]) for t in found] == [(2, "Set5"), (2, "mine"), (4, "Set5"), (4, "mine")]
+    assert [len(t["rows"]) for t in found] == [2 + 1 + 6, 2, 2 + 1 + 7, 2]
