@@ -38,7 +38,10 @@ def new_app(help_text: str) -> typer.Typer:
 
 
 def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 for an error, 2 for wrong usage, 3 for an unrestorable LR, 130 for Ctrl-C."""
+    """Run a command and return its exit code.
+
+    0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C.
+    """
     command = typer.main.get_command(app)
     try:
         result = command.main(args=argv, standalone_mode=False)
