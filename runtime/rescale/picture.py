@@ -136,6 +136,7 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
         chunks = png.read_chunks(data, name)
         header = png.read_header(chunks, name)
         _check_pixels(header.width, header.height, max_pixels, name)
+        png.require_rows(chunks, header, name)
         data = png.critical_only(chunks)
     try:
         with warnings.catch_warnings():

@@ -20,6 +20,15 @@ from rescale.errors import InputError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
+PIECE = 1 << 20
+"""Bytes that are inflated at a time where only their number counts."""
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Samples of a pixel by colour type."""
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and steps, of each pass of an interlaced picture."""
+
 CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
@@ -86,6 +95,40 @@ def read_header(chunks: list[Chunk], name: str) -> Header:
     if not width or not height:
         raise InputError(f"{name}: damaged PNG: size {width}x{height}")
     return Header(width, height, depth, colour, interlace != 0)
+
+
+def require_rows(chunks: Iterable[Chunk], header: Header, name: str) -> None:
+    """Check that the compressed data hold every row. Pillow takes rows that are missing for black, and says nothing.
+
+    Raises:
+        InputError: they end before, or are damaged.
+    """
+    missing = _data_bytes(header, name)
+    # Without zlib's two bytes before the data and its checksum behind them, which decoders do not insist on either.
+    inflate, before = zlib.decompressobj(-zlib.MAX_WBITS), 2
+    try:
+        for chunk in chunks:
+            if chunk.kind == b"IDAT":
+                data, before = chunk.data[before:], max(0, before - len(chunk.data))
+                while data and missing > 0 and not inflate.eof:
+                    missing -= len(inflate.decompress(data, PIECE))
+                    data = inflate.unconsumed_tail
+    except zlib.error as e:
+        raise InputError(f"{name}: truncated or damaged picture: {e}") from None
+    if missing > 0:
+        raise InputError(f"{name}: truncated or damaged picture: its data end before its last row")
+
+
+def _data_bytes(header: Header, name: str) -> int:
+    """Bytes of all rows before compression, each with its filter byte."""
+    if header.colour not in CHANNELS:
+        raise InputError(f"{name}: damaged picture: its colour type is {header.colour}")
+    bits = header.depth * CHANNELS[header.colour]
+    total = 0
+    for x, y, dx, dy in ADAM7 if header.interlaced else ((0, 0, 1, 1),):
+        width, height = -(-max(0, header.width - x) // dx), -(-max(0, header.height - y) // dy)
+        total += height * (1 + -(-width * bits // 8)) if width else 0
+    return total
 
 
 def critical_only(chunks: Iterable[Chunk]) -> bytes:

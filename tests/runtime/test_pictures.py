@@ -300,3 +300,30 @@ def test_an_animated_jpeg_xl_is_refused_before_its_frames_are_decoded():
     moving = bytes(imagecodecs.jpegxl_encode(np.zeros((50, 48, 64, 3), np.uint8), lossless=True))
     with pytest.raises(InputError, match="a preview or an animation"):
         jxl.picture_size(moving, "x")
+
+
+def png_of(rows: bytes, width: int, height: int, depth: int, colour: int, interlaced: bool) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return png.assemble([png.Chunk(k, d, True) for k, d in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))])
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (8, 2), (8, 4), (8, 6)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (9, 5), (17, 16)])
+def test_a_png_whose_data_end_early_is_refused(width: int, height: int, depth: int, colour: int, interlaced: bool) -> None:
+    """Pillow makes the missing rows black and says nothing. With every row there the same file is read."""
+    header = png.Header(width, height, depth, colour, interlaced)
+    rows = bytes(png._data_bytes(header, "x"))  # filter 0 and value 0 everywhere
+    whole = png_of(rows, width, height, depth, colour, interlaced)
+    assert np.asarray(Image.open(io.BytesIO(whole)).convert("RGB")).shape == (height, width, 3)
+    assert rescale.open_picture(whole, alpha="keep").pixels.shape[:2] == (height, width)
+    for short in (rows[:-1], b""):
+        with pytest.raises(InputError, match=r"truncated or damaged picture: its data end before its last row"):
+            rescale.open_picture(png_of(short, width, height, depth, colour, interlaced), alpha="keep")
+
+
+def test_a_png_whose_data_are_no_deflate_stream_is_refused() -> None:
+    whole = png_of(bytes(10), 9, 1, 8, 0, False)
+    chunks = [c if c.kind != b"IDAT" else png.Chunk(c.kind, b"\x78\x9c" + bytes(20), True) for c in png.read_chunks(whole, "x")]
+    with pytest.raises(InputError, match="truncated or damaged picture"):
+        rescale.read_picture(png.assemble(chunks))

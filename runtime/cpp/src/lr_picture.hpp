@@ -1,0 +1,11 @@
+#pragma once
+
+#include "common.hpp"
+
+namespace rescale::detail {
+
+// Refuse a picture of the caller's whose planes are not of its size.
+void check_planes(const Picture& picture);
+void check_planes(const LrPicture& small);
+
+}  // namespace rescale::detail

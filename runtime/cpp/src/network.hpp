@@ -1,0 +1,58 @@
+// A bundle's graphs on pictures of any size: whole, or in tiles with a halo.
+
+#pragma once
+
+#include <mutex>
+
+#include "runner.hpp"
+#include "tiling.hpp"
+
+namespace rescale::detail {
+
+// Memory that grows to what was needed and stays.
+class Buffer {
+ public:
+  std::uint8_t* bytes(std::size_t size);
+  float* floats(std::size_t count) { return reinterpret_cast<float*>(bytes(count * sizeof(float))); }
+
+ private:
+  std::unique_ptr<std::uint8_t[]> data_;
+  std::size_t size_ = 0;
+};
+
+class Network {
+ public:
+  Network(const Bundle& bundle, Runner& runner, const Options& options);
+  ~Network();
+
+  // All sizes were checked. LR pixels are in the form of a file: RGB, or RGBA with stored alpha codes.
+  void down(Source hr, Target lr, Target latent);
+  void up(Source lr, Target hr, Source latent);
+
+  void tiles(int height, int width, std::uint64_t budget, std::vector<Tile>& out) const;
+
+ private:
+  struct Work;  // memory of one run
+  class Lease;
+  template <class Run>
+  void within_memory(const Run& run);
+  void down_tile(Work& work, const Tile& tile, Source hr, Target lr, Target latent);
+  void up_tile(Work& work, const Tile& tile, Source lr, Target hr, Source latent);
+  const float* z_of(Work& work, const Box& region, Source latent, int height, int width);
+  Tensor image(const char* name, const std::uint8_t* data, int height, int width, int channels) const;
+  Tensor z(const float* data, int height, int width) const;
+  Tensor code(const std::uint8_t* data, int height, int width) const;
+
+  const Bundle& bundle_;
+  Runner& runner_;
+  const Variant variant_;
+  const int scale_, halo_;
+  const Size tile_;
+  const std::uint64_t memory_, cost_;  // bytes; bytes per LR pixel
+  const std::int64_t z_channels_;
+  std::mutex lock_;
+  std::vector<std::unique_ptr<Work>> idle_;
+  std::size_t made_ = 0;
+};
+
+}  // namespace rescale::detail

@@ -1,0 +1,97 @@
+#include "png_file.hpp"
+
+#include <zlib.h>
+
+#include <algorithm>
+
+#include "sha256.hpp"
+
+namespace rescale::detail {
+namespace {
+
+constexpr std::uint8_t kSignature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+constexpr std::size_t kMaxChunks = 100'000;
+
+bool is_critical(const std::string& kind) {
+  return kind == "IHDR" || kind == "PLTE" || kind == "tRNS" || kind == "IDAT" || kind == "IEND";
+}
+
+std::uint32_t checksum(const std::uint8_t* kind_and_data, std::size_t size) {
+  return static_cast<std::uint32_t>(crc32_z(0, kind_and_data, size));
+}
+
+void put_chunk(Bytes& out, const std::string& kind, const Bytes& data) {
+  put_big32(out, static_cast<std::uint32_t>(data.size()));
+  const std::size_t at = out.size();
+  append(out, kind);
+  append(out, data);
+  put_big32(out, checksum(out.data() + at, out.size() - at));
+}
+
+// A chunk's name as Python writes bytes, for equal messages.
+std::string quoted(const std::string& kind) {
+  const bool doubled = kind.find('\'') != std::string::npos && kind.find('"') == std::string::npos;
+  const std::string quote = doubled ? "\"" : "'";
+  std::string out = "b" + quote;
+  for (const char c : kind) {
+    const auto value = static_cast<std::uint8_t>(c);
+    if (c == '\t' || c == '\n' || c == '\r') {
+      out += c == '\t' ? "\\t" : c == '\n' ? "\\n" : "\\r";
+    } else if (c == '\\' || (c == '\'' && !doubled)) {
+      out += std::string("\\") + c;
+    } else if (value >= 0x20 && value < 0x7f) {
+      out += c;
+    } else {
+      out += "\\x" + hexadecimal(&value, 1);
+    }
+  }
+  return out + quote;
+}
+
+}  // namespace
+
+bool is_png(const Bytes& file) { return file.size() >= 8 && std::equal(kSignature, kSignature + 8, file.begin()); }
+
+std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name) {
+  if (!is_png(file)) fail(Code::input, name, ": not a PNG file");
+  std::vector<Chunk> chunks;
+  for (std::size_t at = 8; at + 12 <= file.size() && chunks.size() < kMaxChunks;) {
+    const std::uint8_t* p = file.data() + at;
+    const std::size_t length = big32(p);
+    const std::string kind(reinterpret_cast<const char*>(p) + 4, 4);
+    if (length > file.size() - at - 12) {
+      fail(Code::input, name, ": truncated PNG: a ", quoted(kind), " chunk of ", length, " bytes ends after the file");
+    }
+    const bool intact = checksum(p + 4, length + 4) == big32(p + 8 + length);
+    if (!intact && is_critical(kind)) {
+      fail(Code::input, name, ": damaged PNG: the CRC of a ", kind, " chunk does not match");
+    }
+    chunks.push_back({kind, Bytes(p + 8, p + 8 + length), intact});
+    at += 12 + length;
+    if (kind == "IEND") break;
+  }
+  const bool whole = !chunks.empty() && chunks.front().kind == "IHDR" && chunks.back().kind == "IEND" &&
+                     std::any_of(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.kind == "IDAT"; });
+  if (!whole) fail(Code::input, name, ": truncated or damaged PNG: IHDR, IDAT or IEND is missing");
+  return chunks;
+}
+
+Header read_header(const std::vector<Chunk>& chunks, const std::string& name) {
+  const Bytes& d = chunks.front().data;
+  if (d.size() != 13) fail(Code::input, name, ": damaged PNG: IHDR has ", d.size(), " bytes, wanted 13");
+  const Header header{big32(d.data()), big32(d.data() + 4), d[8], d[9], d[12] != 0};
+  if (!header.width || !header.height) {
+    fail(Code::input, name, ": damaged PNG: size ", by(header.width, header.height));
+  }
+  return header;
+}
+
+Bytes insert_chunks(const Bytes& file, const Chunks& added) {
+  constexpr std::size_t kBehindHeader = 8 + 12 + 13;  // signature and IHDR
+  Bytes out(file.begin(), file.begin() + kBehindHeader);
+  for (const auto& [kind, data] : added) put_chunk(out, kind, data);
+  out.insert(out.end(), file.begin() + kBehindHeader, file.end());
+  return out;
+}
+
+}  // namespace rescale::detail

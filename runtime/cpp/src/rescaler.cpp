@@ -1,0 +1,234 @@
+// The two verbs: a large picture to a small one, and back.
+
+#include "lr_picture.hpp"
+#include "network.hpp"
+#include "sha256.hpp"
+
+namespace rescale {
+
+using namespace detail;
+
+constexpr int kMaxRestored = 1 << 28;  // longest side of a restored picture: no sum of pixels overflows an int
+
+struct Rescaler::Impl {
+  Bundle bundle;
+  std::unique_ptr<Runner> runner;
+  std::unique_ptr<Network> network;
+  Info info;
+
+  explicit Impl(const std::string& path) : bundle(path) {}
+
+  // Refuses a view of another size than `width` x `height`, of other channels, or whose rows overlap.
+  template <class T>
+  static void check(const char* what, const View<T>& v, Size wanted, std::initializer_list<int> channels) {
+    bool known = false;
+    std::string list;
+    for (const int c : channels) {
+      known = known || c == v.channels;
+      list += cat(list.empty() ? "" : " or ", c);
+    }
+    if (!v.data) fail(Code::input, what, ": no memory was given");
+    if (v.width != wanted.width || v.height != wanted.height || !known) {
+      fail(Code::input, what, ": ", v.width, "x", v.height, " with ", v.channels, " channels, wanted ", wanted.width, "x",
+           wanted.height, " with ", list);
+    }
+    const std::ptrdiff_t row = std::ptrdiff_t{v.width} * v.channels;
+    if (v.stride && std::abs(v.stride) < row) fail(Code::input, what, ": a stride of ", v.stride, " bytes for rows of ", row);
+  }
+
+  static void check_sides(Size hr, int most) {
+    if (hr.width < 1 || hr.height < 1 || hr.width > most || hr.height > most) {
+      fail(Code::input, "sides of 1 to ", most, " pixels were expected, got ", hr.width, "x", hr.height);
+    }
+  }
+};
+
+namespace {
+
+// Nothing but `Error` leaves the library.
+template <class Work>
+auto translated(const Work& work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    throw Error(Code::out_of_memory, "not enough memory");
+  }
+}
+
+const char* advice(State state) {
+  switch (state) {
+    case State::pixels_changed:
+      return "it was resized, re-encoded or edited after downscaling; take the original LR file";
+    case State::auxiliary_stripped:
+      return "a tool removed or altered the alpha channel or metadata; take the original LR file";
+    case State::foreign:
+      return "only pictures made by `rescale down` can be restored; this is not super-resolution";
+    case State::other_model:
+      return "take the bundle that made it";
+    case State::newer_format:
+      return "update rescale-toolkit";
+    default:
+      return "take an undamaged copy";
+  }
+}
+
+Target view(Bytes& data, Size size, int channels) { return {data.data(), size.width, size.height, channels, 0}; }
+Source view(const Bytes& data, Size size, int channels) { return {data.data(), size.width, size.height, channels, 0}; }
+
+std::size_t area(Size size) { return static_cast<std::size_t>(size.width) * static_cast<std::size_t>(size.height); }
+
+}  // namespace
+
+Error::~Error() = default;
+
+Rescaler Rescaler::load(const std::string& path, const Options& options) {
+  return translated([&] {
+    if (options.threads < 0) fail(Code::backend, "threads: at least 1, got ", options.threads);
+    if (options.tile.width < 0 || options.tile.height < 0 || !options.tile.width != !options.tile.height) {
+      fail(Code::input, "tiles of ", options.tile.width, "x", options.tile.height, " LR pixels: both sides are wanted, or none");
+    }
+    auto impl = std::make_unique<Impl>(path);
+    const Bundle& b = impl->bundle;
+    const bool engines = options.backend == "tensorrt" || options.backend == "tensorrt-rtx";
+    const std::string precision = !options.precision.empty() ? options.precision : engines ? "mixed" : "fp32";
+    if (engines) {
+      impl->runner = make_tensorrt(b, precision, options);
+    } else if (options.backend == "onnxruntime" || options.backend == "auto") {
+      impl->runner = make_onnxruntime(b, precision, options);
+    } else {
+      fail(Code::backend, "unknown backend '", options.backend, "': choose auto or one of onnxruntime, tensorrt, tensorrt-rtx");
+    }
+    impl->network = std::make_unique<Network>(b, *impl->runner, options);
+    Info& info = impl->info;
+    info.model = b.variant.name, info.size = b.size, info.weights = b.weights, info.title = b.title();
+    info.runner = impl->runner->name();
+    info.scale = b.scale, info.lr_channels = b.variant.lr_channels(), info.latent = b.variant.latent;
+    info.halo = b.halo, info.receptive_field = b.receptive_field;
+    info.z_channels = b.variant.latent ? b.z_channels() : 0;
+    return Rescaler(std::move(impl));
+  });
+}
+
+Rescaler::Rescaler(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Rescaler::Rescaler(Rescaler&&) noexcept = default;
+Rescaler& Rescaler::operator=(Rescaler&&) noexcept = default;
+Rescaler::~Rescaler() = default;
+
+const Info& Rescaler::info() const { return impl_->info; }
+
+Size Rescaler::lr_size(Size hr) const { return {ceil_div(hr.width, impl_->info.scale), ceil_div(hr.height, impl_->info.scale)}; }
+
+Size Rescaler::latent_size(Size lr) const {
+  return {ceil_div(lr.width, kLatentStride), kLatentChannels * ceil_div(lr.height, kLatentStride)};
+}
+
+void Rescaler::downscale(Source hr, Target lr, Target latent) const {
+  Impl::check_sides({hr.width, hr.height}, kMaxSide);
+  Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
+  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {impl_->info.lr_channels});
+  if (impl_->info.latent) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
+  translated([&] { impl_->network->down(hr, lr, latent); });
+}
+
+void Rescaler::upscale(Source lr, Target hr, Source latent) const {
+  Impl::check_sides({hr.width, hr.height}, kMaxRestored);
+  Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
+  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {3, impl_->info.lr_channels});
+  if (impl_->info.latent && latent.data) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
+  translated([&] { impl_->network->up(lr, hr, latent); });
+}
+
+LrPicture Rescaler::downscale(const Picture& picture) const {
+  return translated([&] {
+    const Info& info = impl_->info;
+    check_planes(picture);
+    LrPicture out;
+    out.size = lr_size(picture.size);
+    const Size latent = latent_size(out.size);
+    Bytes pixels(area(out.size) * static_cast<unsigned>(info.lr_channels));
+    if (info.latent) out.latent.resize(area(latent));
+    if (picture.pixels.size() != area(picture.size) * 3)
+      fail(Code::input, "HR picture: ", picture.pixels.size(), " bytes of pixels");
+    downscale(view(picture.pixels, picture.size, 3), view(pixels, out.size, info.lr_channels), view(out.latent, latent, 1));
+    if (info.lr_channels == 4) {
+      out.rgb.resize(area(out.size) * 3);
+      out.alpha.resize(area(out.size));
+      for (std::size_t i = 0; i < out.alpha.size(); i++) {
+        std::copy_n(&pixels[4 * i], 3, &out.rgb[3 * i]);
+        out.alpha[i] = kZigzag.load[pixels[4 * i + 3]];
+      }
+    } else {
+      out.rgb = std::move(pixels);
+    }
+    out.source_alpha = picture.alpha;
+    out.colour = picture.colour;
+    out.has_marker = true;
+    Marker& m = out.marker;
+    m.model = info.model, m.scale = info.scale, m.weights = info.weights;
+    m.hr_width = static_cast<std::uint64_t>(picture.size.width), m.hr_height = static_cast<std::uint64_t>(picture.size.height);
+    m.lr_width = static_cast<std::uint64_t>(out.size.width), m.lr_height = static_cast<std::uint64_t>(out.size.height);
+    m.layout = out.alpha.empty() ? "none" : "alpha";
+    m.source_mode = picture.gray ? "gray" : "rgb";
+    const Digest rgb = sha256(out.rgb.data(), out.rgb.size());
+    const Bytes& plane = out.alpha.empty() ? out.latent : out.alpha;
+    const Digest auxiliary = sha256(plane.data(), plane.size());
+    std::copy(rgb.begin(), rgb.end(), out.rgb_digest);
+    std::copy(auxiliary.begin(), auxiliary.end(), out.auxiliary_digest);
+    return out;
+  });
+}
+
+Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
+  return translated([&] {
+    const Info& info = impl_->info;
+    const auto [state, detail] = small.verdict(info.model, info.scale, info.weights);
+    const bool exact = state == State::exact;
+    const bool trusted = how.trust_alpha && (state == State::foreign || state == State::pixels_changed) && info.lr_channels == 4;
+    static const Bytes none;
+    const Bytes& alpha = trusted ? small.unverified_alpha : exact ? small.alpha : none;
+    if (how.strict && !exact && !(trusted && !alpha.empty())) {
+      throw Error(Code::lr_file,
+                  cat(small.name, ": ", detail, ": ", advice(state), " (--force restores without its auxiliary data)"), state);
+    }
+    const Marker& m = small.marker;
+    const bool known = small.has_marker && m.scale == info.scale && m.lr_width == static_cast<std::uint64_t>(small.size.width) &&
+                       m.lr_height == static_cast<std::uint64_t>(small.size.height);
+    check_planes(small);
+    if (std::max(small.size.width, small.size.height) > kMaxRestored / info.scale) {
+      fail(Code::input, small.name, ": ",
+           by(static_cast<std::uint64_t>(small.size.width), static_cast<std::uint64_t>(small.size.height)),
+           " is too large to be restored");
+    }
+    Picture out;
+    out.size = {small.size.width * info.scale, small.size.height * info.scale};
+    if (known) out.size = {static_cast<int>(m.hr_width), static_cast<int>(m.hr_height)};
+    out.pixels.resize(area(out.size) * 3);
+    Bytes pixels;
+    if (!alpha.empty()) {
+      pixels.resize(area(small.size) * 4);
+      for (std::size_t i = 0; i < alpha.size(); i++) {
+        std::copy_n(&small.rgb[3 * i], 3, &pixels[4 * i]);
+        pixels[4 * i + 3] = kZigzag.store[alpha[i]];
+      }
+    }
+    const bool latent = exact && info.latent && !small.latent.empty();
+    upscale(view(alpha.empty() ? small.rgb : pixels, small.size, alpha.empty() ? 3 : 4), view(out.pixels, out.size, 3),
+            latent ? view(small.latent, latent_size(small.size), 1) : Source{});
+    out.gray = small.has_marker && m.source_mode == "gray";
+    if (small.source_alpha.size() == area(out.size)) out.alpha = small.source_alpha;
+    out.colour = small.colour;
+    return out;
+  });
+}
+
+void Rescaler::run_device(const std::string& graph, const std::vector<DeviceTensor>& inputs,
+                          const std::vector<DeviceTensor>& outputs, void* stream) const {
+  for (int i = 0; i < 4; i++) {
+    if (graph == kGraphNames[i]) return impl_->runner->run_device(static_cast<GraphId>(i), inputs, outputs, stream);
+  }
+  fail(Code::input, "unknown graph '", graph, "'");
+}
+
+const char* version() { return RESCALE_VERSION; }
+
+}  // namespace rescale

@@ -1,0 +1,202 @@
+// rescale-cpp: the commands down, up and info of `rescale`, for PNG files. Exit codes are its too: 0, 1 for an error, 2 for wrong
+// usage, 3 for an LR file that cannot be restored exactly.
+
+#include <rescale/rescale.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: rescale-cpp down SOURCE.png TARGET.png --bundle FOLDER [options]\n"
+    "       rescale-cpp up   SOURCE.png TARGET.png --bundle FOLDER [options]\n"
+    "       rescale-cpp info SOURCE.png\n"
+    "\n"
+    "  --bundle FOLDER        bundle made by rescale-export (or $RESCALE_BUNDLE)\n"
+    "  --layout NAME          down, -A: fourth plane in alpha, chunk or strip [alpha]\n"
+    "  --carrier NAME         down: marker and latent as chunk, text or sidecar [chunk]\n"
+    "  --alpha RULE           down: refuse or keep real transparency [refuse]\n"
+    "  --force                up: restore an LR that is not exact, without its auxiliary data\n"
+    "  --trust-alpha          up, -A: restore a picture without marker by its alpha channel, unchecked\n"
+    "  --backend NAME         onnxruntime[:PROVIDER[,KEY=VALUE...]], tensorrt or tensorrt-rtx [onnxruntime]\n"
+    "  --library PATH         libonnxruntime.so (or $RESCALE_ONNXRUNTIME)\n"
+    "  --provider-library P   of a provider that is a library of its own\n"
+    "  --engines FOLDER       TensorRT engines [the bundle's folder in the cache]\n"
+    "  --precision NAME       fp32, mixed or fp16 [mixed on TensorRT, else fp32]\n"
+    "  --threads N            CPU threads [all this process may use]\n"
+    "  --memory SIZE          budget for the network, such as 2GB [half of what is available]\n"
+    "  --tile N               tiles of this many LR pixels a side, instead of a budget\n"
+    "  --exact                tiles with the whole receptive field around them\n"
+    "  --max-pixels N         refuse pictures with more pixels [178956970]\n";
+
+struct Usage {
+  std::string why;
+};
+
+struct Arguments {
+  std::vector<std::string> paths;
+  std::map<std::string, std::string> options;
+
+  std::string get(const std::string& name, const std::string& otherwise) const {
+    const auto found = options.find(name);
+    return found == options.end() ? otherwise : found->second;
+  }
+  bool has(const std::string& name) const { return options.count(name) != 0; }
+  std::uint64_t number(const std::string& name, std::uint64_t otherwise) const {
+    if (!has(name)) return otherwise;
+    const std::string text = options.at(name);
+    if (text.empty() || text.size() > 18 || text.find_first_not_of("0123456789") != std::string::npos) {
+      throw Usage{name + " " + text + ": a whole number is wanted"};
+    }
+    return std::stoull(text);
+  }
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments out;
+  for (int i = 2; i < argc; i++) {
+    const std::string word = argv[i];
+    if (word.rfind("--", 0) != 0) {
+      out.paths.push_back(word);
+    } else if (word == "--force" || word == "--trust-alpha" || word == "--exact") {
+      out.options[word] = "";
+    } else if (std::string(kUsage).find("  " + word + " ") == std::string::npos) {
+      throw Usage{"no option " + word};
+    } else if (++i == argc) {
+      throw Usage{word + " takes a value"};
+    } else {
+      out.options[word] = argv[i];
+    }
+  }
+  return out;
+}
+
+// "2GB", "512MB" or bytes, in powers of 1024.
+std::uint64_t memory(const std::string& text) {
+  char unit[4] = "";
+  double value = 0;
+  const int got = std::sscanf(text.c_str(), "%lf%3s", &value, unit);
+  const std::map<std::string, double> units{{"", 1},        {"B", 1},        {"K", 1024},       {"KB", 1024},
+                                            {"M", 1048576}, {"MB", 1048576}, {"G", 1073741824}, {"GB", 1073741824}};
+  const auto found = units.find(unit);
+  if (got < 1 || !(value > 0) || value > 1e9 * 1024 || found == units.end()) {
+    throw Usage{"--memory " + text + ": a size is wanted, such as 2GB or 512MB"};
+  }
+  return static_cast<std::uint64_t>(value * found->second);
+}
+
+rescale::Rescaler load(const Arguments& a) {
+  const char* variable = std::getenv("RESCALE_BUNDLE");
+  const std::string bundle = a.get("--bundle", variable ? variable : "");
+  if (bundle.empty()) throw Usage{"--bundle is missing"};
+  rescale::Options o;
+  o.backend = a.get("--backend", o.backend);
+  if (const std::size_t colon = o.backend.find(':'); colon != std::string::npos) {
+    std::string rest = o.backend.substr(colon + 1) + ",";
+    o.backend.resize(colon);
+    for (std::size_t comma = rest.find(','); comma != std::string::npos; rest.erase(0, comma + 1), comma = rest.find(',')) {
+      const std::string part = rest.substr(0, comma);
+      const std::size_t equals = part.find('=');
+      if (o.provider.empty()) {
+        o.provider = part;
+      } else if (equals == std::string::npos || equals == 0) {
+        throw Usage{"--backend: " + part + " is not KEY=VALUE"};
+      } else {
+        o.provider_options.emplace_back(part.substr(0, equals), part.substr(equals + 1));
+      }
+    }
+    if (o.provider.empty()) throw Usage{"--backend " + o.backend + ": a provider is wanted behind the colon"};
+  }
+  o.library = a.get("--library", "");
+  o.provider_library = a.get("--provider-library", "");
+  o.engines = a.get("--engines", "");
+  o.precision = a.get("--precision", "");
+  o.threads = static_cast<int>(std::min<std::uint64_t>(a.number("--threads", 0), 4096));
+  if (a.has("--memory")) o.memory = memory(a.get("--memory", ""));
+  const int tile = static_cast<int>(std::min<std::uint64_t>(a.number("--tile", 0), 1 << 28));
+  o.tile = {tile, tile};
+  o.exact = a.has("--exact");
+  return rescale::Rescaler::load(bundle, o);
+}
+
+void check_name(const std::string& target) {
+  if (target.size() < 5 || target.compare(target.size() - 4, 4, ".png") != 0) {
+    throw rescale::Error(rescale::Code::input, target + ": this program writes PNG: name it with .png");
+  }
+}
+
+void down(const Arguments& a) {
+  check_name(a.paths[1]);
+  const std::string rule = a.get("--alpha", "refuse");
+  if (rule != "refuse" && rule != "keep") throw Usage{"--alpha " + rule + ": choose refuse or keep"};
+  const auto net = load(a);
+  const auto keep = rule == "keep" ? rescale::Picture::Alpha::keep : rescale::Picture::Alpha::refuse;
+  const auto picture =
+      rescale::Picture::from_png(rescale::read_file(a.paths[0]), a.paths[0], keep, a.number("--max-pixels", rescale::kMaxPixels));
+  const auto small = net.downscale(picture);
+  small.save(a.paths[1], a.get("--layout", "alpha"), a.get("--carrier", "chunk"));
+  std::printf("%s -> %s: %dx%d -> %dx%d, %s\n", a.paths[0].c_str(), a.paths[1].c_str(), picture.size.width, picture.size.height,
+              small.size.width, small.size.height, net.info().title.c_str());
+}
+
+void up(const Arguments& a) {
+  check_name(a.paths[1]);
+  const auto net = load(a);
+  const std::uint64_t most = a.number("--max-pixels", rescale::kMaxPixels);
+  const auto small = rescale::LrPicture::open(a.paths[0], most);
+  const auto scale = static_cast<std::uint64_t>(net.info().scale);
+  if (small.rgb.size() / 3 * scale * scale > most) {
+    const std::string limit = std::to_string(most);
+    throw rescale::Error(rescale::Code::input,
+                         small.name + ": would become larger than " + limit + " pixels; raise the limit with --max-pixels");
+  }
+  const auto [state, detail] = small.verdict(net.info().model, net.info().scale, net.info().weights);
+  const auto picture = net.restore(small, {!a.has("--force"), a.has("--trust-alpha")});
+  if (state != rescale::State::exact) {
+    const bool trusted = a.has("--trust-alpha") && !small.unverified_alpha.empty() && net.info().lr_channels == 4 &&
+                         state != rescale::State::other_model;
+    const char* how = trusted ? "by its alpha channel, unverified" : "without auxiliary data";
+    std::fprintf(stderr, "warning: %s: %s; restored %s\n", small.name.c_str(), detail.c_str(), how);
+  }
+  rescale::write_file(a.paths[1], picture.to_png());
+  std::printf("%s -> %s: %dx%d, %s\n", a.paths[0].c_str(), a.paths[1].c_str(), picture.size.width, picture.size.height,
+              net.info().title.c_str());
+}
+
+void info(const Arguments& a) {
+  const auto small = rescale::LrPicture::open(a.paths[0], a.number("--max-pixels", rescale::kMaxPixels));
+  std::printf("source: %s\nstate: %s\nlr_size: %dx%d\n", a.paths[0].c_str(), to_string(small.state), small.size.width,
+              small.size.height);
+  if (!small.detail.empty()) std::printf("detail: %s\n", small.detail.c_str());
+  if (small.has_marker) {
+    const rescale::Marker& m = small.marker;
+    std::printf("model: %s\nscale: %d\nhr_size: %llux%llu\nweights: %s\nlayout: %s\nsource_mode: %s\n", m.model.c_str(), m.scale,
+                static_cast<unsigned long long>(m.hr_width), static_cast<unsigned long long>(m.hr_height), m.weights.c_str(),
+                m.layout.c_str(), m.source_mode.c_str());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const std::string verb = argc > 1 ? argv[1] : "";
+  if (verb == "--help" || verb == "-h") return std::fputs(kUsage, stdout) < 0;
+  if (verb == "--version") return std::printf("%s\n", rescale::version()) < 0;
+  const Arguments a = parse(argc, argv);
+  if (verb != "down" && verb != "up" && verb != "info") throw Usage{"down, up or info is wanted"};
+  if (a.paths.size() != (verb == "info" ? 1U : 2U)) throw Usage{verb + ": wrong number of files"};
+  verb == "down" ? down(a) : verb == "up" ? up(a) : info(a);
+  return 0;
+} catch (const Usage& e) {
+  std::fprintf(stderr, "error: %s\n%s", e.why.c_str(), kUsage);
+  return 2;
+} catch (const rescale::Error& e) {
+  std::fprintf(stderr, "error: %s\n", e.what());
+  return e.code() == rescale::Code::lr_file ? 3 : 1;
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "error: %s\n", e.what());
+  return 1;
+}

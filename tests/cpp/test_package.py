@@ -1,0 +1,155 @@
+"""The installed package as somebody else uses it: find_package, pkg-config, the programs; and no allocation in the frame loop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rescale
+from rescale import codes, png
+from rescale.container import Small
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """A prefix with the installed library."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    subprocess.run(["cmake", "--install", str(built), "--prefix", str(prefix)], check=True, capture_output=True)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def consumer(cmake, installed, tmp_path_factory) -> Path:
+    """A separate project, built with find_package."""
+    include = os.environ.get("ONNXRUNTIME_INCLUDE_DIR", "/usr/include/onnxruntime")
+    build = tmp_path_factory.mktemp("consumer")
+    return cmake(build, f"-DCMAKE_PREFIX_PATH={installed}", f"-DONNXRUNTIME_INCLUDE_DIR={include}", source=HERE / "consumer")
+
+
+def run(*command: object, status: int = 0, **options) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(c) for c in command], capture_output=True, **options)
+    assert done.returncode == status, done.stderr.decode() + done.stdout.decode()[-2000:]
+    return done
+
+
+@pytest.mark.parametrize(("model", "scale"), [("irn", 2), ("dlv_irn_a", 2), ("irn_m", 2), ("irn_a", 4)])
+@pytest.mark.parametrize("tile", [0, 8])
+def test_the_frame_loop_allocates_nothing_outside_the_backend(consumer, bundle, ort, model, scale, tile):
+    environment = os.environ | {"SHIM_LIBRARY": str(ort)}
+    out = run(consumer / "allocations", consumer / "libshim.so", bundle(model, scale), tile, env=environment).stdout
+    counts = [int(line) for line in out.split()]
+    assert counts[0] > 0
+    assert counts[1:] == [0] * 7
+
+
+def test_older_versions_of_onnx_runtime_are_asked_for_what_they_have(consumer, bundle, ort):
+    def tell(version: str, status: int) -> str:
+        environment = os.environ | {"SHIM_LIBRARY": str(ort), "SHIM_VERSION": version}
+        command = consumer / "allocations", consumer / "libshim.so", bundle("irn", 2), 0
+        return run(*command, status=status, env=environment).stderr.decode()
+
+    for version in ("1.14.1", "1.17.3", "1.20.0", "1.99.0"):
+        assert tell(version, 0) == ""
+    assert "ONNX Runtime 1.8.1; version 1.12 or newer is wanted" in tell("1.8.1", 1)
+
+
+def test_pkg_config_says_how_to_compile_and_link(installed, tmp_path):
+    if shutil.which("pkg-config") is None:
+        pytest.skip("C++: pkg-config is not installed")
+    (folder,) = installed.glob("lib*/**/pkgconfig")
+    environment = os.environ | {"PKG_CONFIG_PATH": str(folder)}
+    flags = run("pkg-config", "--cflags", "--libs", "rescale", env=environment).stdout.decode().split()
+    source = tmp_path / "a.c"
+    source.write_text("#include <rescale/rescale.h>\n#include <stdio.h>\nint main(void) { return puts(rescale_version()) < 0; }\n")
+    run("cc", "-Wall", "-Wextra", "-pedantic", "-std=c99", "-Werror", source, "-o", tmp_path / "a", *flags)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder.parent)}
+    assert run(tmp_path / "a", env=environment).stdout.decode().strip() == rescale.__version__
+
+
+@pytest.fixture
+def program(built, ort):
+    """Runs rescale-cpp."""
+    environment = os.environ | {"RESCALE_ONNXRUNTIME": str(ort)}
+
+    def call(*arguments: object, status: int = 0, **options) -> subprocess.CompletedProcess:
+        return run(built / "rescale-cpp", *arguments, status=status, env=environment, **options)
+
+    return call
+
+
+def test_the_program_makes_shows_and_restores_files(program, bundle, picture, tmp_path):
+    path, hr = bundle("dlv_irn_m", 2), picture(31, 46)
+    (tmp_path / "hr.png").write_bytes(png.encode(hr))
+    program("down", tmp_path / "hr.png", tmp_path / "lr.png", "--bundle", path, "--carrier", "sidecar", "--threads", 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hr.png", "lr.png", "lr.png.rescale"]
+    small = Small.open(tmp_path / "lr.png")
+    assert small.state == "exact"
+    shown = program("info", tmp_path / "lr.png").stdout.decode()
+    assert "state: exact\nlr_size: 23x16\nmodel: dlv_irn_m\nscale: 2\nhr_size: 46x31\n" in shown
+    program("up", tmp_path / "lr.png", tmp_path / "back.png", "--bundle", path, "--tile", 8)
+    with rescale.load(path, backend="onnxruntime", tile=(8, 8)) as net:
+        assert np.array_equal(np.array(Image.open(tmp_path / "back.png")), net.upscale(small))
+
+
+def test_the_programs_refusals(program, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    plain = tmp_path / "plain.png"
+    plain.write_bytes(png.encode(picture(20, 20)))
+    done = program("up", plain, tmp_path / "out.png", "--bundle", path, status=3)
+    assert "it carries no marker of this toolkit" in done.stderr.decode()
+    assert not (tmp_path / "out.png").exists()
+    forced = program("up", plain, tmp_path / "out.png", "--bundle", path, "--force")
+    assert "restored without auxiliary data" in forced.stderr.decode()
+    for arguments, status, words in (
+        (("down", plain), 2, "wrong number of files"),
+        (("down", plain, tmp_path / "x.png", "--nothing", "1"), 2, "no option --nothing"),
+        (("down", plain, tmp_path / "x.png"), 2, "--bundle is missing"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--memory", "much"), 2, "a size is wanted"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--threads", "-1"), 2, "a whole number is wanted"),
+        (("down", plain, tmp_path / "x.jpg", "--bundle", path), 1, "writes PNG"),
+        (("down", tmp_path / "none.png", tmp_path / "x.png", "--bundle", path), 1, "none.png: no such file"),
+        (("down", plain, tmp_path / "none" / "x.png", "--bundle", path), 1, "x.png: cannot write: No such file or directory"),
+        (("down", plain, tmp_path / "x.png", "--bundle", tmp_path), 1, "no bundle here (manifest.json is missing)"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--precision", "fp16"), 1, "not 'fp16'; export it"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--backend", "tensorrt"), 1, "-DRESCALE_WITH_TENSORRT=ON"),
+        (
+            ("down", plain, tmp_path / "x.png", "--bundle", path, "--backend", "onnxruntime:CUDAExecutionProvider"),
+            1,
+            "does not have it",
+        ),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--library", tmp_path / "no.so"), 1, "RESCALE_ONNXRUNTIME"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--max-pixels", "10"), 1, "above the limit of 10 pixels"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--memory", "1000"), 1, "is too small for this model: at least"),
+        (("up", plain, tmp_path / "x.png", "--bundle", path, "--max-pixels", "500"), 1, "would become larger than 500 pixels"),
+    ):
+        done = program(*arguments, status=status)
+        assert words in done.stderr.decode(), arguments
+        assert len(done.stderr.decode().splitlines()) == 1 or status == 2
+    assert b"usage:" in program("--help").stdout
+    assert program("--version").stdout.decode().strip() == rescale.__version__
+    assert not list(tmp_path.glob(".rescale*"))
+
+
+def test_raw_frames_through_the_example_are_pythons(built, bundle, picture, ort):
+    path = bundle("dlv_irn_a", 2)
+    frames = [picture(27, 41), picture(27, 41)[::-1].copy(), picture(27, 41)[:, ::-1].copy()]
+    raw = b"".join(f.tobytes() for f in frames)
+    environment = os.environ | {"RESCALE_ONNXRUNTIME": str(ort)}
+    lr = run(built / "rescale-frames", "down", path, "41x27", env=environment, input=raw).stdout
+    with rescale.load(path, backend="onnxruntime") as net:
+        small = [net.downscale(f) for f in frames]
+        assert lr == b"".join(np.dstack([s.rgb, codes.alpha_to_file(s.alpha)]).tobytes() for s in small)
+        hr = run(built / "rescale-frames", "up", path, "41x27", env=environment, input=lr).stdout
+        assert hr == b"".join(net.upscale(s).tobytes() for s in small)
+    done = run(built / "rescale-frames", "down", path, "41x27", env=environment, input=raw[:-1], status=1)
+    assert b"frame 2: the stream ends within it" in done.stderr

@@ -1,0 +1,194 @@
+"""The TensorRT backend against stand-ins for CUDA and TensorRT: engine files, sizes, memory, errors. Nothing here is a GPU's."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from ctypes import byref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rescale.bundle import Bundle
+from rescale.codes import alpha_to_file
+from rescale.engine_file import EngineInfo, engine_name, engines_folder, sidecar, sidecar_bytes
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def fake(cmake, native, tmp_path_factory) -> Path:
+    """Folder of a build with the stand-ins."""
+    options = [f"-DRESCALE_SOURCE={HERE.parents[1] / 'runtime' / 'cpp'}", f"-DTENSORRT_INCLUDE_DIR={HERE / 'tensorrt' / 'include'}"]
+    options += [
+        "-DRESCALE_WITH_TENSORRT=ON",
+        "-DRESCALE_PROGRAMS=OFF",
+        "-DRESCALE_WARNINGS_AS_ERRORS=ON",
+        "-DCMAKE_BUILD_TYPE=None",
+    ]
+    return cmake(tmp_path_factory.mktemp("tensorrt"), *options, *native.header_option, source=HERE / "tensorrt")
+
+
+@pytest.fixture
+def load(fake, native, monkeypatch):
+    """Loads a bundle with the fake TensorRT."""
+    library = type(native)(fake / "rescale" / "librescale.so", fake / "libnvinfer.so")
+
+    def call(bundle: Path, **options: object):
+        return library.load(bundle, **({"backend": "tensorrt", "precision": "fp32"} | options))
+
+    return call
+
+
+@pytest.fixture
+def make(tmp_path) -> Callable[..., Path]:
+    """Writes an engine with its sidecar; changes are to the sidecar's fields."""
+
+    def write(bundle: Path, graph: str, low: int, high: int, folder: Path | None = None, **changes: object) -> Path:
+        b = Bundle(bundle)
+        entry = b.graph(graph, "fp32")
+        factor = 1 if graph == "downscale" else b.scale
+        data = f"fake {graph} {b.scale} {b.variant.lr_channels} {low // factor} {high // factor}".encode()
+        target = (folder or tmp_path) / engine_name(graph, "fp32", "tensorrt", f"{low}-{high}", "ab" * 32)
+        info = EngineInfo(
+            path=target,
+            backend="tensorrt",
+            library="10.16.0.1",
+            graph=graph,
+            precision="fp32",
+            model=b.variant.name,
+            scale=b.scale,
+            size=b.size,
+            weights=b.weights,
+            onnx_sha256=entry.sha256,
+            engine_sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            profile={"min": (1, low, low), "opt": (1, high, high), "max": (1, high, high)},
+            compute_capabilities=("8.9",),
+            device=None,
+            inputs=entry.inputs,
+            outputs=entry.outputs,
+            census={},
+            options={},
+            key="ab" * 32,
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        sidecar(target).write_bytes(sidecar_bytes(dataclasses.replace(info, **changes)))
+        return target
+
+    return write
+
+
+def message(failure, kind, call, *arguments) -> str:
+    with pytest.raises(failure) as caught:
+        call(*arguments)
+    assert caught.value.kind == kind, caught.value
+    return str(caught.value)
+
+
+def wanted(hr: np.ndarray) -> np.ndarray:
+    """What the fake network makes of an even picture."""
+    small = hr[::2, ::2]
+    return np.dstack([small, alpha_to_file(np.full(small.shape[:2], 200, np.uint8))])
+
+
+def test_engines_are_chosen_by_size_and_run(load, make, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    for graph in ("downscale", "upscale"):
+        make(path, graph, 2, 32)
+        make(path, graph, 32, 200)
+    with_engines = load(path, engines=str(tmp_path))
+    assert with_engines.info.runner == b"tensorrt, fp32, Fake GPU"
+    for side in (10, 32, 60, 200):
+        hr = picture(side, side)
+        lr, _ = with_engines.downscale(hr)
+        assert np.array_equal(lr, wanted(hr))
+        back = with_engines.upscale(lr, None, np.zeros_like(hr))
+        assert np.array_equal(back, np.repeat(np.repeat(hr[::2, ::2], 2, 0), 2, 1))
+    with_engines.close()
+
+
+def test_the_cache_folder_is_pythons(load, make, bundle, picture, tmp_path, monkeypatch):
+    path = bundle("irn_a", 2)
+    monkeypatch.setenv("RESCALE_CACHE", str(tmp_path / "cache"))
+    make(path, "downscale", 2, 64, engines_folder(Bundle(path)))
+    hr = picture(20, 20)
+    assert np.array_equal(load(path).downscale(hr)[0], wanted(hr))
+
+
+def test_device_memory_of_the_caller(load, make, native, failure, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    make(path, "downscale", 2, 64)
+    session = load(path, engines=str(tmp_path))
+    hr = picture(16, 24)
+    lr = np.zeros((8, 12, 4), np.uint8)
+
+    class Tensor(ctypes.Structure):
+        _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("shape", ctypes.c_int64 * 4)]
+
+    def run(name: bytes, out: np.ndarray, graph: bytes = b"downscale") -> None:
+        given = Tensor(b"hr", hr.ctypes.data, (1, *hr.shape)), Tensor(name, out.ctypes.data, (1, *out.shape))
+        session.native.call("rescale_run_device", session.pointer, graph, byref(given[0]), 1, byref(given[1]), 1, None)
+
+    run(b"lr", lr)
+    assert np.array_equal(lr[:, :, :3], hr[::2, ::2])
+    assert "downscale: wanted are lr" in message(failure, "backend", run, b"rl", lr)
+    assert "another shape than its memory" in message(failure, "backend", run, b"lr", lr[:7])
+    assert "unknown graph 'sidescale'" in message(failure, "input", run, b"lr", lr, b"sidescale")
+
+
+def test_engines_that_do_not_fit_or_are_not_whole(load, make, failure, bundle, picture, tmp_path, monkeypatch):
+    path, other = bundle("irn_a", 2), bundle("dlv_irn_a", 2)
+    hr = picture(20, 20)
+    session = load(path, engines=str(tmp_path))
+    absent = message(failure, "backend", session.downscale, hr)
+    assert "no fp32 tensorrt engine of downscale covers hr of 1x20x20x3" in absent
+    assert "rescale-engine build" in absent
+    assert "--profile 1x20x20" in absent
+    make(other, "downscale", 2, 64)
+    assert message(failure, "backend", session.downscale, hr) == absent
+    make(path, "downscale", 2, 64, onnx_sha256="cd" * 32)
+    assert message(failure, "backend", session.downscale, hr) == absent
+    make(path, "downscale", 2, 64, device="Other GPU")
+    assert "was built for Other GPU, this is Fake GPU" in message(failure, "backend", session.downscale, hr)
+    engine = make(path, "downscale", 2, 64)
+    whole = engine.read_bytes()
+    for change, words in (
+        (whole[:-1], "truncated: "),
+        (whole + b"x", "changed: "),
+        (whole[::-1], "changed: its SHA-256"),
+    ):
+        engine.write_bytes(change)
+        assert words in message(failure, "backend", session.downscale, hr)
+    engine.unlink()
+    assert "half-written" in message(failure, "backend", session.downscale, hr)
+    foreign = make(path, "downscale", 2, 64, bytes=3, engine_sha256=hashlib.sha256(b"xyz").hexdigest())
+    foreign.write_bytes(b"xyz")
+    refused = message(failure, "backend", session.downscale, hr)
+    assert "built by version 10.16.0.1: deserializeCudaEngine failed: header.magicTag" in refused
+    sidecar(foreign).write_text('{"format": "rescale-engine/1"}')
+    assert "damaged sidecar: 'backend' is missing" in message(failure, "backend", session.downscale, hr)
+    session.close()
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", "0")
+    assert "no CUDA device 0 (CUDA driver version is insufficient)" in message(failure, "backend", load, path)
+    monkeypatch.delenv("FAKE_CUDA_DEVICES")
+    assert "built with the headers of tensorrt" in message(failure, "backend", lambda: load(path, backend="tensorrt-rtx"))
+
+
+def test_a_device_short_of_memory_gets_smaller_pieces(load, make, failure, bundle, picture, tmp_path, monkeypatch):
+    path = bundle("irn_a", 2)
+    make(path, "downscale", 2, 4000)
+    hr = picture(1400, 1400)
+    budget = (64 << 20) + 8 * Bundle(path).memory * 700 * 700
+    monkeypatch.setenv("FAKE_CUDA_BYTES", str(1400 * 1400))
+    session = load(path, engines=str(tmp_path), memory=budget)
+    assert np.array_equal(session.downscale(hr)[0], wanted(hr))
+    monkeypatch.setenv("FAKE_CUDA_BYTES", "100")
+    fresh = load(path, engines=str(tmp_path), memory=budget)
+    assert "out of memory" in message(failure, "out_of_memory", fresh.downscale, hr)
