@@ -15,12 +15,11 @@ from rescale import __version__, jxl, png, riff
 from rescale.container import Small
 from rescale.quality import crop_border, luma, psnr, psnr_y
 from rescale.rescaler import Rescaler
-from rescale_bench.bicubic import enlarge
 from rescale_bench.paper import published
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
 from rescale_bench.rate_codecs import lr_containers
 from rescale_bench.store import Store, digest
-from rescale_train.bicubic import bicubic_picture
+from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
 DEFINITIONS = {
     "hr_psnr_y": "restored HR against source: PSNR (dB, peak 255) of BT.601 Y in 16..235, not rounded",
@@ -98,7 +97,7 @@ def measure_bicubic(scale: int, name: str, picture: Picture) -> PictureQuality:
     lr = bicubic_picture(hr, scale)
     writers: dict[str, Callable[[Picture], bytes]] = {"png": png.encode, "webp": riff.encode, "jxl": lambda p: jxl.encode(p, {})}
     sizes = {c: len(writers[c](lr)) for c in _containers((lr.shape[1], lr.shape[0]))}
-    return _figures(name, scale, hr, lr, enlarge(lr, scale), sizes, math.nan)
+    return _figures(name, scale, hr, lr, enlarge_picture(lr, scale), sizes, math.nan)
 
 
 def _containers(size: tuple[int, int]) -> list[str]:

@@ -13,11 +13,12 @@ from rescale import riff
 from rescale.container import Small
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import Rescaler
-from rescale_bench.bicubic import enlarge, reduce
+from rescale_bench.bicubic import reduce
 from rescale_bench.pictures import Picture, PictureSet
 from rescale_bench.rate_codecs import Codec, CodecError, Lossless
 from rescale_bench.rate_curve import Curve, Match, Point
 from rescale_bench.store import Store, digest
+from rescale_train.bicubic import enlarge_picture
 
 FORMAT = "rescale-rate/1"
 
@@ -148,7 +149,7 @@ class _Base:
         writers = [c for c in tools.lossless if c.name in tools.containers]
         self.sizes = _lossless(lr, digest(lr), replace(tools, lossless=writers), {})
         self.scale, self.identity = scale, identity
-        self.enlarged = np.ascontiguousarray(enlarge(lr, scale)[:height, :width])
+        self.enlarged = np.ascontiguousarray(enlarge_picture(lr, scale)[:height, :width])
         self.residual: Picture = np.clip(hr.astype(np.int16) - self.enlarged + 128, 0, 255).astype(np.uint8)
         self.floor = Point(-1, 0, psnr_y(self.enlarged, hr), psnr(self.enlarged, hr))
 

@@ -15,7 +15,6 @@ from rescale.errors import UnknownModelError
 from rescale.quality import psnr_y
 from rescale.rescaler import load
 from rescale_bench import bundles, quality
-from rescale_bench.bicubic import enlarge
 from rescale_bench.bundles import bundles_of
 from rescale_bench.cli import main
 from rescale_bench.paper import BICUBIC, SETS, TABLE_3, published, published_rows
@@ -24,7 +23,7 @@ from rescale_bench.quality import FIGURES, measure_bicubic, measure_picture, mea
 from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, tables
 from rescale_bench.store import Store
 from rescale_export.probe import probe_picture
-from rescale_train.bicubic import bicubic_picture
+from rescale_train.bicubic import bicubic_picture, enlarge_picture
 from rescale_train.shipped import list_shipped
 
 BundleOf = Callable[[str, int], Path]
@@ -90,7 +89,7 @@ def test_bicubic_is_measured_as_everything_else(scale: int) -> None:
     hr = picture[: 89 - 89 % scale, : 102 - 102 % scale]
     got = measure_bicubic(scale, "p", picture)
     lr = bicubic_picture(hr, scale)
-    assert got.hr_psnr_y == psnr_y(enlarge(lr, scale), hr, scale)
+    assert got.hr_psnr_y == psnr_y(enlarge_picture(lr, scale), hr, scale)
     assert (got.lr_psnr_y, got.lr_ssim_y) == (math.inf, pytest.approx(1.0))
     assert math.isnan(got.hr_psnr_y_forced)
     assert got.bits_per_lr_pixel == pytest.approx(8 * got.bytes / (lr.shape[0] * lr.shape[1]))

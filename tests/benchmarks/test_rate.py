@@ -20,7 +20,7 @@ from rescale.container import Small
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import load
 from rescale_bench import rate
-from rescale_bench.bicubic import enlarge, reduce
+from rescale_bench.bicubic import reduce
 from rescale_bench.cli import app, main
 from rescale_bench.pictures import folder_set, sample
 from rescale_bench.rate import Tools, measure_picture, measure_set
@@ -30,6 +30,7 @@ from rescale_bench.rate_report import as_markdown
 from rescale_bench.rate_summary import summary
 from rescale_bench.store import Store
 from rescale_export.probe import probe_picture
+from rescale_train.bicubic import enlarge_picture
 
 BundleOf = Callable[[str, int], Path]
 FolderOf = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_a_residual_counts_the_bytes_of_its_lr_and_restores_with_it(measured: di
     picture = small_photograph()
     entry = measured["rescaled"][0]
     lr = reduce(picture, 2)
-    base = enlarge(lr, 2)[:64, :97]
+    base = enlarge_picture(lr, 2)[:64, :97]
     residual = np.clip(picture.astype(int) - base + 128, 0, 255).astype(np.uint8)
     assert set(entry["residual"]["png"]) == {"jpeg420", "webp"}, "full chroma is not tried on residuals"
     for container, codec in (("png", LOSSLESS[0]), ("webp", LOSSLESS[1])):

@@ -13,11 +13,11 @@ from PIL import Image, features
 
 from rescale.quality import psnr, psnr_y
 from rescale_bench import rate_codecs
-from rescale_bench.bicubic import enlarge, reduce
+from rescale_bench.bicubic import reduce
 from rescale_bench.pictures import sample
 from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, CodecError, jxl_distance, lr_containers
 from rescale_export.probe import probe_picture
-from rescale_train.bicubic import bicubic_picture
+from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
 calm = settings(deadline=None, max_examples=60)
 CODECS = {c.name: c for c in LOSSY}
@@ -107,7 +107,7 @@ def test_reduction_takes_any_size(seed: int, height: int, width: int, scale: int
     assert lr.shape == (-(-height // scale), -(-width // scale), 3)
     if not (height % scale or width % scale):
         np.testing.assert_array_equal(lr, bicubic_picture(picture, scale))
-    assert enlarge(lr, scale).shape == (lr.shape[0] * scale, lr.shape[1] * scale, 3)
+    assert enlarge_picture(lr, scale).shape == (lr.shape[0] * scale, lr.shape[1] * scale, 3)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -117,9 +117,9 @@ def test_enlargement_is_that_of_pillow_off_the_border(scale: int) -> None:
     wanted = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
     border = 3 * scale
     inner = np.s_[border:-border, border:-border]
-    assert np.abs(enlarge(picture, scale)[inner].astype(int) - wanted[inner]).max() <= 1
+    assert np.abs(enlarge_picture(picture, scale)[inner].astype(int) - wanted[inner]).max() <= 1
 
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_a_flat_picture_stays_flat(scale: int) -> None:
-    assert np.all(enlarge(np.full((3, 5, 3), 77, np.uint8), scale) == 77)
+    assert np.all(enlarge_picture(np.full((3, 5, 3), 77, np.uint8), scale) == 77)
