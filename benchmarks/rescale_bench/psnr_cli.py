@@ -11,6 +11,7 @@ import typer
 
 from rescale.console import progress_bar, require
 from rescale.files import atomic_write
+from rescale_bench import options
 
 PROTOCOL = {
     "source": "sides cut to multiples of the scale, at the bottom and right",
@@ -22,21 +23,14 @@ PROTOCOL = {
 
 
 def psnr(
-    bundles: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Bundles made by rescale-export. Default: all weights that ship.", metavar="[BUNDLE...]"),
-    ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Shipped model to measure; repeat for several.")] = None,
-    scale: Annotated[
-        list[int] | None, typer.Option(help="Shipped weights' scale, 2 or 4; repeat for several. Default: both.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
+    bundles: options.Bundles = None,
+    model: options.Models = None,
+    scale: options.Scales = None,
+    data: options.Data = None,
+    limit: options.Limit = 0,
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
-    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")] = "fp32",
+    threads: options.Threads = 0,
+    precision: options.Precision = "fp32",
     each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder for each picture's figures: a stopped run goes on from them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
