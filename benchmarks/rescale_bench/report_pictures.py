@@ -24,7 +24,7 @@ from rescale.quality import psnr_y
 from rescale.rescaler import Rescaler
 from rescale_bench.parity import Group, Report, Result, Take, golden_cases, probe
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
-from rescale_train.bicubic import bicubic_picture
+from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
 CROP = 160
 """Side of a crop in HR pixels."""
@@ -89,9 +89,9 @@ def panels(net: Rescaler, name: str, picture: Picture, row: Mapping[str, Any]) -
     small = Small.from_bytes(net.downscale(hr).to_bytes())
     again = net.upscale(small)
     height, width = hr.shape[:2]
-    naive = np.array(Image.fromarray(bicubic_picture(hr, scale)).resize((width, height), Image.Resampling.BICUBIC))
+    naive = enlarge_picture(bicubic_picture(hr, scale), scale)
     spot = worst_spot(again, hr, CROP // 2)
-    side = min(CROP, height - height % scale, width - width % scale)
+    side = min(CROP, height, width)
     middle = (height // 2, width // 2) if spot is None else (spot.top + spot.height // 2, spot.left + spot.width // 2)
     top, left = (int(np.clip(m - side // 2, 0, n - side)) // scale * scale for m, n in zip(middle, (height, width), strict=True))
     here = np.s_[top : top + side, left : left + side]

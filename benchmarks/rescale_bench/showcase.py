@@ -9,7 +9,7 @@ from rescale.container import Small
 from rescale.quality import psnr_y
 from rescale.rescaler import Rescaler
 from rescale_bench.pictures import Picture, crop_to_multiple
-from rescale_train.bicubic import bicubic_picture
+from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
 CROP, ZOOM, GAP, LABEL = 96, 3, 8, 18
 ERROR_GAIN = 8
@@ -31,7 +31,7 @@ def showcase(net: Rescaler, picture: Picture, centre: tuple[int, int] | None = N
     small = Small.from_bytes(net.downscale(hr).to_bytes())
     again = net.upscale(small)
     size = (hr.shape[1], hr.shape[0])
-    naive = np.array(Image.fromarray(bicubic_picture(hr, scale)).resize(size, Image.Resampling.BICUBIC))
+    naive = enlarge_picture(bicubic_picture(hr, scale), scale)
     error = np.clip(128 + ERROR_GAIN * (again.astype(np.int16) - hr), 0, 255).astype(np.uint8)
     lr = np.array(Image.fromarray(small.rgb).resize(size, Image.Resampling.NEAREST))
     x, y = centre or (size[0] // 2, size[1] // 2)
