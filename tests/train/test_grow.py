@@ -83,7 +83,9 @@ def test_every_new_parameter_learns(net_of: NetOf) -> None:
         ("irn_a", {"alpha_gain": 8.0}, "net.alpha_gain is 1.0, not 8.0"),
         ("irn_m", {"model": "irn"}, "irn has no autoencoder"),
         ("irn_m", {"model": "dlv_irn_m", "dlv_channels": 3}, "an autoencoder cannot be grown"),
-        ("dlv_irn_a_x4", {"dlv_channels": 0}, "more than 0"),
+        ("irn_x4", {"scale": 2, "blocks": (3,)}, "it is x4, not x2"),
+        ("irn_m", {"scale": 4, "blocks": (1, 1)}, "only a plain irn x2 can be applied twice for x4, not irn_m"),
+        ("irn", {"scale": 4, "blocks": (0, 1), "growth": 4}, r"it has \(1, 1\) blocks"),
     ],
 )
 def test_what_does_not_grow_is_refused(net_of: NetOf, name: str, changes: dict[str, object], message: str) -> None:
@@ -91,9 +93,42 @@ def test_what_does_not_grow_is_refused(net_of: NetOf, name: str, changes: dict[s
         grow(net_of(SMALL[name]), replace(SMALL[name], **changes))  # type: ignore[arg-type]
 
 
-def test_another_scale_is_refused(net_of: NetOf) -> None:
-    with pytest.raises(ConfigError, match="it is x2, not x4"):
-        grow(net_of(SMALL["irn"]), SMALL["irn_x4"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"blocks": (2, 3), "growth": 6, "shared_trunk": False}, {"model": "dlv_irn", "dlv_channels": 3}, {"model": "irn_m"}],
+)
+def test_x4_from_x2_applies_it_twice(net_of: NetOf, changes: dict[str, object]) -> None:
+    small = net_of(SMALL["irn"], 0.1, True)
+    large = grow(small, replace(SMALL["irn"], scale=4, **({"blocks": (1, 1)} | changes))).double().eval()  # type: ignore[arg-type]
+    small = small.double()
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        lr = small(small(x)[0])[0]
+        torch.testing.assert_close(large(x)[0], lr, rtol=0, atol=1e-9)
+        torch.testing.assert_close(large.upscale(lr), small.upscale(small.upscale(lr)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dlv_irn_a_x4", "dlv_irn"])
+def test_a_dual_latent_variable_can_be_left_out(net_of: NetOf, name: str) -> None:
+    """Exact as long as nothing was written to its channels; otherwise all that reads and writes the others stays."""
+    small = net_of(SMALL[name] if name in SMALL else replace(SMALL["irn"], model=name, dlv_channels=3), 0.1, True)
+    d, low = small.config.dlv_channels, small.config.low_channels
+    with torch.no_grad():
+        for level, (_, blocks) in enumerate(small.stages()):
+            width = (12 + d) * 4**level
+            written = [c - low for c in range(width) if c % (12 + d) >= 12]
+            for block in blocks:
+                for rows in (written, [block.high + c for c in written]):
+                    block.GH.conv5.weight[rows] = 0
+                    block.GH.conv5.bias[rows] = 0
+    config = replace(small.config, model=small.config.model.removeprefix("dlv_"), dlv_channels=0)
+    large = grow(small, config).double()
+    small = small.double()
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = small.downscale(x), large.downscale(x)
+        torch.testing.assert_close(b.lr_raw, a.lr_raw, rtol=0, atol=1e-9)
+        torch.testing.assert_close(large.upscale(b.lr), small.upscale(a.lr), rtol=0, atol=1e-9)
 
 
 def test_from_the_command_line(net_of: NetOf, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,9 @@ def start_run(
                 if rank == 0:
                     small = found.recipe.net
                     count = sum(small.blocks)
-                    print(f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {small.growth}")
+                    near = ", left without its dual latent variable" if small.dlv_channels > recipe.net.dlv_channels else ""
+                    blocks = f"{count} block{'s'[: count != 1]}"
+                    print(f"grown from {small.model} x{small.scale} with {blocks}, growth {small.growth}{near}")
             init = start.state_dict()
         trainer = Trainer(recipe, device, rank, world, init)
         if resume:

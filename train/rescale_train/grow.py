@@ -1,12 +1,15 @@
 """Larger networks that start as smaller trained ones: more blocks, wider dense blocks, separate G and H, a dual latent
-variable, an autoencoder.
+variable, an autoencoder, x4 for x2.
 
 The grown network computes what the small one computes. New filters are fresh but feed nothing yet, new blocks are the
-identity, the autoencoder decodes to z-hat = 0; all of them receive gradients from the first step on.
+identity, the autoencoder decodes to z-hat = 0; all of them receive gradients from the first step on. A plain x2 network
+becomes an x4 one that applies it twice, without 8 bits in between. The one step down is a dual latent variable left out:
+what it carried between blocks is lost, and the result only a near start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 import torch
@@ -18,8 +21,11 @@ from rescale_train.models import DenseBlock, InvBlock, RescalingNet, build
 
 def obstacle(small: NetConfig, large: NetConfig) -> str:
     """Why a network of `small` cannot grow into one of `large`; empty if it can."""
-    if small.scale != large.scale:
+    twice = small.scale < large.scale
+    if small.scale > large.scale:
         return f"it is x{small.scale}, not x{large.scale}"
+    if twice and (small.variant.alpha or small.variant.latent or small.dlv_channels):
+        return f"it is x{small.scale}; only a plain irn x{small.scale} can be applied twice for x{large.scale}, not {small.model}"
     if small.variant.alpha != large.variant.alpha:
         return f"{small.model} and {large.model} differ in alpha, which changes what the blocks' channels mean"
     if small.variant.latent and not large.variant.latent:
@@ -29,11 +35,12 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
     for name in ("alpha_split", "alpha_mean", "alpha_gain", "alpha_basis") if small.variant.alpha else ():
         if getattr(small, name) != getattr(large, name):
             return f"net.{name} is {getattr(small, name)}, not {getattr(large, name)}"
-    if any(a > b for a, b in zip(small.blocks, large.blocks, strict=True)):
-        return f"it has {small.blocks} blocks, more than {large.blocks}"
+    blocks = small.blocks * 2 if twice else small.blocks
+    if any(a > b for a, b in zip(blocks, large.blocks, strict=True)):
+        return f"it has {blocks} blocks, more than {large.blocks}"
     if small.growth > large.growth:
         return f"its growth is {small.growth}, more than {large.growth}"
-    if small.dlv_channels > large.dlv_channels:
+    if small.dlv_channels > large.dlv_channels > 0:
         return f"its dual latent variable has {small.dlv_channels} channels, more than {large.dlv_channels}"
     if large.shared_trunk and not small.shared_trunk:
         return "its G and H are separate"
@@ -41,12 +48,12 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
 
 
 def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
-    """A network of `config` that computes what `source` does.
+    """A network of `config` that computes what `source` does (nearly, if `config` has no dual latent variable and `source` has).
 
     Args:
         source: trained network.
-        config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true) or by an
-            autoencoder, which must start at zero.
+        config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true), from x2
+            to x4 (plain ``irn`` only), or by an autoencoder, which must start at zero; or without its dual latent variable.
 
     Raises:
         ConfigError: it is not larger, or in another way different; the message says which.
@@ -57,59 +64,70 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
     fresh_autoencoder = config.variant.latent and source.autoencoder is None
     net = build(replace(config, ae_zero_init=True) if fresh_autoencoder else config)
     net.config = config
-    channels = list(range(12 + small.dlv_channels))
-    width = 12 + config.dlv_channels
-    low = small.low_channels
+    twice = small.scale < config.scale
+    low, old_width, width = small.low_channels, 12 + small.dlv_channels, 12 + config.dlv_channels
+    # Where each channel of the source is in the grown network, by its number.
+    channels = {c: c for c in range(min(old_width, width))}
+    silent = set(range(old_width, width))
     with torch.no_grad():
-        for level, (old_blocks, new_blocks) in enumerate(zip(source.stages(), net.stages(), strict=True)):
+        for level, (_, new_blocks) in enumerate(net.stages()):
+            old_blocks = source.stages()[0 if twice else level][1]
             if level:
                 # Haar order is sub-band-major: each band holds all channels of the level before.
-                channels = [band * width + c for band in range(4) for c in channels]
+                if twice:
+                    channels = {band * low + c: band * width + c for band in range(4) for c in range(low)}
+                else:
+                    channels = {band * old_width + a: band * width + b for band in range(4) for a, b in channels.items()}
+                    old_width *= 4
+                silent = {band * width + c for band in range(4) for c in silent}
                 width *= 4
-            high = [c - low for c in channels[low:]]
-            for old, new in zip(old_blocks[1], new_blocks[1][: len(old_blocks[1])], strict=True):
-                _grow_block(old, new, high, width - low)
+            high = {a - low: b - low for a, b in channels.items() if a >= low}
+            for old, new in zip(old_blocks, new_blocks[: len(old_blocks)], strict=True):
+                _grow_block(old, new, high, {c - low for c in silent}, width - low)
         if source.autoencoder is not None and net.autoencoder is not None:
             net.autoencoder.load_state_dict(source.autoencoder.state_dict())
     return net
 
 
-def _grow_block(old: InvBlock, new: InvBlock, high: list[int], width: int) -> None:
+def _grow_block(old: InvBlock, new: InvBlock, high: dict[int, int], silent: Set[int], width: int) -> None:
     """Copy one coupling block; `high` tells where each channel of its upper branch is among the `width` of the new one."""
-    every = list(range(old.low))
-    _grow_dense(old.F, new.F, high, every)
+    every = {c: c for c in range(old.low)}
+    _grow_dense(old.F, new.F, high, every, silent)
+    scale = {old.high + a: b for a, b in high.items()}
     if old.shared_trunk and new.shared_trunk:
-        _grow_dense(old.GH, new.GH, every, [*high, *(width + c for c in high)])
+        _grow_dense(old.GH, new.GH, every, high | {a: width + b for a, b in scale.items()})
     elif old.shared_trunk:
         # Each half of the shared network's output with a copy of its trunk.
-        _grow_dense(old.GH, new.G, every, high, range(old.high))
-        _grow_dense(old.GH, new.H, every, high, range(old.high, 2 * old.high))
+        _grow_dense(old.GH, new.G, every, high)
+        _grow_dense(old.GH, new.H, every, scale)
     else:
         _grow_dense(old.G, new.G, every, high)
         _grow_dense(old.H, new.H, every, high)
 
 
-def _grow_dense(old: DenseBlock, new: DenseBlock, inputs: list[int], outputs: list[int], taken: range | None = None) -> None:
+def _grow_dense(
+    old: DenseBlock, new: DenseBlock, inputs: dict[int, int], outputs: dict[int, int], silent: Set[int] = frozenset()
+) -> None:
     """Copy a dense block.
 
     Args:
         old: source.
         new: freshly initialised.
-        inputs: position of each input channel in the new block.
-        outputs: position of each copied output channel in the new block.
-        taken: which outputs of the source are copied; None for all.
+        inputs: where each copied input channel is in the new block.
+        outputs: where each copied output channel is in the new block.
+        silent: new input channels that hold zeros at the start. Their columns stay fresh: with zeros on both sides of them no
+            gradient would ever reach them.
     """
-    old_growth, new_growth, new_in = old.convs[0].out_channels, new.convs[0].out_channels, new.convs[0].in_channels
-    # Input channels that the source does not have hold zeros. Their columns stay as they are: with zeros on both sides of
-    # them no gradient would ever reach them.
-    unknown = sorted(set(range(new_in)) - set(inputs))
+    old_growth, new_growth = old.convs[0].out_channels, new.convs[0].out_channels
+    old_in, new_in = old.convs[0].in_channels, new.convs[0].in_channels
     for k, (a, b) in enumerate(zip(old.convs, new.convs, strict=True)):
-        part = slice(None) if taken is None or k < 4 else slice(taken.start, taken.stop)
-        rows = torch.tensor(outputs if k == 4 else list(range(old_growth)))
-        columns = [*inputs, *(new_in + j * new_growth + i for j in range(k) for i in range(old_growth))]
-        weight = torch.zeros_like(b.weight[rows])
-        weight[:, unknown] = b.weight[rows][:, unknown]
-        weight[:, columns] = a.weight[part]
-        b.weight[rows] = weight
+        rows = outputs if k == 4 else {i: i for i in range(old_growth)}
+        grown = {old_in + j * old_growth + i: new_in + j * new_growth + i for j in range(k) for i in range(old_growth)}
+        columns = inputs | grown
+        old_rows, new_rows = torch.tensor(list(rows)), torch.tensor(list(rows.values()))
+        weight = torch.zeros_like(b.weight[new_rows])
+        weight[:, sorted(silent)] = b.weight[new_rows][:, sorted(silent)]
+        weight[:, list(columns.values())] = a.weight[old_rows][:, list(columns)]
+        b.weight[new_rows] = weight
         if a.bias is not None and b.bias is not None:
-            b.bias[rows] = a.bias[part]
+            b.bias[new_rows] = a.bias[old_rows]
