@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,47 @@ def test_a_size_in_the_net_table_is_a_base_for_its_other_keys(tmp_path: Path) ->
     recipe = load_recipe(write(tmp_path, GOOD.replace("[train]", "growth = 5\n[train]")))
     assert recipe.net == net_config("dlv_irn_m", 2, "lite", growth=5)
     assert recipe.train == TrainConfig(steps=10)
+
+
+def test_a_base_gives_what_the_recipe_does_not_state(tmp_path: Path) -> None:
+    text = 'base = "irn_x4_lite"\n[net]\nmodel = "dlv_irn"\n[train]\nsteps = 7\n[train.loss]\nlr = 3.0\n'
+    recipe, base = load_recipe(write(tmp_path, text), {"train.loss.hr": "2"}), load_recipe("irn_x4_lite")
+    assert recipe.net == net_config("dlv_irn", 4, "lite")
+    assert recipe.train == replace(base.train, steps=7, loss=LossConfig(lr=3.0, hr=2.0))
+    # A base's own base, two levels down.
+    assert base.train.lr_peak == load_recipe("irn_x2_lite").train.lr_peak != TrainConfig(steps=1).lr_peak
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('base = "nowhere"', "r.toml: base: unknown recipe 'nowhere': one of dlv_irn_a_x2_full, "),
+        ('base = "other.toml"', "base: unknown recipe 'other.toml'"),
+        ("base = 3", "r.toml: base: the name of a recipe was expected, got 3"),
+        ('base = "irn_x2_lite"\nnet = 3', "net: a table was expected, got 3"),
+        ('base = "irn_x2_lite"\n[nets]', r"unknown table\(s\) nets"),
+    ],
+)
+def test_a_wrong_base_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    for a, b in (("one", "two"), ("two", "one")):
+        (tmp_path / "recipes" / f"{a}.toml").write_text(f'base = "{b}"\n')
+    monkeypatch.setattr("rescale_train.config.resources.files", lambda _: tmp_path)
+    with pytest.raises(ConfigError, match="two: base: 'one' is derived from this recipe"):
+        load_recipe("one")
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("model", VARIANTS)
+def test_every_variant_has_a_lite_recipe(model: str, scale: int) -> None:
+    recipe = load_recipe(f"{model}_x{scale}_lite")
+    assert size_name(recipe.net) == "lite"
+    assert recipe.net.alpha_gain == (8.0 if recipe.net.variant.alpha else 1.0)
 
 
 def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> None:
