@@ -82,6 +82,32 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return get
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="write figures of shipped weights that tests/shipped_figures.json lacks")
+
+
+@pytest.fixture(scope="session")
+def recorded(pytestconfig: pytest.Config) -> Callable[[str, str, list[float]], list[float]]:
+    """What tests/shipped_figures.json says was measured of shipped weights, by their title and what was measured.
+
+    Beside that, the figures just measured: with ``--record`` they are written where there are none; without, none is an
+    error. Figures of better weights are written by deleting the old ones: they only move up.
+    """
+    path = Path(__file__).parent / "shipped_figures.json"
+    table: dict[str, dict[str, list[float]]] = json.loads(path.read_text())
+
+    def look_up(title: str, what: str, found: list[float]) -> list[float]:
+        if what not in table.get(title, {}):
+            if not pytestconfig.getoption("--record"):
+                pytest.fail(f"{path.name} has no figures of {title} for {what}: run this test with --record")
+            table.setdefault(title, {})[what] = [round(v, 2) for v in found]
+            rows = {t: ",\n".join(f"  {json.dumps(w)}: {json.dumps(row)}" for w, row in table[t].items()) for t in sorted(table)}
+            path.write_text("{\n" + ",\n".join(f' "{t}": {{\n{rows[t]}\n }}' for t in rows) + "\n}\n")
+        return table[title][what]
+
+    return look_up
+
+
 @pytest.fixture
 def altered(tmp_path: Path) -> Callable[..., Path]:
     """A copy of a bundle whose files are changed, with a manifest that vouches for them."""
