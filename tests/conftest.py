@@ -18,7 +18,7 @@ from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.config import NetConfig
 from rescale_train.models import RescalingNet, build
-from rescale_train.shipped import find_shipped
+from rescale_train.shipped import find_shipped, list_shipped
 
 torch.set_num_threads(1)
 
@@ -80,6 +80,17 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return made[model]
 
     return get
+
+
+FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 lite", "dlv_irn_m x2 lite", "irn x2 lite")
+"""Shipped weights whose figures every test run checks. All of them would take many minutes more: `pytest -m slow`."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of `shipped_weights` runs once for each file of weights."""
+    if "shipped_weights" in metafunc.fixturenames:
+        rows = [pytest.param(s, id=s.title, marks=[] if s.title in FAST else [pytest.mark.slow]) for s in list_shipped()]
+        metafunc.parametrize("shipped_weights", rows)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

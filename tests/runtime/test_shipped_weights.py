@@ -19,10 +19,6 @@ from rescale_train.shipped import find_shipped, list_shipped
 DATA = Path(skimage.__file__).parent / "data"
 PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
-# The others' tests take minutes: `pytest -m slow`.
-FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 lite", "dlv_irn_m x2 lite", "irn x2 lite")
-SHIPPED = [pytest.param(s, id=s.title, marks=[] if s.title in FAST else [pytest.mark.slow]) for s in list_shipped()]
-
 
 @pytest.fixture(scope="session")
 def opened(tmp_path_factory):
@@ -46,35 +42,33 @@ def photographs() -> list[np.ndarray]:
     return [rescale.read_picture(DATA / name)[:300, :400] for name in PICTURES]
 
 
-@pytest.mark.parametrize("shipped", SHIPPED)
-def test_quality_does_not_fall(opened, shipped, recorded):
+def test_quality_does_not_fall(opened, shipped_weights, recorded):
     """Mean Y-PSNR of the restored HR, and of the LR against bicubic, at most 0.1 dB below what was measured."""
     from rescale_train.bicubic import bicubic_picture
 
-    _, net = opened(shipped)
+    _, net = opened(shipped_weights)
     hr, lr = [], []
     for picture in photographs():
         small = Small.from_bytes(net.downscale(picture).to_bytes())
-        hr.append(rescale.psnr_y(net.upscale(small), picture, shipped.scale))
-        lr.append(rescale.psnr_y(small.rgb, bicubic_picture(picture, shipped.scale), shipped.scale))
+        hr.append(rescale.psnr_y(net.upscale(small), picture, shipped_weights.scale))
+        lr.append(rescale.psnr_y(small.rgb, bicubic_picture(picture, shipped_weights.scale), shipped_weights.scale))
     found = [statistics.fmean(hr), statistics.fmean(lr)]
-    floors = recorded(shipped.title, "photographs", found)
+    floors = recorded(shipped_weights.title, "photographs", found)
     assert found[0] >= floors[0] - 0.1, (found, floors)
     assert found[1] >= floors[1] - 0.1, (found, floors)
 
 
-@pytest.mark.parametrize("shipped", list_shipped(), ids=lambda s: s.title)
-def test_every_card_is_true(shipped):
-    net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path))
-    assert shipped.card["weights_sha256"] == checkpoint.weights_digest(net)
-    assert shipped.card["parameters"] == sum(p.numel() for p in net.parameters())
-    assert {"data", "machine", "steps", "minutes", "recipe", "figures"} <= set(shipped.card)
-    assert shipped.path.stem == shipped.title.replace(" ", "_")
+@pytest.mark.parametrize("weights", list_shipped(), ids=lambda s: s.title)
+def test_every_card_is_true(weights):
+    net = checkpoint.load_net(checkpoint.read(weights.path), str(weights.path))
+    assert weights.card["weights_sha256"] == checkpoint.weights_digest(net)
+    assert weights.card["parameters"] == sum(p.numel() for p in net.parameters())
+    assert {"data", "machine", "steps", "minutes", "recipe", "figures"} <= set(weights.card)
+    assert weights.path.stem == weights.title.replace(" ", "_")
 
 
-@pytest.mark.parametrize("shipped", SHIPPED)
-def test_runtime_agrees_with_pytorch_in_9999_of_10000_bytes(opened, shipped):
-    net, runtime = opened(shipped)
+def test_runtime_agrees_with_pytorch_in_9999_of_10000_bytes(opened, shipped_weights):
+    net, runtime = opened(shipped_weights)
     tally = {"lr": [0, 0], "hr": [0, 0]}
     for picture in photographs():
         want = reference(net, picture[None])
@@ -105,12 +99,14 @@ def test_alpha_buys_three_decibels(opened):
     assert mean["dlv_irn_a"] - mean["irn"] >= 3.0, mean
 
 
-@pytest.mark.parametrize("shipped", SHIPPED)
-def test_odd_sizes_lose_less_than_a_third_of_a_decibel(opened, shipped):
-    _, net = opened(shipped)
+def test_odd_sizes_lose_less_than_a_third_of_a_decibel(opened, shipped_weights):
+    _, net = opened(shipped_weights)
     loss = []
     for picture in photographs():
-        even, odd = picture[: -shipped.scale, : -shipped.scale], picture[: 1 - shipped.scale, : 1 - shipped.scale]
+        even, odd = (
+            picture[: -shipped_weights.scale, : -shipped_weights.scale],
+            picture[: 1 - shipped_weights.scale, : 1 - shipped_weights.scale],
+        )
         values = [rescale.psnr_y(net.upscale(net.downscale(np.ascontiguousarray(p))), p) for p in (even, odd)]
         loss.append(values[0] - values[1])
     assert max(loss) < 0.3

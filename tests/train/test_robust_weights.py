@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import skimage
 
 from rescale_train import checkpoint
@@ -13,7 +12,7 @@ from rescale_train.content import held
 from rescale_train.content.degraded import KINDS
 from rescale_train.content.report import measure, summary
 from rescale_train.data import load_picture
-from rescale_train.shipped import Shipped, list_shipped
+from rescale_train.shipped import Shipped
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
@@ -21,15 +20,10 @@ DECIBELS = 0.3
 LEVELS, SHARE = 0.3, 0.1
 """Margin of a cast: so many levels and this share of what was measured."""
 
-# The others' tests take minutes: `pytest -m slow`.
-FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 lite", "dlv_irn_m x2 lite", "irn x2 lite")
-SHIPPED = [pytest.param(s, id=s.title, marks=[] if s.title in FAST else [pytest.mark.slow]) for s in list_shipped()]
 
-
-@pytest.mark.parametrize("shipped", SHIPPED)
-def test_robustness_does_not_fall(shipped: Shipped, recorded: Callable[[str, str, list[float]], list[float]]) -> None:
+def test_robustness_does_not_fall(shipped_weights: Shipped, recorded: Callable[[str, str, list[float]], list[float]]) -> None:
     """HR Y-PSNR, LR Y-PSNR against bicubic (dB), HR cast mean and worst, LR cast mean and worst (levels)."""
-    net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path))
+    net = checkpoint.load_net(checkpoint.read(shipped_weights.path), str(shipped_weights.path))
     folder = Path(skimage.__file__).parent / "data"
     degraded = held.degraded_set({name: load_picture(folder / name)[40:232, 100:292] for name in PHOTOGRAPHS})
     found = {name: summary({name: f}) for name, f in measure(net, held.generated_set()).items()}
@@ -41,7 +35,7 @@ def test_robustness_does_not_fall(shipped: Shipped, recorded: Callable[[str, str
     for name, s in found.items():
         casts = [s["hr_cast"], s["hr_cast_worst"], s["lr_cast"], s["lr_cast_worst"]]
         values = [s["hr_psnr_y"], s["lr_psnr_y"], *casts]
-        before = recorded(shipped.title, name, values)
+        before = recorded(shipped_weights.title, name, values)
         lower = any(v < b - DECIBELS for v, b in zip(values[:2], before[:2], strict=True))
         higher = any(v > b * (1.0 + SHARE) + LEVELS for v, b in zip(casts, before[2:], strict=True))
         if lower or higher:
