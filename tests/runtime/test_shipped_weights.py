@@ -101,11 +101,12 @@ def test_alpha_buys_three_decibels(opened):
 
 def test_odd_sizes_lose_less_than_a_third_of_a_decibel(opened, shipped_weights):
     _, net = opened(shipped_weights)
+    scale = shipped_weights.scale
     loss = []
     for picture in photographs():
         even, odd = (
-            picture[: -shipped_weights.scale, : -shipped_weights.scale],
-            picture[: 1 - shipped_weights.scale, : 1 - shipped_weights.scale],
+            picture[:-scale, :-scale],
+            picture[: 1 - scale, : 1 - scale],
         )
         values = [rescale.psnr_y(net.upscale(net.downscale(np.ascontiguousarray(p))), p) for p in (even, odd)]
         loss.append(values[0] - values[1])
