@@ -28,14 +28,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_best_measured_weights_are_found(folder: Path) -> None:
-    best = find_shipped("irn", 2, folder=folder)
-    assert (best.size, best.headline(), best.title) == ("lite", ("BSD100", 31.0), "irn x2 lite")
-    assert best.path == folder / "irn_x2_lite.safetensors"
-    assert best.card["steps"] == 1
+def test_the_default_size_is_taken_even_if_another_is_better(folder: Path) -> None:
+    add(folder, "irn", 2, "lite", BSD100=29.0)
+    found = find_shipped("irn", 2, folder=folder)
+    assert (found.size, found.headline(), found.title) == ("lite", ("BSD100", 29.0), "irn x2 lite")
+    assert found.path == folder / "irn_x2_lite.safetensors"
+    assert found.card["steps"] == 1
 
 
-def test_a_named_size_is_found_even_if_another_is_better(folder: Path) -> None:
+def test_without_the_default_size_the_best_measured_weights_are_taken(folder: Path) -> None:
+    add(folder, "irn_m", 2, "full", BSD100=30.0)
+    add(folder, "irn_m", 2, "custom", BSD100=31.0)
+    assert find_shipped("irn_m", 2, folder=folder).size == "custom"
+
+
+def test_a_named_size_is_found(folder: Path) -> None:
     assert find_shipped("irn", 2, "full", folder).size == "full"
 
 

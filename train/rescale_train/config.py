@@ -114,6 +114,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Named sizes. Data, so that a new one is a new row."""
 
+DEFAULT_SIZE = "lite"
+"""What a user gets who names no size: near the knee of the ladder of sizes (docs/training.md)."""
+
 
 def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig:
     """The network of a named size.

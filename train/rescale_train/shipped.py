@@ -14,7 +14,7 @@ from rescale.errors import CheckpointError, UnknownModelError
 from rescale.files import atomic_write
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
-from rescale_train.config import SIZES, size_name, to_dict
+from rescale_train.config import DEFAULT_SIZE, SIZES, size_name, to_dict
 from rescale_train.importers.convert import provenance
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
@@ -76,7 +76,8 @@ def list_shipped(folder: Path | None = None) -> list[Shipped]:
 
 
 def find_shipped(model: str, scale: int, size: str | None = None, folder: Path | None = None) -> Shipped:
-    """The shipped weights of a model and scale: of a named size, or those with the best measured PSNR.
+    """The shipped weights of a model and scale: of a named size, or of the default one; without
+    these, those with the best measured PSNR.
 
     Raises:
         UnknownModelError: unknown model, scale or size, or none shipped; the message lists those that are.
@@ -92,7 +93,7 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
         there = ", ".join(s.title for s in every) or "none"
         cure = "train them with rescale-train and give --checkpoint"
         raise UnknownModelError(f"no weights ship for {wanted} (shipped: {there}); {cure}")
-    return max(fitting, key=lambda s: s.headline()[1])
+    return max(fitting, key=lambda s: (s.size == DEFAULT_SIZE, s.headline()[1]))
 
 
 def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Path | None = None) -> Path:
