@@ -15,10 +15,12 @@ import torch
 from rescale.errors import RescaleError
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
-from rescale_train.cli import main, pick_device, spread, with_progress_bar
-from rescale_train.config import Recipe, recipe_names
+from rescale_train.cli import main, with_progress_bar
+from rescale_train.config import Recipe
 from rescale_train.data import CropSampler
 from rescale_train.loop import Options, Trainer, read_log
+from rescale_train.options import pick_device, spread
+from rescale_train.recipe import recipe_names
 
 Run = Callable[..., int]
 

@@ -21,12 +21,11 @@ from rescale_train.config import (
     Recipe,
     TrainConfig,
     from_dict,
-    load_recipe,
     net_config,
-    recipe_names,
     size_name,
     to_dict,
 )
+from rescale_train.recipe import load_recipe, recipe_names
 
 GOOD = '[net]\nmodel = "dlv_irn_m"\nscale = 2\nsize = "lite"\n[train]\nsteps = 10\n'
 
@@ -153,7 +152,7 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "recipes").mkdir()
     for a, b in (("one", "two"), ("two", "one")):
         (tmp_path / "recipes" / f"{a}.toml").write_text(f'base = "{b}"\n')
-    monkeypatch.setattr("rescale_train.config.resources.files", lambda _: tmp_path)
+    monkeypatch.setattr("rescale_train.recipe.resources.files", lambda _: tmp_path)
     with pytest.raises(ConfigError, match="two: base: 'one' is derived from this recipe"):
         load_recipe("one")
 

@@ -17,7 +17,7 @@ from rescale.errors import ConfigError, MissingExtraError
 from rescale.quality import psnr
 from rescale_export.probe import photograph, probe_picture
 from rescale_train.cli import main
-from rescale_train.config import Recipe, TrainConfig, from_dict, load_recipe, to_dict
+from rescale_train.config import Recipe, TrainConfig, from_dict, to_dict
 from rescale_train.content import degraded, drawn, held, ink
 from rescale_train.content.__main__ import app
 from rescale_train.content.cast import BLOCK, block_shifts, colour_cast
@@ -26,6 +26,7 @@ from rescale_train.content.pool import LEAST, SIDE, build_pool, counts
 from rescale_train.content.report import CEILING, fidelity, summary
 from rescale_train.data import CropSampler, Picture
 from rescale_train.loop import Trainer
+from rescale_train.recipe import load_recipe
 
 CPU = torch.device("cpu")
 FLAT = np.full((90, 70, 3), 77, np.uint8)

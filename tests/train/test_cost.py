@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from rescale_train.config import load_recipe, net_config
+from rescale_train.config import net_config
 from rescale_train.cost import macs_per_lr_pixel, step_flop
 from rescale_train.models import build
+from rescale_train.recipe import load_recipe
 
 
 @pytest.mark.parametrize(("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite")])

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.console import new_app, print_json, require, run_app
-from rescale.errors import CheckpointError, ConfigError, InputError, OutputError, RescaleError
+from rescale.errors import CheckpointError, ConfigError, InputError, OutputError
 from rescale.threads import usable_threads
-from rescale_train.config import Recipe, load_recipe, recipe_names, to_dict
+from rescale_train.config import Recipe, to_dict
 from rescale_train.importers.command import import_file
+from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device, spread
+from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.speed_cli import speed
 from rescale_train.study_cli import study
 
 if TYPE_CHECKING:
-    import torch
-
     from rescale_train.loop import Options, Trainer
 
 app = new_app("Train invertible image rescaling networks.")
-EXTRA = ("torch", "safetensors")
 app.command()(study)
 app.command()(speed)
 app.command("import")(import_file)
@@ -34,7 +33,7 @@ app.command("import")(import_file)
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")],
+    recipe: RecipeName,
     data: Annotated[list[Path], typer.Option(help="Folder of training pictures; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, log and plot.")] = Path("runs/latest"),
     val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
@@ -48,9 +47,9 @@ def run(
     validate_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end only.", min=0)] = 1000,
     log_every: Annotated[int, typer.Option(help="Steps between log lines.", min=1)] = 50,
     split: Annotated[bool, typer.Option(help="Also write the checkpoint as parts below 15 MB.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.steps=2000.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    set_: Overrides = None,
+    device: Device = "auto",
+    threads: Threads = 0,
 ) -> None:
     """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint."""
     require(EXTRA, "train")
@@ -65,17 +64,6 @@ def run(
         split_parts=split,
     )
     start_run(load_recipe(recipe, overrides_of(set_)), data, val or [], holdout, resume, init_from, device, threads, options)
-
-
-def overrides_of(items: list[str] | None) -> dict[str, str]:
-    """Values of ``--set KEY=VALUE``, by key."""
-    overrides = {}
-    for item in items or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, got {item!r}")
-        overrides[key] = value
-    return overrides
 
 
 def start_run(
@@ -212,33 +200,6 @@ def with_progress_bar(trainer: Trainer, sampler: Any, held: list[Any], options: 
 
         options.report = report
         return trainer.run(sampler, held, options)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a name.
-
-    Raises:
-        RescaleError: CUDA was asked for and is not there.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RescaleError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RescaleError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
-def spread(paths: list[Path], count: int) -> list[Path]:
-    """`count` paths spread evenly over a list, always the same ones; at most half of it."""
-    count = min(count, len(paths) // 2)
-    return [paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)]
 
 
 @app.command()

@@ -1,20 +1,15 @@
-"""Networks and training runs as data.
+"""Networks and training runs as data: frozen dataclasses that check themselves, and their form as plain tables.
 
-A recipe is a TOML file with the tables ``[net]`` and ``[train]``; each maps onto one frozen dataclass below. An unknown
-key, a missing table and a value of the wrong type are errors: nothing is guessed.
+An unknown key, a missing table and a value of the wrong type are errors: nothing is guessed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rescale.errors import ConfigError
@@ -67,21 +62,19 @@ class NetConfig:
         v = variant(self.model)
         check_scale(self.scale)
         levels = self.scale.bit_length() - 1
-        _require(
-            len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}"
-        )
-        _require(
+        require(len(self.blocks) == levels, f"net.blocks: {self.model} x{self.scale} has {levels} Haar level(s), got {self.blocks}")
+        require(
             all(0 <= n <= 64 for n in self.blocks) and self.blocks[-1] >= 1,
             f"net.blocks: each level takes 0 to 64 blocks, the last at least 1, got {self.blocks}",
         )
-        _require(1 <= self.growth <= 256, f"net.growth: 1 to 256, got {self.growth}")
-        _require(0 <= self.dlv_channels <= 16, f"net.dlv_channels: 0 to 16, got {self.dlv_channels}")
-        _require(
+        require(1 <= self.growth <= 256, f"net.growth: 1 to 256, got {self.growth}")
+        require(0 <= self.dlv_channels <= 16, f"net.dlv_channels: 0 to 16, got {self.dlv_channels}")
+        require(
             v.dlv or self.dlv_channels == 0, f"net.dlv_channels: {self.model} has no dual latent variable, got {self.dlv_channels}"
         )
         _one_of("net.alpha_split", self.alpha_split, ALPHA_SPLITS)
         _one_of("net.alpha_basis", self.alpha_basis, ALPHA_BASES)
-        _require(0.0 < self.alpha_gain <= 64.0, f"net.alpha_gain: above 0, at most 64, got {self.alpha_gain}")
+        require(0.0 < self.alpha_gain <= 64.0, f"net.alpha_gain: above 0, at most 64, got {self.alpha_gain}")
         _one_of("net.ae_layers", self.ae_layers, (2, 4))
 
     @property
@@ -233,20 +226,20 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"train.steps: at least 1, got {self.steps}")
-        _require(self.batch >= 1 and self.final_batch >= 1, f"train.batch: at least 1, got {self.batch}, {self.final_batch}")
-        _require(self.warmup >= 0, f"train.warmup: at least 0, got {self.warmup}")
+        require(self.steps >= 1, f"train.steps: at least 1, got {self.steps}")
+        require(self.batch >= 1 and self.final_batch >= 1, f"train.batch: at least 1, got {self.batch}, {self.final_batch}")
+        require(self.warmup >= 0, f"train.warmup: at least 0, got {self.warmup}")
         for name in ("final_fraction", "float32_fraction", "lr_noise_share", "lr_end"):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
-        _require(self.seed >= 0, f"train.seed: at least 0, got {self.seed}")
-        _require(self.ae_pretrain_steps >= 0, f"train.ae_pretrain_steps: at least 0, got {self.ae_pretrain_steps}")
-        _require(0.0 <= self.lr_peak <= 1.0, f"train.lr_peak: 0 to 1, got {self.lr_peak}")
+            require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
+        require(self.seed >= 0, f"train.seed: at least 0, got {self.seed}")
+        require(self.ae_pretrain_steps >= 0, f"train.ae_pretrain_steps: at least 0, got {self.ae_pretrain_steps}")
+        require(0.0 <= self.lr_peak <= 1.0, f"train.lr_peak: 0 to 1, got {self.lr_peak}")
         for name in ("weight_decay", "clip", "lr_noise"):
             value = getattr(self, name)
-            _require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
-        _require(all(0.0 <= b < 1.0 for b in self.betas), f"train.betas: each 0 to below 1, got {self.betas}")
-        _require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
+            require(0.0 <= value < math.inf, f"train.{name}: at least 0, got {value}")
+        require(all(0.0 <= b < 1.0 for b in self.betas), f"train.betas: each 0 to below 1, got {self.betas}")
+        require(0.0 <= self.ema < 1.0, f"train.ema: 0 to below 1, got {self.ema}")
         _one_of("train.dense", self.dense, DENSE_MODES)
         _one_of("train.compile", self.compile, COMPILE_MODES)
         _one_of("train.optimiser", self.optimiser, OPTIMISERS)
@@ -263,27 +256,29 @@ class Recipe:
 
     def __post_init__(self) -> None:
         v = self.net.variant
-        _require(self.train.z == "zero" or v.auxiliary == "none", f"train.z: random z is for the plain variants, not {v.name}")
-        _require(v.latent or not (self.train.ae_pretrain_steps or self.train.ae_frozen), f"train.ae_*: {v.name} has no autoencoder")
+        require(self.train.z == "zero" or v.auxiliary == "none", f"train.z: random z is for the plain variants, not {v.name}")
+        require(v.latent or not (self.train.ae_pretrain_steps or self.train.ae_frozen), f"train.ae_*: {v.name} has no autoencoder")
         for name in ("patch", "final_patch"):
             side = getattr(self.train, name)
             step = self.net.scale * (4 if v.latent else 1)
-            _require(side >= 8 * step and side % step == 0, f"train.{name}: a multiple of {step}, at least {8 * step}, got {side}")
+            require(side >= 8 * step and side % step == 0, f"train.{name}: a multiple of {step}, at least {8 * step}, got {side}")
 
 
 T = TypeVar("T")
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
+    """Raise `ConfigError` unless a condition holds."""
     if not ok:
         raise ConfigError(message)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    _require(value in allowed, f"{name}: one of {', '.join(map(str, allowed))}, got {value!r}")
+    require(value in allowed, f"{name}: one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def _convert(value: Any, want: Any, where: str) -> Any:
+def convert(value: Any, want: Any, where: str) -> Any:
+    """A parsed TOML or JSON value as the type that a field is annotated with; `ConfigError` names the key."""
     origin = typing.get_origin(want)
     if dataclasses.is_dataclass(want):
         return from_dict(typing.cast(type, want), value, where)
@@ -294,7 +289,7 @@ def _convert(value: Any, want: Any, where: str) -> Any:
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: {len(kinds)} values were expected, got {value!r}")
-        return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
+        return tuple(convert(v, k, where) for v, k in zip(value, kinds, strict=True))
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, want) or (want is int and isinstance(value, bool)):
@@ -315,7 +310,7 @@ def from_dict(cls: type[T], table: Any, where: str) -> T:
     for key in table:
         if key not in fields:
             raise ConfigError(f"{where}.{key}: unknown key; known are {', '.join(fields)}")
-    values = {k: _convert(v, hints[k], f"{where}.{k}") for k, v in table.items()}
+    values = {k: convert(v, hints[k], f"{where}.{k}") for k, v in table.items()}
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}.{name}: missing")
@@ -331,82 +326,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("rescale_train") / "recipes"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
-
-
-def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> Recipe:
-    """Read a recipe by shipped name or by path.
-
-    A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth. ``base = "NAME"`` on top takes all
-    values of a shipped recipe that this one does not state.
-
-    Args:
-        name_or_path: a name from `recipe_names`, or the path of a TOML file.
-        overrides: dotted keys and TOML values, such as ``{"train.steps": "2000"}``.
-
-    Raises:
-        ConfigError: no such recipe, or its content is wrong.
-    """
-    table = _recipe_table(name_or_path)
-    for key, value in overrides.items():
-        group, _, name = key.partition(".")
-        if group not in ("net", "train") or not name:
-            raise ConfigError(f"--set {key}: the key is net.NAME, train.NAME or train.loss.NAME")
-        target = table.setdefault(group, {})
-        while "." in name and isinstance(target, dict):
-            head, _, name = name.partition(".")
-            target = target.setdefault(head, {})
-        _require(isinstance(target, dict), f"--set {key}: what it would go into is not a table")
-        try:
-            target[name] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            raise ConfigError(f"--set {key}: {value!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
-    _require(isinstance(table.get("net", {}), dict), f"net: a table was expected, got {table.get('net')!r}")
-    net = dict(table.get("net", {}))
-    if "size" in net:
-        for key in ("model", "scale"):
-            if key not in net:
-                raise ConfigError(f"net.{key}: missing")
-        base = to_dict(net_config(str(net["model"]), _convert(net["scale"], int, "net.scale"), str(net.pop("size"))))
-        net = {**base, **net}
-    return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table.get("train"), "train"))
-
-
-def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe over those of its base; `derived` are the recipes that led here."""
-    path = Path(name_or_path)
-    if path.suffix == ".toml" and not derived:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: cannot read the recipe: {getattr(e, 'strerror', None) or e}") from None
-    elif name_or_path in recipe_names():
-        text = (resources.files("rescale_train") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
-        where = f"{derived[-1]}: base: " if derived else ""
-        choice = "one of" if derived else "give a .toml file or one of"
-        raise ConfigError(f"{where}unknown recipe {name_or_path!r}: {choice} {', '.join(recipe_names())}")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
-    base = table.pop("base", None)
-    extra = set(table) - {"net", "train"}
-    if extra:
-        raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
-    if base is None:
-        return table
-    _require(isinstance(base, str), f"{name_or_path}: base: the name of a recipe was expected, got {base!r}")
-    _require(base not in (*derived, name_or_path), f"{name_or_path}: base: {base!r} is derived from this recipe")
-    return _merged(_recipe_table(base, (*derived, name_or_path)), table)
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, table by table."""
-    both = {key: _merged(base[key], over[key]) for key in over if isinstance(base.get(key), dict) and isinstance(over[key], dict)}
-    return {**base, **over, **both}

@@ -11,17 +11,17 @@ import typer
 from rescale.console import print_json, progress_bar, require
 from rescale.files import atomic_write
 from rescale.threads import usable_threads
-
-EXTRA = ("torch", "safetensors")
+from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device
+from rescale_train.recipe import load_recipe
 
 
 def speed(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")] = "dlv_irn_a_x2_lite",
+    recipe: RecipeName = "dlv_irn_a_x2_lite",
     steps: Annotated[int, typer.Option(help="Measured steps of each variant.", min=1)] = 10,
     compile_: Annotated[str, typer.Option("--compile", help="Also measure torch.compile in this mode; none: do not.")] = "none",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.batch=32.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    set_: Overrides = None,
+    device: Device = "auto",
+    threads: Threads = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -29,8 +29,6 @@ def speed(
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.cli import overrides_of, pick_device
-    from rescale_train.config import load_recipe
     from rescale_train.speed import WARM_UP, compiled, matmul_peak, measure, table, variants
 
     plan = load_recipe(recipe, overrides_of(set_))

@@ -27,11 +27,12 @@ import torch
 from rescale.errors import ConfigError, RescaleError
 from rescale.files import atomic_write
 from rescale_train import checkpoint
-from rescale_train.config import Recipe, load_recipe
+from rescale_train.config import Recipe
 from rescale_train.cost import macs_per_lr_pixel
 from rescale_train.data import CropSampler, Picture
 from rescale_train.loop import DivergedError, Options, Trainer, validate
 from rescale_train.models import build
+from rescale_train.recipe import load_recipe
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import typer
 from rescale.console import print_json, require
 from rescale.errors import InputError, OutputError
 from rescale.threads import usable_threads
-
-EXTRA = ("torch", "safetensors")
+from rescale_train.options import EXTRA, Device, Threads, pick_device, spread
 
 
 def study(
@@ -22,15 +21,14 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder of the runs, study.json and study.md.")] = Path("runs/study"),
     holdout: Annotated[int, typer.Option(help="Training pictures held out and measured on.", min=1)] = 16,
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat for several.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Train the arms of a study one after the other and compare them. Stopped and started again it goes on where it was."""
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.cli import pick_device, spread
     from rescale_train.data import find_pictures, load_picture
     from rescale_train.loop import Options
     from rescale_train.study import load_study, run_arm, samplers, study_names, table, write_results

@@ -1,0 +1,92 @@
+"""Recipes: TOML files with the tables ``[net]`` and ``[train]`` of `rescale_train.config`, and the ones that ship."""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rescale.errors import ConfigError
+from rescale_train.config import NetConfig, Recipe, TrainConfig, convert, from_dict, net_config, require, to_dict
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("rescale_train") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> Recipe:
+    """Read a recipe by shipped name or by path.
+
+    A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth. ``base = "NAME"`` on top takes all
+    values of a shipped recipe that this one does not state.
+
+    Args:
+        name_or_path: a name from `recipe_names`, or the path of a TOML file.
+        overrides: dotted keys and TOML values, such as ``{"train.steps": "2000"}``.
+
+    Raises:
+        ConfigError: no such recipe, or its content is wrong.
+    """
+    table = _recipe_table(name_or_path)
+    for key, value in overrides.items():
+        group, _, name = key.partition(".")
+        if group not in ("net", "train") or not name:
+            raise ConfigError(f"--set {key}: the key is net.NAME, train.NAME or train.loss.NAME")
+        target = table.setdefault(group, {})
+        while "." in name and isinstance(target, dict):
+            head, _, name = name.partition(".")
+            target = target.setdefault(head, {})
+        require(isinstance(target, dict), f"--set {key}: what it would go into is not a table")
+        try:
+            target[name] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            raise ConfigError(f"--set {key}: {value!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
+    require(isinstance(table.get("net", {}), dict), f"net: a table was expected, got {table.get('net')!r}")
+    net = dict(table.get("net", {}))
+    if "size" in net:
+        for key in ("model", "scale"):
+            if key not in net:
+                raise ConfigError(f"net.{key}: missing")
+        base = to_dict(net_config(str(net["model"]), convert(net["scale"], int, "net.scale"), str(net.pop("size"))))
+        net = {**base, **net}
+    return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table.get("train"), "train"))
+
+
+def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tables of a recipe over those of its base; `derived` are the recipes that led here."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml" and not derived:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: cannot read the recipe: {getattr(e, 'strerror', None) or e}") from None
+    elif name_or_path in recipe_names():
+        text = (resources.files("rescale_train") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        where = f"{derived[-1]}: base: " if derived else ""
+        choice = "one of" if derived else "give a .toml file or one of"
+        raise ConfigError(f"{where}unknown recipe {name_or_path!r}: {choice} {', '.join(recipe_names())}")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
+    base = table.pop("base", None)
+    extra = set(table) - {"net", "train"}
+    if extra:
+        raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
+    if base is None:
+        return table
+    require(isinstance(base, str), f"{name_or_path}: base: the name of a recipe was expected, got {base!r}")
+    require(base not in (*derived, name_or_path), f"{name_or_path}: base: {base!r} is derived from this recipe")
+    return _merged(_recipe_table(base, (*derived, name_or_path)), table)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, table by table."""
+    both = {key: _merged(base[key], over[key]) for key in over if isinstance(base.get(key), dict) and isinstance(over[key], dict)}
+    return {**base, **over, **both}
