@@ -256,7 +256,9 @@ def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     assert net.autoencoder is not None
     g = GraphWriter("encoder", precision)
     z = g.input("z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
-    s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, z, "encoder")], "latent.tanh")
+    gain = net.autoencoder.gain
+    gained = g.op("Mul", [z, g.scalar(gain)], "latent.gain") if gain != 1.0 else z
+    s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, gained, "encoder")], "latent.tanh")
     levels = g.op("Mul", [s, g.scalar(127.0)], "latent.levels")
     rounded = g.op("Round", [levels], "latent.round")
     codes = g.op("Add", [rounded, g.scalar(LATENT_NEUTRAL)], "latent.code")
@@ -274,6 +276,8 @@ def decoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     centred = g.op("Sub", [floats, g.scalar(LATENT_NEUTRAL)], "latent.centre")
     s = g.op("Div", [centred, g.scalar(127.0)], "latent.unit")
     z = _sequence(g, net.autoencoder.decoder, s, "decoder")
+    if net.autoencoder.gain != 1.0:
+        z = g.op("Div", [z, g.scalar(net.autoencoder.gain)], "latent.ungain")
     g.output(z, "z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
     return g
 

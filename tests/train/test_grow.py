@@ -83,6 +83,7 @@ def test_every_new_parameter_learns(net_of: NetOf) -> None:
         ("irn_a", {"alpha_gain": 8.0}, "net.alpha_gain is 1.0, not 8.0"),
         ("irn_m", {"model": "irn"}, "irn has no autoencoder"),
         ("irn_m", {"model": "dlv_irn_m", "dlv_channels": 3}, "an autoencoder cannot be grown"),
+        ("irn_m", {"latent_gain": 2.0}, "an autoencoder cannot be grown; start from the network without one"),
         ("irn_x4", {"scale": 2, "blocks": (3,)}, "it is x4, not x2"),
         ("irn_m", {"scale": 4, "blocks": (1, 1)}, "only a plain irn x2 can be applied twice for x4, not irn_m"),
         ("irn", {"scale": 4, "blocks": (0, 1), "growth": 4}, r"it has \(1, 1\) blocks"),

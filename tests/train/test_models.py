@@ -237,6 +237,16 @@ def test_pad_z_repeats_the_edge_to_multiples_of_4(height: int, width: int) -> No
 
 
 @pytest.mark.parametrize("layers", [2, 4])
+def test_the_latent_gain_only_scales_z(layers: int) -> None:
+    plain, gained = AutoEncoder(9, layers, zero_init=False), AutoEncoder(9, layers, zero_init=False, gain=128.0)
+    gained.load_state_dict(plain.state_dict())
+    z = torch.randn(1, 9, 8, 8)
+    torch.testing.assert_close(gained.encode(z / 128.0), plain.encode(z), rtol=0, atol=0)
+    s = torch.rand(1, 4, 2, 2)
+    torch.testing.assert_close(gained.decode(s, 8, 8) * 128.0, plain.decode(s, 8, 8), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layers", [2, 4])
 def test_zero_init_decodes_to_zero(layers: int) -> None:
     s = torch.rand(1, 4, 2, 2)
     assert not AutoEncoder(9, layers, zero_init=True).decode(s, 8, 8).any()

@@ -30,8 +30,8 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
         return f"{small.model} and {large.model} differ in alpha, which changes what the blocks' channels mean"
     if small.variant.latent and not large.variant.latent:
         return f"{large.model} has no autoencoder"
-    if small.variant.latent and (small.dlv_channels, small.ae_layers) != (large.dlv_channels, large.ae_layers):
-        return "an autoencoder cannot be grown"
+    if small.variant.latent and any(getattr(small, n) != getattr(large, n) for n in ("dlv_channels", "ae_layers", "latent_gain")):
+        return "an autoencoder cannot be grown; start from the network without one"
     for name in ("alpha_split", "alpha_mean", "alpha_gain", "alpha_basis") if small.variant.alpha else ():
         if getattr(small, name) != getattr(large, name):
             return f"net.{name} is {getattr(small, name)}, not {getattr(large, name)}"

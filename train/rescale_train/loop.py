@@ -97,10 +97,10 @@ def subnet_arithmetic(recipe: Recipe, step: int, device: torch.device) -> Iterat
 
 
 def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device) -> float:
-    """Pre-train the -M autoencoder by MSE on standalone random z (paper, section 3.1, AE_p).
+    """Pre-train the -M autoencoder by MSE on standalone random z (paper, section 3.1, AE_p), which its layers see as N(0, 1).
 
     Returns:
-        The last mean squared error; that of a decoder which outputs 0 is 1.
+        The last mean squared error relative to z's; that of a decoder which outputs 0 is 1.
     """
     ae = net.autoencoder
     if ae is None:
@@ -115,7 +115,7 @@ def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device
     last = math.nan
     for _ in range(recipe.train.ae_pretrain_steps):
         z = torch.randn(recipe.train.batch, net.config.z_channels, side, side, generator=generator, device=device)
-        error = (ae.decode(ae.encode(z), side, side) - z).square().mean()
+        error = (ae.decode(ae.encode(z / ae.gain), side, side) * ae.gain - z).square().mean()
         optimiser.zero_grad(set_to_none=True)
         error.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -74,10 +74,12 @@ class AutoEncoder(nn.Module):
         z_channels: channels of z (9 at x2 and 45 at x4 for IRN-M).
         layers: convolutions per side, 2 or 4 (paper, table 2).
         zero_init: zero the decoder's last layer, so that z-hat = 0 before training.
+        gain: z is multiplied with it on the way in and divided by it on the way out (ours; the paper has none).
     """
 
-    def __init__(self, z_channels: int, layers: int, zero_init: bool) -> None:
+    def __init__(self, z_channels: int, layers: int, zero_init: bool, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.encoder = _encoder(z_channels, layers)
         self.decoder = _decoder(z_channels, layers)
         last = self.decoder[-1]
@@ -88,10 +90,10 @@ class AutoEncoder(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """(B, z, h, w) of any h, w -> (B, 4, ceil(h/4), ceil(w/4)) in (-1, 1), not yet rounded."""
-        s: Tensor = self.encoder(pad_z(z))
+        s: Tensor = self.encoder(pad_z(z) * self.gain)
         return s.tanh().to(z.dtype)
 
     def decode(self, s: Tensor, height: int, width: int) -> Tensor:
         """(B, 4, ceil(h/4), ceil(w/4)) -> (B, z, h, w)."""
         z: Tensor = self.decoder(s)
-        return z[..., :height, :width].to(s.dtype)
+        return z[..., :height, :width].to(s.dtype) / self.gain

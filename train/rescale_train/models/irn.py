@@ -67,7 +67,9 @@ class RescalingNet(nn.Module):
             self.levels.append(
                 nn.ModuleList(InvBlock(low, channels - low, config.growth, config.shared_trunk) for _ in range(count))
             )
-        self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init) if config.variant.latent else None
+        self.autoencoder = None
+        if config.variant.latent:
+            self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init, config.latent_gain)
 
     def stages(self) -> list[tuple[BlockTransform, list[InvBlock]]]:
         """Haar transform and blocks of each level, finest first."""
