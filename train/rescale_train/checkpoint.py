@@ -126,13 +126,18 @@ def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
     return net.eval()
 
 
+LATER = {"latent_gain": 1.0}
+"""Values of a network's later options that stand for how networks were before; the digests of those stay as they were."""
+
+
 def weights_digest(net: RescalingNet) -> str:
     """SHA-256 over the network's parameters in order of their names: identifies the weights in bundles and LR files."""
     h = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
         h.update(f"{name} {tuple(value.shape)}\n".encode())
         h.update(value.detach().cpu().float().numpy().tobytes())
-    h.update(json.dumps(to_dict(net.config), sort_keys=True).encode())
+    config = {key: value for key, value in to_dict(net.config).items() if LATER.get(key) != value}
+    h.update(json.dumps(config, sort_keys=True).encode())
     return h.hexdigest()
 
 
