@@ -18,7 +18,7 @@ from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.config import NetConfig
 from rescale_train.models import RescalingNet, build
-from rescale_train.shipped import find_shipped, list_shipped
+from rescale_train.shipped import find_shipped, list_shipped, weights_folder
 
 torch.set_num_threads(1)
 
@@ -84,6 +84,15 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 lite", "dlv_irn_m x2 lite", "irn x2 lite")
 """Shipped weights whose figures every test run checks. All of them would take many minutes more: `pytest -m slow`."""
+
+
+@pytest.fixture
+def only_irn_ships(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package in which irn x2 lite are the only weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    for path in weights_folder().glob("irn_x2_lite.*"):
+        shutil.copy(path, folder)
+    monkeypatch.setattr("rescale_train.shipped.weights_folder", lambda: folder)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -266,6 +266,7 @@ def test_the_command_names_what_is_not_installed(bundle: BundleOf, folder_of: Fo
     assert "error: JPEG XL: imagecodecs is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("only_irn_ships")
 def test_what_the_command_cannot_do_is_said(
     bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

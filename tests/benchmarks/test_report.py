@@ -349,6 +349,7 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
         (["--bundle", "nonesuch"], "nonesuch"),
     ],
 )
+@pytest.mark.usefixtures("only_irn_ships")
 def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["report", "--out", str(tmp_path / "out"), *arguments]) == 1
     err = capsys.readouterr().err

@@ -372,6 +372,7 @@ def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> No
     assert all(torch.equal(p, q) for p, q in zip(again[0].net.parameters(), both[0].net.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("only_irn_ships")
 def test_models_without_weights_get_random_ones(tmp_path: Path) -> None:
     wanted = competitors(Options(backends=["onnxruntime"], precisions=["mixed"]))
     (subject,) = subjects(Options(models=["irn_a"], sizes=["lite"]), wanted, tmp_path)
