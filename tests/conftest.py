@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from rescale_train.models import RescalingNet, build
 from rescale_train.shipped import find_shipped, list_shipped, weights_folder
 
 torch.set_num_threads(1)
+
+# A run that a script started in the background inherits an ignored SIGINT; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 

@@ -50,6 +50,7 @@ def net_configs(draw: st.DrawFn) -> NetConfig:
         draw(st.sampled_from(ALPHA_BASES)),
         draw(st.sampled_from([2, 4])),
         draw(st.booleans()),
+        draw(st.floats(1e-3, 4096.0)),
     )
 
 

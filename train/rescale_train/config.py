@@ -41,10 +41,10 @@ class NetConfig:
         alpha_mean: initialise alpha with the mean of the 3C high bands (paper, table 1).
         alpha_gain: k in sigmoid(k * alpha); 1 is the paper.
         alpha_basis: ``paper`` for mean and equation 1; ``orthonormal`` for a volume-preserving completion.
-        latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
-            trained z has an RMS of about 0.005: without a gain the code stays within one of its 255 levels and carries nothing.
         ae_layers: convolutions in the encoder of the -M autoencoder, 2 or 4 (paper, table 2).
         ae_zero_init: zero the decoder's last layer, so that training starts at z-hat = 0 (our proposal).
+        latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
+            trained z has an RMS of about 0.005: without a gain the code stays within one of its 255 levels and carries nothing.
     """
 
     model: str
@@ -57,9 +57,9 @@ class NetConfig:
     alpha_mean: bool = True
     alpha_gain: float = 1.0
     alpha_basis: str = "paper"
-    latent_gain: float = 1.0
     ae_layers: int = 4
     ae_zero_init: bool = True
+    latent_gain: float = 1.0
 
     def __post_init__(self) -> None:
         v = variant(self.model)
