@@ -44,7 +44,7 @@ class NetConfig:
         ae_layers: convolutions in the encoder of the -M autoencoder, 2 or 4 (paper, table 2).
         ae_zero_init: zero the decoder's last layer, so that training starts at z-hat = 0 (our proposal).
         latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
-            trained z has an RMS of about 0.005: without a gain the code stays within one of its 255 levels and carries nothing.
+            trained z has an RMS of about 0.005: without a gain the code varies by less than one of its 255 levels.
     """
 
     model: str
