@@ -368,7 +368,7 @@ def test_the_report_command(pictures: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_report_names_what_it_cannot_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(app, ["nothing_x2"]) == 1
-    assert "nothing_x2: no such file, and no such shipped weights (there are dlv_irn_a_x2_lite" in capsys.readouterr().err
+    assert "nothing_x2: no such file, and no such shipped weights (there are dlv_irn_a_x2_full, " in capsys.readouterr().err
     Image.new("RGB", (4, 90)).save(tmp_path / "thin.png")
     assert run_app(app, ["irn_x2_lite", "--data", str(tmp_path)]) == 1
     assert "side below 8 pixels" in capsys.readouterr().err
