@@ -33,8 +33,8 @@ def random_net(model: str, scale: int, seed: int = 0) -> RescalingNet:
     """One block a level, growth 4, every parameter random: small enough for any machine, nothing in it is zero."""
     torch.manual_seed(seed)
     dlv = 3 if model.startswith("dlv") else 0
-    gains = {"alpha_gain": 8.0} if model.endswith("_a") else {"latent_gain": 2.0} if model.endswith("_m") else {}
-    net = build(NetConfig(model, scale, (1,) * (scale // 2), 4, shared_trunk=True, dlv_channels=dlv, **gains))
+    gain = 8.0 if model.endswith("_a") else 1.0
+    net = build(NetConfig(model, scale, (1,) * (scale // 2), 4, shared_trunk=True, dlv_channels=dlv, alpha_gain=gain))
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
     return net.eval()

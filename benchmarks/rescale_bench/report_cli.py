@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale.console import require
+from rescale_train.config import DEFAULT_SIZE
 
 REGRESSION = 4
 """Exit code of `compare` for a regression."""
@@ -22,7 +23,7 @@ def report(
     bundle: Annotated[Path | None, typer.Option(help="Bundle made by rescale-export. Default: the model below, exported.")] = None,
     model: Annotated[str, typer.Option(help="Model whose shipped weights are measured.")] = "dlv_irn_a",
     scale: Annotated[int, typer.Option(help="Its scale, 2 or 4.")] = 2,
-    size: Annotated[str, typer.Option(help="Its size, lite or full.")] = "lite",
+    size: Annotated[str, typer.Option(help="Its size, lite or full.")] = DEFAULT_SIZE,
     backend: Annotated[
         list[str] | None, typer.Option(help="Such as onnxruntime or openvino; repeat for several. Default: all that run.")
     ] = None,

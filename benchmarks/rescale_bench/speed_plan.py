@@ -20,7 +20,7 @@ from rescale_bench.speed_worker import BACKEND
 from rescale_export.bundles import write_bundle
 from rescale_export.probe import photograph
 from rescale_train import checkpoint
-from rescale_train.config import NetConfig, from_dict, net_config
+from rescale_train.config import DEFAULT_SIZE, NetConfig, from_dict, net_config
 from rescale_train.models import RescalingNet
 from rescale_train.shipped import find_shipped, list_shipped
 
@@ -129,7 +129,7 @@ def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> It
     precisions = sorted({c.precision for c in wanted if c.kind == BACKEND} - {"fp32"})
     for model in options.models or ("dlv_irn_a",):
         for scale in options.scales or (2,):
-            for size in options.sizes or ("lite",):
+            for size in options.sizes or (DEFAULT_SIZE,):
                 config = net_config(model, scale, size)
                 try:
                     found = find_shipped(model, scale, size)

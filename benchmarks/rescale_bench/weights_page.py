@@ -15,7 +15,7 @@ from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.shipped import Shipped, list_shipped
 
 SETS = ("Set5", "Set14", "BSD100", "Kodak")
-BASES = ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_m", "dlv_irn_a")
+MODELS = ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_m", "dlv_irn_a")
 """Models in the order of the paper's table."""
 
 PREFACE = """# The weights that ship
@@ -32,7 +32,7 @@ million parameters and 250,000 to 500,000 steps."""
 
 def page(shipped: Iterable[Shipped]) -> str:
     """The whole page as Markdown, from the cards alone."""
-    every = sorted(shipped, key=lambda s: (s.scale, BASES.index(s.model), s.size))
+    every = sorted(shipped, key=lambda s: (s.scale, MODELS.index(s.model), s.size))
     lines = [PREFACE]
     for scale in sorted({s.scale for s in every}):
         lines += ["", f"## x{scale}", "", "| HR Y-PSNR (dB) / SSIM | M parameters | " + " | ".join(SETS) + " |"]
@@ -57,18 +57,15 @@ def history(shipped: Shipped) -> list[str]:
     stages: list[Mapping[str, Any]] = [shipped.card]
     while "continued_from" in stages[0]:
         stages.insert(0, stages[0]["continued_from"])
-    lines = []
-    for number, stage in enumerate(stages):
-        recipe = _recipe(stage)
-        start = "" if number == 0 else f" --init-from {_title(_recipe(stages[number - 1]))}"
+    lines: list[str] = []
+    start = ""
+    for stage in stages:
+        recipe = from_dict(Recipe, stage["recipe"], "recipe")
         stopped = "" if stage["steps"] >= recipe.train.steps else f" (stopped after {stage['steps']:,})"
         steps = f"{recipe.train.steps:,} steps{stopped}"
         lines.append(f"`rescale-train run {_arguments(recipe)} --data DIR{start}`: {steps}, {stage['minutes']:.0f} minutes")
+        start = f" --init-from {_title(recipe)}"
     return lines
-
-
-def _recipe(stage: Mapping[str, Any]) -> Recipe:
-    return from_dict(Recipe, stage["recipe"], "recipe")
 
 
 def _title(recipe: Recipe) -> str:

@@ -62,6 +62,8 @@ SWITCHES = [
     ("dlv_irn_a", {"dlv_channels": 0}),
     ("irn_m", {"ae_layers": 2}),
     ("dlv_irn_m", {"ae_layers": 2, "shared_trunk": False}),
+    ("irn_m", {"latent_gain": 128.0}),
+    ("dlv_irn_m", {"ae_layers": 2, "latent_gain": 0.5}),
 ]
 
 

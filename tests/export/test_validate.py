@@ -118,7 +118,7 @@ def test_a_graph_off_by_one_level_is_refused(make_net: MakeNet, models_of: Model
     for node in reversed(moved):
         off.graph.node.insert(at, node)
     onnx.checker.check_model(off)
-    with pytest.raises(ParityError, match=rf"{graph}: \d+ of \d+ values differ from PyTorch, by up to [1-9]"):
+    with pytest.raises(ParityError, match=rf"{graph}: \d+ of \d+ values differ from PyTorch, by up to [12]"):
         compare(net, bytes_of(models | {graph: off}))
 
 
