@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rescale_export.probe import probe_picture
+from rescale_train.cli import main
 from rescale_train.config import NetConfig, Recipe, TrainConfig
 from rescale_train.data import CropSampler
 from rescale_train.models import RescalingNet, build
@@ -95,3 +96,14 @@ def recipe_file(tmp_path: Path) -> Path:
         "[train]\nsteps = 4\nbatch = 2\npatch = 16\nfinal_batch = 2\nfinal_patch = 16\nwarmup = 1\n"
     )
     return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, pictures: Path, recipe_file: Path) -> Callable[..., int]:
+    """`rescale-train run` of the tiny recipe into tmp_path/out, with further arguments."""
+
+    def call(*extra: str) -> int:
+        fixed = ["--data", str(pictures), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu", "--holdout", "1"]
+        return main(["run", str(recipe_file), *fixed, *extra])
+
+    return call

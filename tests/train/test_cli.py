@@ -25,17 +25,6 @@ from rescale_train.recipe import recipe_names
 Run = Callable[..., int]
 
 
-@pytest.fixture
-def run(tmp_path: Path, pictures: Path, recipe_file: Path) -> Run:
-    """`rescale-train run` of the tiny recipe into tmp_path/out, with further arguments."""
-
-    def call(*extra: str) -> int:
-        fixed = ["--data", str(pictures), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu", "--holdout", "1"]
-        return main(["run", str(recipe_file), *fixed, *extra])
-
-    return call
-
-
 def error(capsys: pytest.CaptureFixture[str]) -> str:
     text = capsys.readouterr().err
     assert text.startswith("error: ")
@@ -213,30 +202,6 @@ def test_the_progress_bar_follows_the_run(
     assert "3/3" in text.err
     assert "hr_psnr_y" in text.err
     assert text.out == ""
-
-
-def test_ship_writes_the_averaged_weights_as_float16(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 0
-    source, target = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "w.safetensors"
-    capsys.readouterr()
-    assert main(["ship", str(source), str(target)]) == 0
-    assert f"{target}: {target.stat().st_size} bytes" in capsys.readouterr().out
-    whole, small = checkpoint.read(source), checkpoint.read(target)
-    assert (small.recipe, small.progress) == (whole.recipe, whole.progress)
-    assert {v.dtype for v in small.tensors.values()} == {torch.float16}
-    want = checkpoint.load_net(whole, "source").state_dict()
-    got = checkpoint.load_net(small, "target").state_dict()
-    assert all(torch.equal(got[k], v.half().float()) for k, v in want.items())
-    assert target.stat().st_size < source.stat().st_size / 4
-
-
-def test_ship_names_a_bad_source_and_a_bad_target(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ship", str(tmp_path / "gone.safetensors"), str(tmp_path / "w.safetensors")]) == 1
-    assert "gone.safetensors: no such checkpoint" in error(capsys)
-    assert run("--max-minutes", "0") == 0
-    capsys.readouterr()
-    assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "none" / "w.safetensors")]) == 1
-    assert "w.safetensors: cannot write" in error(capsys)
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

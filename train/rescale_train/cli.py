@@ -19,6 +19,7 @@ from rescale_train.config import Recipe, to_dict
 from rescale_train.importers.command import import_file
 from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device, spread
 from rescale_train.recipe import load_recipe, recipe_names
+from rescale_train.ship_cli import ship
 from rescale_train.speed_cli import speed
 from rescale_train.study_cli import study
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 app = new_app("Train invertible image rescaling networks.")
 app.command()(study)
 app.command()(speed)
+app.command()(ship)
 app.command("import")(import_file)
 
 
@@ -82,7 +84,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import CropSampler, find_pictures, load_picture
+    from rescale_train.data import CropSampler, find_pictures, load_held, load_picture
     from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -108,8 +110,7 @@ def start_run(
         raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
     if rank == 0:
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
-    # Too small a picture has no interior to measure.
-    held = [p for p in (load_picture(p)[:512, :512] for p in held_paths) if min(p.shape[:2]) >= 8 * recipe.net.scale]
+    held = list(load_held(held_paths, recipe.net.scale).values())
     photographs = [load_picture(p) for p in train_paths]
     sampler = CropSampler(photographs, recipe.net.scale, recipe.train.seed, device, recipe.train.mix)
 
@@ -200,29 +201,6 @@ def with_progress_bar(trainer: Trainer, sampler: Any, held: list[Any], options: 
 
         options.report = report
         return trainer.run(sampler, held, options)
-
-
-@app.command()
-def ship(
-    source: Annotated[Path, typer.Argument(help="Training checkpoint.", metavar="CHECKPOINT")],
-    target: Annotated[Path, typer.Argument(help="Weights file to write (.safetensors).", metavar="WEIGHTS")],
-    figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
-    data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
-    machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
-    earlier: Annotated[Path | None, typer.Option(help="For the card: card of the weights that --init-from was given.")] = None,
-) -> None:
-    """Write the averaged weights of a checkpoint, rounded to float16, as a weights file; with --figures also its card."""
-    require(EXTRA, "train")
-    from rescale_train import checkpoint
-    from rescale_train.shipped import write_card
-
-    found = checkpoint.read(source)
-    net = checkpoint.load_net(found, str(source))
-    # Stored as float16 and loaded as float32: every user computes with exactly the same weights.
-    checkpoint.write(target, {k: v.half() for k, v in net.state_dict().items()}, found.recipe, found.progress)
-    print(f"{target}: {target.stat().st_size} bytes")
-    if figures is not None:
-        print(write_card(target, figures, data, machine, earlier))
 
 
 @app.command()

@@ -53,6 +53,16 @@ def load_picture(path: Path) -> Picture:
         raise InputError(f"{path}: not a readable picture: {e}") from None
 
 
+def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
+    """Pictures to validate on by path, each its upper left part of at most 512x512 pixels; those too small to measure are left out.
+
+    Raises:
+        InputError: a file is not a readable picture.
+    """
+    cut = {str(p): load_picture(p)[:512, :512] for p in paths}
+    return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= 8 * scale}
+
+
 def _area_shares(pictures: Sequence[Picture]) -> npt.NDArray[np.float64]:
     area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
     shares: npt.NDArray[np.float64] = area / area.sum()

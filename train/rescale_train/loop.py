@@ -182,6 +182,7 @@ class Trainer:
         for block in self.net.modules():
             if isinstance(block, DenseBlock):
                 block.sums = recipe.train.dense == "sum"
+        self.continued = init is not None
         if init is not None:
             self.net.load_state_dict(init)
         elif recipe.train.ae_pretrain_steps:
@@ -300,6 +301,11 @@ class Trainer:
         last_step = self.step
         validation: dict[str, float] = {}
         steps = self.recipe.train.steps
+        if self.step == 0 and self.continued and options.validate_every:
+            validation = self._validate(held)
+            if validation:
+                self._record(log, options, {"step": 0, **validation})
+            start = last_log = time.monotonic()
         while self.step < steps:
             terms = self.train_step(sampler)
             now = time.monotonic()
@@ -356,7 +362,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drop records after `step`, which a resumed run writes again."""
+    """Drop records after `step`, which a resumed run writes again; of a run that starts, at step 0, all."""
     if path.exists():
-        kept = [r for r in read_log(path) if r["step"] <= step]
+        kept = [r for r in read_log(path) if step and r["step"] <= step]
         atomic_write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())

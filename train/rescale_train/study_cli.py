@@ -29,7 +29,7 @@ def study(
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.data import find_pictures, load_picture
+    from rescale_train.data import find_pictures, load_held, load_picture
     from rescale_train.loop import Options
     from rescale_train.study import load_study, run_arm, samplers, study_names, table, write_results
 
@@ -51,7 +51,7 @@ def study(
     held_paths = spread(paths, holdout)
     if not held_paths:
         raise InputError(f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2")
-    held = [load_picture(p)[:512, :512] for p in held_paths]
+    held = list(load_held(held_paths, plan.arms[0].recipe.net.scale).values())
     sets = {folder.name: [load_picture(p) for p in find_pictures([folder])] for folder in measure or []}
     crops = samplers(plan, [load_picture(p) for p in paths if p not in set(held_paths)], where)
     try:

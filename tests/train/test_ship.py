@@ -1,0 +1,156 @@
+"""`rescale-train ship`: what it writes, and which weights may replace others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rescale_export.probe import probe_picture
+from rescale_train import checkpoint
+from rescale_train.cli import main
+from rescale_train.config import Recipe
+from rescale_train.content.cast import Cast
+from rescale_train.content.report import Fidelity
+from rescale_train.loop import read_log
+from rescale_train.models import RescalingNet
+from rescale_train.replace import LOSS, judge
+
+Run = Callable[..., int]
+RecipeOf = Callable[..., Recipe]
+WriteNet = Callable[[str, float], Path]
+PICTURE = {"p": probe_picture(32, 32)}
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def write_net(tmp_path: Path, tiny_net: RescalingNet, recipe_of: RecipeOf) -> WriteNet:
+    """A weights file of the tiny network with noise of a given deviation on every parameter; the noisier, the worse it restores."""
+
+    def write(name: str, noise: float, model: str = "irn_a") -> Path:
+        torch.manual_seed(3)
+        tensors = {k: v + noise * torch.randn_like(v) for k, v in tiny_net.state_dict().items()}
+        path = tmp_path / name
+        checkpoint.write(path, tensors, recipe_of(model), {"step": 1})
+        return path
+
+    return write
+
+
+def test_ship_writes_the_averaged_weights_as_float16(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    source, target = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "w.safetensors"
+    capsys.readouterr()
+    assert main(["ship", str(source), str(target)]) == 0
+    assert f"{target}: {target.stat().st_size} bytes" in capsys.readouterr().out
+    whole, small = checkpoint.read(source), checkpoint.read(target)
+    assert (small.recipe, small.progress) == (whole.recipe, whole.progress)
+    assert {v.dtype for v in small.tensors.values()} == {torch.float16}
+    want = checkpoint.load_net(whole, "source").state_dict()
+    got = checkpoint.load_net(small, "target").state_dict()
+    assert all(torch.equal(got[k], v.half().float()) for k, v in want.items())
+    assert target.stat().st_size < source.stat().st_size / 4
+
+
+def test_ship_names_a_bad_source_and_a_bad_target(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ship", str(tmp_path / "gone.safetensors"), str(tmp_path / "w.safetensors")]) == 1
+    assert "gone.safetensors: no such checkpoint" in error(capsys)
+    assert run("--max-minutes", "0") == 0
+    capsys.readouterr()
+    assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "none" / "w.safetensors")]) == 1
+    assert "w.safetensors: cannot write" in error(capsys)
+
+
+def test_better_weights_replace_and_worse_ones_do_not(
+    write_net: WriteNet, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, target = write_net("good.safetensors", 0.0), write_net("bad.safetensors", 0.3), tmp_path / "w.safetensors"
+    held = ["--held", str(pictures), "--holdout", "2"]
+    assert main(["ship", str(bad), str(target)]) == 0
+    assert main(["ship", str(bad), str(target)]) == 0, "the same weights again, as with --figures for the card"
+    assert main(["ship", str(good), str(target)]) == 1
+    assert "w.safetensors: exists; choose another path, or give --held DIR" in error(capsys)
+    before = target.read_bytes()
+    assert main(["ship", str(good), str(target), *held]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| held out | HR dB | new | change | LR dB | new | change |"
+    assert [row.split(" | ")[0] for row in table[2:4]] == ["| photographs", "| generated pictures"]
+    assert all(float(row.split(" | ")[3]) > 0 for row in table[2:4])
+    after = target.read_bytes()
+    assert after != before
+    assert main(["ship", str(bad), str(target), *held]) == 1
+    assert "w.safetensors: kept as it is: photographs lose" in error(capsys)
+    assert target.read_bytes() == after
+
+
+def test_a_file_that_cannot_be_compared_is_not_replaced(
+    write_net: WriteNet, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = write_net("new.safetensors", 0.0), write_net("old.safetensors", 0.3)
+    before = target.read_bytes()
+    single = tmp_path / "single"
+    single.mkdir()
+    (single / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    assert main(["ship", str(source), str(target), "--held", str(single)]) == 1
+    assert f"nothing to tell by in {single}: give 2 pictures or more" in error(capsys)
+    assert main(["ship", str(source), str(target), "--held", str(tmp_path / "none")]) == 1
+    assert "none: not a folder" in error(capsys)
+    assert target.read_bytes() == before
+    target.write_bytes(b"no weights")
+    assert main(["ship", str(source), str(target), "--held", str(pictures)]) == 1
+    assert "old.safetensors: " in error(capsys)
+    assert target.read_bytes() == b"no weights"
+
+
+def test_weights_of_another_model_are_not_replaced(
+    write_net: WriteNet, recipe_of: RecipeOf, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = write_net("new.safetensors", 0.0), tmp_path / "plain.safetensors"
+    recipe = recipe_of("irn")
+    from rescale_train.models import build
+
+    checkpoint.write(target, build(recipe.net).state_dict(), recipe, {"step": 1})
+    assert main(["ship", str(source), str(target), "--held", str(pictures)]) == 1
+    assert "plain.safetensors: holds irn x2, not irn_a x2; choose another path" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("photographs", "generated", "refusal"),
+    [
+        (0.1, 0.1, ""),
+        (0.5, -0.2, ""),
+        (-0.2, 2.0, ""),
+        (-LOSS - 0.01, 5.0, "photographs lose 0.26 dB of HR, at most 0.25 is allowed"),
+        (5.0, -1.0, "generated pictures lose 1.00 dB of HR, at most 0.25 is allowed"),
+        (0.0, 0.0, "the mean HR changes by +0.000 dB, a gain is wanted"),
+        (0.1, -0.2, "the mean HR changes by -0.050 dB, a gain is wanted"),
+    ],
+)
+def test_what_counts_as_better(
+    monkeypatch: pytest.MonkeyPatch, tiny_net: RescalingNet, photographs: float, generated: float, refusal: str
+) -> None:
+    """Groups weigh the same, and none may lose much."""
+    nothing = Cast(0.0, 0.0)
+    turns = iter([40.0, 40.0 + photographs, 30.0, 30.0 + generated])
+    monkeypatch.setattr("rescale_train.replace.measure", lambda net, p: {"p": Fidelity(next(turns), 40.0, nothing, nothing)})
+    verdict = judge(tiny_net, tiny_net, {"photographs": PICTURE, "generated pictures": PICTURE})
+    assert verdict.refusal == refusal
+    assert verdict.table.splitlines()[2].startswith(f"| photographs | 40.00 | {40 + photographs:.2f} | {photographs:+.2f} | 40.00")
+
+
+def test_a_continued_run_says_where_it_starts(run: Run, write_net: WriteNet, tmp_path: Path) -> None:
+    """So that its log tells whether it improved the weights at all."""
+    weights = write_net("w.safetensors", 0.0)
+    assert run("--init-from", str(weights)) == 0
+    records = read_log(tmp_path / "out" / "log.jsonl")
+    first, last = records[0], records[-1]
+    assert first["step"] == 0
+    assert set(first) == set(last) == {"step", "hr_psnr_y", "lr_psnr_y"}
+    (tmp_path / "out" / "checkpoint.safetensors").unlink()
+    assert run("--init-from", str(weights), "--validate-every", "0") == 0
+    assert min(r["step"] for r in read_log(tmp_path / "out" / "log.jsonl")) > 0

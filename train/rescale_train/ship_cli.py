@@ -1,0 +1,83 @@
+"""`rescale-train ship`: weights for users out of a training checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale.console import require
+from rescale.errors import CheckpointError, OutputError
+from rescale_train.options import EXTRA, spread
+
+if TYPE_CHECKING:
+    from rescale_train.models import RescalingNet
+
+
+def ship(
+    source: Annotated[Path, typer.Argument(help="Training checkpoint.", metavar="CHECKPOINT")],
+    target: Annotated[Path, typer.Argument(help="Weights file to write (.safetensors).", metavar="WEIGHTS")],
+    held: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where WEIGHTS exists: folder of the run's training pictures; repeat for several. Old and new weights are "
+            "measured on those it held out and on the generated set, and the better ones stay."
+        ),
+    ] = None,
+    holdout: Annotated[int, typer.Option(help="Training pictures that the run held out.", min=1)] = 8,
+    figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
+    data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
+    machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
+    earlier: Annotated[Path | None, typer.Option(help="For the card: card of the weights that --init-from was given.")] = None,
+) -> None:
+    """Write the averaged weights of a checkpoint, rounded to float16, as a weights file; with --figures also its card.
+
+    An existing file is replaced by better weights only.
+    """
+    require(EXTRA, "train")
+    from rescale_train import checkpoint
+    from rescale_train.shipped import write_card
+
+    found = checkpoint.read(source)
+    net = checkpoint.load_net(found, str(source))
+    # Stored as float16 and loaded as float32: every user computes with exactly the same weights.
+    rounded = {k: v.half() for k, v in net.state_dict().items()}
+    net.load_state_dict(rounded)
+    if target.exists():
+        check_replacement(net, target, held or [], holdout)
+    checkpoint.write(target, rounded, found.recipe, found.progress)
+    print(f"{target}: {target.stat().st_size} bytes")
+    if figures is not None:
+        print(write_card(target, figures, data, machine, earlier))
+
+
+def check_replacement(new: RescalingNet, target: Path, folders: list[Path], holdout: int) -> None:
+    """Print how weights compare with those of a file that they would replace.
+
+    Raises:
+        CheckpointError: the file is of another model or scale, or no weights file.
+        OutputError: the new weights are not better, or there are no pictures to tell by.
+    """
+    from rescale_train import checkpoint
+    from rescale_train.content.held import generated_set
+    from rescale_train.data import find_pictures, load_held
+    from rescale_train.replace import judge
+
+    before = checkpoint.load_net(checkpoint.read(target), str(target))
+    if checkpoint.weights_digest(before) == checkpoint.weights_digest(new):
+        return
+    there, wanted = (f"{net.config.model} x{net.config.scale}" for net in (before, new))
+    if there != wanted:
+        raise CheckpointError(f"{target}: holds {there}, not {wanted}; choose another path")
+    if not folders:
+        raise OutputError(
+            f"{target}: exists; choose another path, or give --held DIR, the training pictures: better weights replace it"
+        )
+    photographs = load_held(spread(find_pictures(folders), holdout), new.config.scale)
+    if not photographs:
+        raise OutputError(f"{target}: nothing to tell by in {', '.join(map(str, folders))}: give 2 pictures or more")
+    verdict = judge(before, new, {"photographs": photographs, "generated pictures": generated_set()})
+    print(verdict.table)
+    if verdict.refusal:
+        raise OutputError(f"{target}: kept as it is: {verdict.refusal}")
