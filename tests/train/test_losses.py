@@ -10,7 +10,7 @@ from torch import Tensor
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_batch
 from rescale_train.config import LossConfig, Recipe
-from rescale_train.losses import Objective
+from rescale_train.losses import PSNR_WEIGHT, ROUNDING, Objective, charbonnier, log_error
 from rescale_train.models import RescalingNet
 
 MODELS = ["irn", "irn_a", "irn_m", "dlv_irn_a", "dlv_irn_m"]
@@ -58,6 +58,40 @@ def test_the_lr_weight_is_scale_squared_by_default(
 ) -> None:
     assert Objective(net_of(recipe_of("irn", scale).net), recipe_of("irn", scale)).lr_weight == scale**2
     assert Objective(net_of(recipe_of("irn", scale).net), recipe_of("irn", scale, loss=LossConfig(lr=3.0))).lr_weight == 3.0
+
+
+@torch.no_grad()
+def test_the_logarithmic_hr_term(net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], batch: Tensor) -> None:
+    recipe = recipe_of("irn_a", loss=LossConfig(hr_kind="psnr"))
+    net = net_of(recipe.net, 0.05, True)
+    got = Objective(net, recipe)(batch, bicubic_batch(batch, 2))
+    down = net.downscale(batch)
+    error = (net.upscale(down.lr) - batch).numpy().astype(np.float64)
+    crops = [0.004 * e.size * np.log(1.0 + np.mean(e**2) * 12.0 * 255.0**2) for e in error]
+    assert float(got["hr"]) == pytest.approx(np.mean(crops), rel=1e-4)
+    assert float(got["total"]) == pytest.approx(float(got["hr"] + 4.0 * got["lr"] + got["z"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("level", [3e-2, 1e-1, 1.0])
+def test_a_decibel_is_worth_the_same_on_every_crop(level: float) -> None:
+    error = level * torch.linspace(-1.0, 1.0, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+    gain = (log_error(error) - log_error(error / 10.0 ** (1.0 / 20.0))) / error[0].numel()
+    assert gain.numpy() == pytest.approx(PSNR_WEIGHT * 0.1 * np.log(10.0), rel=0.03)
+
+
+def test_the_logarithm_pulls_as_the_distance_where_it_says_so_and_not_below_rounding() -> None:
+    sign = torch.tensor([-1.0, 1.0]).repeat(24).reshape(1, 3, 4, 4)
+
+    def pull(of: Callable[[Tensor], Tensor], level: float) -> float:
+        error = (level * sign).requires_grad_()
+        of(error).sum().backward()
+        assert error.grad is not None
+        return float(error.grad.abs().mean())
+
+    assert pull(log_error, 0.008) == pytest.approx(pull(charbonnier, 0.008), rel=0.05)
+    assert pull(log_error, 0.1) < 0.1 * pull(charbonnier, 0.1), "a lost crop does not decide"
+    assert pull(log_error, 0.1 * ROUNDING**0.5) < 0.3 * pull(log_error, ROUNDING**0.5)
+    assert log_error(torch.zeros(1, 3, 4, 4)).item() == 0.0
 
 
 def test_only_the_total_carries_a_gradient(

@@ -23,6 +23,7 @@ OPTIMISERS = ("adamw", "muon")
 DENSE_MODES = ("concat", "sum")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
+HR_KINDS = ("charbonnier", "psnr")
 LR_KINDS = ("l2", "charbonnier")
 
 
@@ -150,7 +151,9 @@ class LossConfig:
     """Weights of equation 2. Every term is a sum over C, H, W and a mean over the batch.
 
     Attributes:
-        hr: lambda_1, Charbonnier distance of the restored HR.
+        hr: lambda_1, error of the restored HR.
+        hr_kind: ``charbonnier`` for the Charbonnier distance (the paper), ``psnr`` for the logarithm of each crop's mean squared
+            error: a decibel is worth the same on every crop, whereas the distance lets the hardest crops decide.
         lr: lambda_2, error of the LR against bicubic; 0 means scale squared, as in IRN.
         lr_kind: ``l2`` for the squared error (the paper), ``charbonnier`` as in IRN's fine-tuning against colour casts. At the
             same weight the latter pulls about a hundred times harder on an error of one grey level.
@@ -166,8 +169,10 @@ class LossConfig:
     z_mse: float = 1.0
     lr_kind: str = "l2"
     lr_clamp: bool = False
+    hr_kind: str = "charbonnier"
 
     def __post_init__(self) -> None:
+        _one_of("train.loss.hr_kind", self.hr_kind, HR_KINDS)
         _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)
 
 
