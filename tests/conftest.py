@@ -115,7 +115,7 @@ def recorded(pytestconfig: pytest.Config) -> Callable[[str, str, list[float]], l
     """What tests/shipped_figures.json says was measured of shipped weights, by their title and what was measured.
 
     Beside that, the figures just measured: with ``--record`` they are written where there are none; without, none is an
-    error. Figures of better weights are written by deleting the old ones: they only move up.
+    error. Figures of weights that `rescale-train ship` found better are written by deleting the old ones.
     """
     path = Path(__file__).parent / "shipped_figures.json"
     table: dict[str, dict[str, list[float]]] = json.loads(path.read_text())
