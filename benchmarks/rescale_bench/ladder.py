@@ -186,13 +186,24 @@ def plot(report: dict[str, Any]) -> bytes:
     rungs = sorted(report["rungs"], key=lambda r: r["seconds"]["down"] + r["seconds"]["up"])
     cost = [r["seconds"]["down"] + r["seconds"]["up"] for r in rungs]
     axes.plot(cost, [quality(r) for r in rungs], "o", color="#0072b2")
+    middle = math.sqrt(cost[0] * cost[-1])
     for r, c in zip(rungs, cost, strict=True):
         weight = "bold" if r["knee"] else "normal"
-        axes.annotate(r["name"], (c, quality(r)), xytext=(5, -9), textcoords="offset points", fontsize=7, fontweight=weight)
+        # Names run towards the middle, or those of the last points would leave the picture.
+        right = c > middle
+        axes.annotate(
+            r["name"],
+            (c, quality(r)),
+            xytext=(-5, 5) if right else (5, -9),
+            ha="right" if right else "left",
+            textcoords="offset points",
+            fontsize=7,
+            fontweight=weight,
+        )
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds down and up, {report['resolution']}, {report['backend']}")
     axes.set_ylabel("HR Y-PSNR, mean of the sets (dB)")
-    axes.margins(x=0.25, y=0.12)
+    axes.margins(x=0.06, y=0.12)
     axes.grid(alpha=0.3, which="both")
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "rescale", "svg.fonttype": "path"}):

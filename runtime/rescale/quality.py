@@ -12,6 +12,10 @@ import numpy.typing as npt
 Picture = npt.NDArray[np.uint8]
 
 
+LUMA = (65.481, 128.553, 24.966)
+"""Weights of R, G and B in [0, 1] in BT.601's Y of 16 to 235."""
+
+
 def luma(picture: Picture) -> npt.NDArray[np.float64]:
     """BT.601 Y of an RGB picture in MATLAB's range 16 to 235, not rounded.
 
@@ -21,7 +25,7 @@ def luma(picture: Picture) -> npt.NDArray[np.float64]:
     Returns:
         float64 (H, W).
     """
-    weights = np.array([65.481, 128.553, 24.966]) / 255.0
+    weights = np.array(LUMA) / 255.0
     return picture.astype(np.float64) @ weights + 16.0
 
 

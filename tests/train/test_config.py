@@ -134,12 +134,25 @@ def test_a_base_gives_what_the_recipe_does_not_state(tmp_path: Path) -> None:
     assert base.train.lr_peak == load_recipe("irn_x2_lite").train.lr_peak != TrainConfig(steps=1).lr_peak
 
 
+def test_of_several_bases_the_later_wins_and_parts_are_only_bases(tmp_path: Path) -> None:
+    text = 'base = ["irn_x4_lite", "parts/robust"]\n[train.mix]\ntext = 0.5\n'
+    recipe, plain, shipped = load_recipe(write(tmp_path, text)), load_recipe("irn_x4_lite"), load_recipe("dlv_irn_a_x2_lite_robust")
+    assert recipe.net == plain.net
+    assert (recipe.train.batch, recipe.train.loss) == (plain.train.batch, shipped.train.loss)
+    assert recipe.train.loss != plain.train.loss
+    assert recipe.train.mix == replace(shipped.train.mix, text=0.5)
+    with pytest.raises(ConfigError, match="unknown recipe 'parts/robust'"):
+        load_recipe("parts/robust")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('base = "nowhere"', "r.toml: base: unknown recipe 'nowhere': one of dlv_irn_a_x2_full, "),
         ('base = "other.toml"', "base: unknown recipe 'other.toml'"),
         ("base = 3", "r.toml: base: the name of a recipe was expected, got 3"),
+        ('base = ["irn_x2_lite", 3]', "r.toml: base: the name of a recipe was expected, got 3"),
+        ('base = ["irn_x2_lite", "parts/none"]', "r.toml: base: unknown recipe 'parts/none'"),
         ('base = "irn_x2_lite"\nnet = 3', "net: a table was expected, got 3"),
         ('base = "irn_x2_lite"\n[nets]', r"unknown table\(s\) nets"),
     ],

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rescale.quality import LUMA
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_batch
 from rescale_train.config import LossConfig, Recipe
-from rescale_train.losses import PSNR_WEIGHT, ROUNDING, Objective, charbonnier, log_error
+from rescale_train.losses import PSNR_WEIGHT, ROUNDING, Objective, charbonnier, log_error, weigh_luma
 from rescale_train.models import RescalingNet
 
 MODELS = ["irn", "irn_a", "irn_m", "dlv_irn_a", "dlv_irn_m"]
@@ -92,6 +93,30 @@ def test_the_logarithm_pulls_as_the_distance_where_it_says_so_and_not_below_roun
     assert pull(log_error, 0.1) < 0.1 * pull(charbonnier, 0.1), "a lost crop does not decide"
     assert pull(log_error, 0.1 * ROUNDING**0.5) < 0.3 * pull(log_error, ROUNDING**0.5)
     assert log_error(torch.zeros(1, 3, 4, 4)).item() == 0.0
+
+
+@pytest.mark.parametrize("luma", [0.0, 0.5, 3.0])
+def test_luma_counts_more_and_the_rest_of_the_colour_as_before(luma: float) -> None:
+    error = torch.randn(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    weights = torch.tensor(LUMA, dtype=torch.float64)
+    y_error = torch.einsum("bchw,c->bhw", error, weights)
+    want = error.square().sum(1) + luma * y_error.square() / weights.square().sum()
+    got = weigh_luma(error, luma)
+    assert torch.allclose(got.square().sum(1), want)
+    colour = error - (y_error / weights.square().sum())[:, None] * weights.view(1, 3, 1, 1)
+    assert torch.allclose(weigh_luma(colour, luma), colour), "an error without luma counts as before"
+
+
+def test_the_objective_weighs_the_luma_of_the_restored_picture_only(
+    net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], batch: Tensor
+) -> None:
+    reference = bicubic_batch(batch, 2)
+    terms = []
+    for luma in (0.0, 3.0):
+        recipe = recipe_of(loss=LossConfig(luma=luma))
+        terms.append(Objective(net_of(recipe.net, 0.05, True), recipe)(batch, reference))
+    assert terms[1]["hr"] > terms[0]["hr"]
+    assert (terms[1]["lr"], terms[1]["z"]) == (terms[0]["lr"], terms[0]["z"])
 
 
 def test_only_the_total_carries_a_gradient(

@@ -16,7 +16,7 @@ from rescale_train.content.cast import Cast
 from rescale_train.content.report import Fidelity
 from rescale_train.loop import read_log
 from rescale_train.models import RescalingNet
-from rescale_train.replace import LOSS, judge
+from rescale_train.replace import COLOUR_LOSS, LOSS, judge
 
 Run = Callable[..., int]
 RecipeOf = Callable[..., Recipe]
@@ -78,7 +78,7 @@ def test_better_weights_replace_and_worse_ones_do_not(
     before = target.read_bytes()
     assert main(["ship", str(good), str(target), *held]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0] == "| held out | HR dB | new | change | LR dB | new | change |"
+    assert table[0] == "| held out | HR dB | new | change | HR RGB dB | new | change | LR dB | new | change |"
     assert [row.split(" | ")[0] for row in table[2:4]] == ["| photographs", "| generated pictures"]
     assert all(float(row.split(" | ")[3]) > 0 for row in table[2:4])
     after = target.read_bytes()
@@ -137,10 +137,23 @@ def test_what_counts_as_better(
     """Groups weigh the same, and none may lose much."""
     nothing = Cast(0.0, 0.0)
     turns = iter([40.0, 40.0 + photographs, 30.0, 30.0 + generated])
-    monkeypatch.setattr("rescale_train.replace.measure", lambda net, p: {"p": Fidelity(next(turns), 40.0, nothing, nothing)})
+    monkeypatch.setattr("rescale_train.replace.measure", lambda net, p: {"p": Fidelity(next(turns), 39.0, 40.0, nothing, nothing)})
     verdict = judge(tiny_net, tiny_net, {"photographs": PICTURE, "generated pictures": PICTURE})
     assert verdict.refusal == refusal
-    assert verdict.table.splitlines()[2].startswith(f"| photographs | 40.00 | {40 + photographs:.2f} | {photographs:+.2f} | 40.00")
+    assert verdict.table.splitlines()[2].startswith(
+        f"| photographs | 40.00 | {40 + photographs:.2f} | {photographs:+.2f} | 39.00 | 39.00"
+    )
+
+
+@pytest.mark.parametrize(("lost", "refusal"), [(0.45, ""), (0.6, "photographs lose 0.60 dB of RGB HR, at most 0.5 is allowed")])
+def test_luma_is_not_bought_with_colour_without_end(
+    monkeypatch: pytest.MonkeyPatch, tiny_net: RescalingNet, lost: float, refusal: str
+) -> None:
+    assert COLOUR_LOSS == 0.5
+    nothing = Cast(0.0, 0.0)
+    turns = iter([(47.0, 43.0), (49.0, 43.0 - lost)])
+    monkeypatch.setattr("rescale_train.replace.measure", lambda net, p: {"p": Fidelity(*next(turns), 40.0, nothing, nothing)})
+    assert judge(tiny_net, tiny_net, {"photographs": PICTURE}).refusal == refusal
 
 
 def test_a_continued_run_says_where_it_starts(run: Run, write_net: WriteNet, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class LossConfig:
         hr: lambda_1, error of the restored HR.
         hr_kind: ``charbonnier`` for the Charbonnier distance (the paper), ``psnr`` for the logarithm of each crop's mean squared
             error: a decibel is worth the same on every crop, whereas the distance lets the hardest crops decide.
+        luma: how much more the luma part of the HR error counts (its square 1 + luma times); 0 as in the paper.
         lr: lambda_2, error of the LR against bicubic; 0 means scale squared, as in IRN.
         lr_kind: ``l2`` for the squared error (the paper), ``charbonnier`` as in IRN's fine-tuning against colour casts. At the
             same weight the latter pulls about a hundred times harder on an error of one grey level.
@@ -170,8 +171,10 @@ class LossConfig:
     lr_kind: str = "l2"
     lr_clamp: bool = False
     hr_kind: str = "charbonnier"
+    luma: float = 0.0
 
     def __post_init__(self) -> None:
+        require(0.0 <= self.luma <= 100.0, f"train.loss.luma: 0 to 100, got {self.luma}")
         _one_of("train.loss.hr_kind", self.hr_kind, HR_KINDS)
         _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)
 

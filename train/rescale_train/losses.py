@@ -2,7 +2,8 @@
 
 Each term is a sum over C, H, W and a mean over the batch, as in IRN.
 
-    L_r    Charbonnier distance of restored and true HR, sqrt(d^2 + 1e-6), or the logarithm of each crop's squared error
+    L_r    Charbonnier distance of restored and true HR, sqrt(d^2 + 1e-6), or the logarithm of each crop's squared error;
+           the luma part of the error may count more
     L_g    squared error of the unrounded LR against bicubic, or its Charbonnier distance (IRN's fine-tuning, issue 13)
     L_d    squared z: with z-hat = 0 the distribution matching loss of IRN
     L_mse  squared difference of the true z and the decoded z (-M only)
@@ -10,9 +11,12 @@ Each term is a sum over C, H, W and a mean over the batch, as in IRN.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from rescale.quality import LUMA
 from rescale_train.config import Recipe
 from rescale_train.models import RescalingNet
 
@@ -34,6 +38,21 @@ def log_error(difference: Tensor) -> Tensor:
     """0.004 C H W ln(1 + m / r) of each crop's mean squared error m, r being that of rounding: (B, C, H, W) -> (B,)."""
     mean = difference.square().mean((1, 2, 3))
     return PSNR_WEIGHT * difference[0].numel() * torch.log1p(mean / ROUNDING)
+
+
+def weigh_luma(difference: Tensor, luma: float) -> Tensor:
+    """Stretch an RGB error along the direction of BT.601's luma, so that its square there counts 1 + luma times.
+
+    Args:
+        difference: (B, 3, H, W).
+        luma: 0 or more; 0 changes nothing.
+    """
+    if luma == 0.0:
+        return difference
+    weights = torch.tensor(LUMA, device=difference.device, dtype=difference.dtype)
+    direction = (weights / torch.linalg.vector_norm(weights)).view(1, 3, 1, 1)
+    along = (difference * direction).sum(1, keepdim=True)
+    return difference + (math.sqrt(1.0 + luma) - 1.0) * along * direction
 
 
 class Objective(nn.Module):
@@ -69,8 +88,9 @@ class Objective(nn.Module):
         restored = self.net.upscale(lr, z_hat)
         count = hr.shape[0]
         lr_error = down.lr_raw - (lr_reference.clamp(0.0, 1.0) if weights.lr_clamp else lr_reference)
+        hr_error = weigh_luma(restored - hr, weights.luma)
         terms = {
-            "hr": (log_error if weights.hr_kind == "psnr" else charbonnier)(restored - hr).sum() / count,
+            "hr": (log_error if weights.hr_kind == "psnr" else charbonnier)(hr_error).sum() / count,
             "lr": (charbonnier(lr_error) if weights.lr_kind == "charbonnier" else lr_error.square()).sum() / count,
             "z": down.z.square().sum() / count,
         }

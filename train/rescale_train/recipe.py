@@ -23,7 +23,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
     """Read a recipe by shipped name or by path.
 
     A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth. ``base = "NAME"`` on top takes all
-    values of a shipped recipe that this one does not state.
+    values of a shipped recipe that this one does not state; of several, ``base = ["NAME", "parts/NAME"]``, a later one wins.
+    What ships in ``parts`` is a share of a recipe, good for nothing but a base.
 
     Args:
         name_or_path: a name from `recipe_names`, or the path of a TOML file.
@@ -65,7 +66,7 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: cannot read the recipe: {getattr(e, 'strerror', None) or e}") from None
-    elif name_or_path in recipe_names():
+    elif name_or_path in recipe_names() or (derived and name_or_path in _parts()):
         text = (resources.files("rescale_train") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     else:
         where = f"{derived[-1]}: base: " if derived else ""
@@ -81,9 +82,18 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
         raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
     if base is None:
         return table
-    require(isinstance(base, str), f"{name_or_path}: base: the name of a recipe was expected, got {base!r}")
-    require(base not in (*derived, name_or_path), f"{name_or_path}: base: {base!r} is derived from this recipe")
-    return _merged(_recipe_table(base, (*derived, name_or_path)), table)
+    bases = base if isinstance(base, list) else [base]
+    whole: dict[str, Any] = {}
+    for name in bases:
+        require(isinstance(name, str), f"{name_or_path}: base: the name of a recipe was expected, got {name!r}")
+        require(name not in (*derived, name_or_path), f"{name_or_path}: base: {name!r} is derived from this recipe")
+        whole = _merged(whole, _recipe_table(name, (*derived, name_or_path)))
+    return _merged(whole, table)
+
+
+def _parts() -> list[str]:
+    folder = resources.files("rescale_train") / "recipes" / "parts"
+    return sorted(f"parts/{p.name.removesuffix('.toml')}" for p in folder.iterdir() if p.name.endswith(".toml"))
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

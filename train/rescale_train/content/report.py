@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rescale.quality import psnr_y
+from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.content.cast import SHADOW, Cast, colour_cast
 from rescale_train.loop import restore
@@ -28,12 +28,14 @@ class Fidelity:
 
     Attributes:
         hr_psnr_y: Y-PSNR of the restored HR in dB, `scale` border pixels cropped, at most `CEILING`.
+        hr_psnr_rgb: the same over R, G and B together.
         lr_psnr_y: of the LR against bicubic, 1 border pixel cropped, at most `CEILING`.
         hr_cast: colour cast of the restored HR.
         lr_cast: colour cast of the LR against bicubic.
     """
 
     hr_psnr_y: float
+    hr_psnr_rgb: float
     lr_psnr_y: float
     hr_cast: Cast
     lr_cast: Cast
@@ -50,6 +52,7 @@ def fidelity(source: Picture, lr: Picture, restored: Picture, scale: int) -> Fid
     reference = bicubic_picture(source, scale)
     return Fidelity(
         min(CEILING, psnr_y(restored, source, scale)),
+        min(CEILING, psnr(crop_border(restored, scale), crop_border(source, scale))),
         min(CEILING, psnr_y(lr, reference, 1)),
         colour_cast(restored, source),
         colour_cast(lr, reference),
@@ -74,6 +77,7 @@ def summary(results: Mapping[str, Fidelity]) -> dict[str, float]:
         "count": len(rows),
         "hr_psnr_y": statistics.fmean(r.hr_psnr_y for r in rows),
         "hr_psnr_y_worst": min(r.hr_psnr_y for r in rows),
+        "hr_psnr_rgb": statistics.fmean(r.hr_psnr_rgb for r in rows),
         "lr_psnr_y": statistics.fmean(r.lr_psnr_y for r in rows),
         "lr_psnr_y_worst": min(r.lr_psnr_y for r in rows),
         "hr_cast": statistics.fmean(r.hr_cast.mean for r in rows),
