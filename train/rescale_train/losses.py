@@ -50,7 +50,7 @@ def weigh_luma(difference: Tensor, luma: float) -> Tensor:
     if luma == 0.0:
         return difference
     weights = torch.tensor(LUMA, device=difference.device, dtype=difference.dtype)
-    direction = (weights / torch.linalg.vector_norm(weights)).view(1, 3, 1, 1)
+    direction: Tensor = (weights / torch.linalg.vector_norm(weights)).view(1, 3, 1, 1)
     along = (difference * direction).sum(1, keepdim=True)
     return difference + (math.sqrt(1.0 + luma) - 1.0) * along * direction
 
