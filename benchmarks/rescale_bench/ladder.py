@@ -181,7 +181,7 @@ def plot(report: dict[str, Any]) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     axes = figure.subplots()
     rungs = sorted(report["rungs"], key=lambda r: r["seconds"]["down"] + r["seconds"]["up"])
     cost = [r["seconds"]["down"] + r["seconds"]["up"] for r in rungs]

@@ -27,7 +27,8 @@ trained on.
 Measured with `rescale-bench psnr BUNDLE --data DIR`: through the exported graphs and the PNG file, BT.601 Y, HR and LR rounded to
 8 bits, as many border pixels cropped as the scale, mean of the pictures' values. *LR* is the LR against bicubic, *lost* the HR
 when alpha or metadata are gone, *kB* the LR file. Rows in italics are published figures, of networks of 1.7 (x2) or 4.8 (x4)
-million parameters and 250,000 to 500,000 steps."""
+million parameters and 250,000 to 500,000 steps, trained on R, G and B alike; recipes named robust count the square of a luma error
+four times ([training.md](training.md)), which gains Y-PSNR and costs some RGB-PSNR: compare both."""
 
 
 def page(shipped: Iterable[Shipped]) -> str:
@@ -35,14 +36,14 @@ def page(shipped: Iterable[Shipped]) -> str:
     every = sorted(shipped, key=lambda s: (s.scale, MODELS.index(s.model), s.size))
     lines = [PREFACE]
     for scale in sorted({s.scale for s in every}):
-        lines += ["", f"## x{scale}", "", "| HR Y-PSNR (dB) / SSIM | M parameters | " + " | ".join(SETS) + " |"]
+        lines += ["", f"## x{scale}", "", "| HR Y-PSNR / RGB-PSNR (dB) / SSIM of Y | M parameters | " + " | ".join(SETS) + " |"]
         lines += ["|---|---|" + "---|" * len(SETS)]
         here = [s for s in every if s.scale == scale]
         for s in here:
             lines.append(_row(f"**{s.model} {s.size}**", f"{s.card['parameters'] / 1e6:.2f}", s.card, _hr))
         for method in ("IRN", "DLV-IRN", "DLV-IRN-M", "DLV-IRN-A"):
             figures = {name: published(scale, name).get(method) for name in SETS}
-            cells = [f"*{f[0]:.2f} / {f[1]:.4f}*" if f else "" for f in figures.values()]
+            cells = [f"*{f[0]:.2f} / - / {f[1]:.4f}*" if f else "" for f in figures.values()]
             lines.append(f"| *paper: {method}* |  | " + " | ".join(cells) + " |")
         lines += ["", "| LR / lost (dB), kB (bits a LR pixel) | " + " | ".join(SETS) + " |", "|---|" + "---|" * len(SETS)]
         lines += [_row(f"{s.model} {s.size}", None, s.card, _lr) for s in here]
@@ -100,7 +101,7 @@ def _row(title: str, parameters: str | None, card: Mapping[str, Any], cell: Call
 
 
 def _hr(figures: Mapping[str, Any]) -> str:
-    return f"**{figures['hr_psnr_y']:.2f}** / {figures['hr_ssim_y']:.4f}"
+    return f"**{figures['hr_psnr_y']:.2f}** / {figures['hr_psnr_rgb']:.2f} / {figures['hr_ssim_y']:.4f}"
 
 
 def _lr(figures: Mapping[str, Any]) -> str:
