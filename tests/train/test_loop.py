@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rescale.errors import CheckpointError, RescaleError
-from rescale.quality import psnr_y
+from rescale.quality import psnr, psnr_y
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
@@ -358,6 +358,7 @@ def test_validation_is_the_closed_loop_with_8_bits_between(
     np.testing.assert_array_equal(got[1], large)
     figures = validate(net, [picture])
     assert figures["hr_psnr_y"] == pytest.approx(psnr_y(large, cut, scale))
+    assert figures["hr_psnr_rgb"] == pytest.approx(psnr(large[scale:-scale, scale:-scale], cut[scale:-scale, scale:-scale]))
     assert figures["lr_psnr_y"] == pytest.approx(psnr_y(small, bicubic_picture(cut, scale), 1))
     other = probe_picture(8 * scale, 8 * scale, 4)
     mean = validate(net, [picture, other])["hr_psnr_y"]

@@ -163,7 +163,7 @@ def test_a_continued_run_says_where_it_starts(run: Run, write_net: WriteNet, tmp
     records = read_log(tmp_path / "out" / "log.jsonl")
     first, last = records[0], records[-1]
     assert first["step"] == 0
-    assert set(first) == set(last) == {"step", "hr_psnr_y", "lr_psnr_y"}
+    assert set(first) == set(last) == {"step", "hr_psnr_y", "hr_psnr_rgb", "lr_psnr_y"}
     (tmp_path / "out" / "checkpoint.safetensors").unlink()
     assert run("--init-from", str(weights), "--validate-every", "0") == 0
     assert min(r["step"] for r in read_log(tmp_path / "out" / "log.jsonl")) > 0

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rescale.errors import CheckpointError, RescaleError
 from rescale.files import atomic_write
-from rescale.quality import psnr_y
+from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
@@ -143,16 +143,17 @@ def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
 
 
 def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
-    """Mean Y-PSNR of the restored HR and of the LR against bicubic, `scale` (HR) and 1 (LR) border pixels cropped."""
+    """Mean Y- and RGB-PSNR of the restored HR, Y-PSNR of the LR against bicubic; `scale` (HR) and 1 (LR) border pixels cropped."""
     scale = net.config.scale
-    hr, lr = [], []
+    hr, rgb, lr = [], [], []
     for picture in pictures:
         height, width = (n - n % scale for n in picture.shape[:2])
         cut = picture[:height, :width]
         small, again = restore(net, cut)
         hr.append(psnr_y(again, cut, scale))
+        rgb.append(psnr(crop_border(again, scale), crop_border(cut, scale)))
         lr.append(psnr_y(small, bicubic_picture(cut, scale), 1))
-    return {"hr_psnr_y": statistics.fmean(hr), "lr_psnr_y": statistics.fmean(lr)}
+    return {"hr_psnr_y": statistics.fmean(hr), "hr_psnr_rgb": statistics.fmean(rgb), "lr_psnr_y": statistics.fmean(lr)}
 
 
 class Trainer:

@@ -135,7 +135,7 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
         "torch": torch.__version__,
         "steps": found.progress["step"],
         "minutes": round(found.progress["seconds"] / 60.0, 1),
-        "validation": {k: _rounded(v) for k, v in found.progress.items() if k.endswith("psnr_y")},
+        "validation": {k: _rounded(v) for k, v in found.progress.items() if "_psnr_" in k},
         "recipe": to_dict(found.recipe),
         "figures": figures,
         "licence": "Apache-2.0",
