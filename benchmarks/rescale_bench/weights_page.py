@@ -27,8 +27,8 @@ trained on.
 Measured with `rescale-bench psnr BUNDLE --data DIR`: through the exported graphs and the PNG file, BT.601 Y, HR and LR rounded to
 8 bits, as many border pixels cropped as the scale, mean of the pictures' values. *LR* is the LR against bicubic, *lost* the HR
 when alpha or metadata are gone, *kB* the LR file. Rows in italics are published figures, of networks of 1.7 (x2) or 4.8 (x4)
-million parameters and 250,000 to 500,000 steps, trained on R, G and B alike; recipes named robust count the square of a luma error
-four times ([training.md](training.md)), which gains Y-PSNR and costs some RGB-PSNR: compare both."""
+million parameters and 250,000 to 500,000 steps, trained on R, G and B alike. *luma +N* marks weights whose last run counted the
+square of a luma error 1 + N times (`train.loss.luma`, [training.md](training.md)), which gains Y-PSNR and costs RGB-PSNR."""
 
 
 def page(shipped: Iterable[Shipped]) -> str:
@@ -40,7 +40,9 @@ def page(shipped: Iterable[Shipped]) -> str:
         lines += ["|---|---|" + "---|" * len(SETS)]
         here = [s for s in every if s.scale == scale]
         for s in here:
-            lines.append(_row(f"**{s.model} {s.size}**", f"{s.card['parameters'] / 1e6:.2f}", s.card, _hr))
+            luma = s.card["recipe"]["train"]["loss"].get("luma", 0.0)
+            marked = f", luma +{luma:g}" if luma else ""
+            lines.append(_row(f"**{s.model} {s.size}**{marked}", f"{s.card['parameters'] / 1e6:.2f}", s.card, _hr))
         for method in ("IRN", "DLV-IRN", "DLV-IRN-M", "DLV-IRN-A"):
             figures = {name: published(scale, name).get(method) for name in SETS}
             cells = [f"*{f[0]:.2f} / - / {f[1]:.4f}*" if f else "" for f in figures.values()]

@@ -140,6 +140,10 @@ def test_of_several_bases_the_later_wins_and_parts_are_only_bases(tmp_path: Path
     assert recipe.net == plain.net
     assert (recipe.train.batch, recipe.train.loss) == (plain.train.batch, shipped.train.loss)
     assert recipe.train.loss != plain.train.loss
+    # Both state the warm-up: the later base decides, whichever that is.
+    assert recipe.train.warmup == shipped.train.warmup != plain.train.warmup
+    other = load_recipe(write(tmp_path, 'base = ["parts/robust", "irn_x4_lite", "dlv_irn_x4_lite"]'))
+    assert (other.train.warmup, other.train.mix, other.net.model) == (plain.train.warmup, shipped.train.mix, "dlv_irn")
     assert recipe.train.mix == replace(shipped.train.mix, text=0.5)
     with pytest.raises(ConfigError, match="unknown recipe 'parts/robust'"):
         load_recipe("parts/robust")
@@ -150,9 +154,10 @@ def test_of_several_bases_the_later_wins_and_parts_are_only_bases(tmp_path: Path
     [
         ('base = "nowhere"', "r.toml: base: unknown recipe 'nowhere': one of dlv_irn_a_x2_full, "),
         ('base = "other.toml"', "base: unknown recipe 'other.toml'"),
-        ("base = 3", "r.toml: base: the name of a recipe was expected, got 3"),
-        ('base = ["irn_x2_lite", 3]', "r.toml: base: the name of a recipe was expected, got 3"),
-        ('base = ["irn_x2_lite", "parts/none"]', "r.toml: base: unknown recipe 'parts/none'"),
+        ("base = 3", "r.toml: base: the name of a recipe or a list of names was expected, got 3"),
+        ("base = []", r"r.toml: base: the name of a recipe or a list of names was expected, got \[\]"),
+        ('base = ["irn_x2_lite", 3]', "r.toml: base: the name of a recipe or a list of names was expected, got 3"),
+        ('base = ["irn_x2_lite", "parts/none"]', "r.toml: base: unknown recipe 'parts/none': one of .*, parts/robust"),
         ('base = "irn_x2_lite"\nnet = 3', "net: a table was expected, got 3"),
         ('base = "irn_x2_lite"\n[nets]', r"unknown table\(s\) nets"),
     ],

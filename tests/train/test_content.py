@@ -26,7 +26,7 @@ from rescale_train.content.pool import LEAST, SIDE, build_pool, counts
 from rescale_train.content.report import CEILING, fidelity, summary
 from rescale_train.data import CropSampler, Picture
 from rescale_train.loop import Trainer
-from rescale_train.recipe import load_recipe
+from rescale_train.recipe import load_recipe, recipe_names
 
 CPU = torch.device("cpu")
 FLAT = np.full((90, 70, 3), 77, np.uint8)
@@ -231,12 +231,14 @@ def test_a_recipe_without_a_mix_has_none_and_older_files_stay_valid() -> None:
     assert from_dict(TrainConfig, table, "train") == TrainConfig(steps=5)
 
 
-def test_the_robust_recipe_keeps_photographs_in_the_majority() -> None:
-    robust, plain = load_recipe("dlv_irn_a_x2_lite_robust"), load_recipe("dlv_irn_a_x2_lite")
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n.endswith("_robust")])
+def test_the_robust_recipes_keep_photographs_in_the_majority(name: str) -> None:
+    robust, plain = load_recipe(name), load_recipe(name.removesuffix("_robust"))
     assert robust.net == plain.net
     assert set(robust.train.mix.shares()) == set(MixConfig.KINDS)
     assert sum(robust.train.mix.shares().values()) == pytest.approx(0.2)
-    assert (robust.train.loss.lr_clamp, robust.train.loss.hr_kind) == (True, "psnr")
+    loss = robust.train.loss
+    assert (loss.lr_clamp, loss.hr_kind, loss.luma, loss.lr) == (True, "psnr", 3.0, 12.0 if robust.net.scale == 2 else 4.0)
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(robust.train))), "train") == robust.train
 
 
@@ -251,6 +253,8 @@ def test_the_robust_recipe_keeps_photographs_in_the_majority() -> None:
         ("mix.cats", "0.1", "train.mix.cats: unknown key; known are text, screen"),
         ("mix", "0.5", "train.mix: a table was expected, got 0.5"),
         ("loss.lr_kind", '"l1"', "train.loss.lr_kind: one of l2, charbonnier, got 'l1'"),
+        ("loss.hr_kind", '"l1"', "train.loss.hr_kind: one of charbonnier, psnr, got 'l1'"),
+        ("loss.luma", "-0.1", "train.loss.luma: 0 to 100, got -0.1"),
     ],
 )
 def test_a_wrong_mix_names_its_key(key: str, value: str, message: str) -> None:

@@ -111,12 +111,17 @@ def test_the_objective_weighs_the_luma_of_the_restored_picture_only(
     net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], batch: Tensor
 ) -> None:
     reference = bicubic_batch(batch, 2)
-    terms = []
-    for luma in (0.0, 3.0):
-        recipe = recipe_of(loss=LossConfig(luma=luma))
-        terms.append(Objective(net_of(recipe.net, 0.05, True), recipe)(batch, reference))
-    assert terms[1]["hr"] > terms[0]["hr"]
-    assert (terms[1]["lr"], terms[1]["z"]) == (terms[0]["lr"], terms[0]["z"])
+    for kind, of in (("charbonnier", charbonnier), ("psnr", log_error)):
+        terms = []
+        for luma in (0.0, 3.0):
+            recipe = recipe_of(loss=LossConfig(luma=luma, hr_kind=kind))
+            net = net_of(recipe.net, 0.05, True)
+            terms.append(Objective(net, recipe)(batch, reference))
+        down = net.downscale(batch)
+        error = net.upscale(down.lr, net.decode_z(down.lr, down.code)) - batch
+        assert torch.allclose(terms[0]["hr"], of(error).sum() / len(batch))
+        assert torch.allclose(terms[1]["hr"], of(weigh_luma(error, 3.0)).sum() / len(batch))
+        assert (terms[1]["lr"], terms[1]["z"]) == (terms[0]["lr"], terms[0]["z"])
 
 
 def test_only_the_total_carries_a_gradient(

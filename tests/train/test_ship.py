@@ -14,9 +14,12 @@ from rescale_train.cli import main
 from rescale_train.config import Recipe
 from rescale_train.content.cast import Cast
 from rescale_train.content.report import Fidelity
+from rescale_train.data import find_pictures
 from rescale_train.loop import read_log
-from rescale_train.models import RescalingNet
-from rescale_train.replace import COLOUR_LOSS, LOSS, judge
+from rescale_train.models import RescalingNet, build
+from rescale_train.options import spread
+from rescale_train.recipe import load_recipe
+from rescale_train.replace import COLOUR_LOSS, LOSS, Verdict, judge
 
 Run = Callable[..., int]
 RecipeOf = Callable[..., Recipe]
@@ -32,11 +35,11 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 def write_net(tmp_path: Path, tiny_net: RescalingNet, recipe_of: RecipeOf) -> WriteNet:
     """A weights file of the tiny network with noise of a given deviation on every parameter; the noisier, the worse it restores."""
 
-    def write(name: str, noise: float, model: str = "irn_a") -> Path:
+    def write(name: str, noise: float) -> Path:
         torch.manual_seed(3)
         tensors = {k: v + noise * torch.randn_like(v) for k, v in tiny_net.state_dict().items()}
         path = tmp_path / name
-        checkpoint.write(path, tensors, recipe_of(model), {"step": 1})
+        checkpoint.write(path, tensors, recipe_of("irn_a"), {"step": 1})
         return path
 
     return write
@@ -97,7 +100,7 @@ def test_a_file_that_cannot_be_compared_is_not_replaced(
     single.mkdir()
     (single / "0.png").write_bytes((pictures / "0.png").read_bytes())
     assert main(["ship", str(source), str(target), "--held", str(single)]) == 1
-    assert f"nothing to tell by in {single}: give 2 pictures or more" in error(capsys)
+    assert f"nothing to tell by in {single}: 1 picture(s); give 2 or more, of at least 16 pixels a side" in error(capsys)
     assert main(["ship", str(source), str(target), "--held", str(tmp_path / "none")]) == 1
     assert "none: not a folder" in error(capsys)
     assert target.read_bytes() == before
@@ -112,11 +115,38 @@ def test_weights_of_another_model_are_not_replaced(
 ) -> None:
     source, target = write_net("new.safetensors", 0.0), tmp_path / "plain.safetensors"
     recipe = recipe_of("irn")
-    from rescale_train.models import build
-
     checkpoint.write(target, build(recipe.net).state_dict(), recipe, {"step": 1})
     assert main(["ship", str(source), str(target), "--held", str(pictures)]) == 1
-    assert "plain.safetensors: holds irn x2, not irn_a x2; choose another path" in error(capsys)
+    assert "plain.safetensors: holds irn x2 custom, not irn_a x2 custom; choose another path" in error(capsys)
+
+
+def test_full_weights_do_not_take_the_place_of_lite_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = {}
+    for size in ("lite", "full"):
+        recipe = load_recipe(f"dlv_irn_a_x2_{size}")
+        paths[size] = tmp_path / f"{size}.safetensors"
+        checkpoint.write(paths[size], build(recipe.net).state_dict(), recipe, {"step": 1})
+    assert main(["ship", str(paths["full"]), str(paths["lite"])]) == 1
+    assert "lite.safetensors: holds dlv_irn_a x2 lite, not dlv_irn_a x2 full; choose another path" in error(capsys)
+
+
+def test_old_and_new_are_compared_on_what_the_run_held_out(
+    write_net: WriteNet, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def judged(old: RescalingNet, new: RescalingNet, groups: dict[str, dict[str, object]]) -> Verdict:
+        seen.append(set(groups["photographs"]))
+        return Verdict("", "")
+
+    monkeypatch.setattr("rescale_train.replace.judge", judged)
+    for count in (1, 2):
+        target = write_net(f"w{count}.safetensors", 0.3 * count)
+        new = write_net(f"n{count}.safetensors", 0.1 * count)
+        assert main(["ship", str(new), str(target), "--held", str(pictures), "--holdout", str(count)]) == 0
+    paths = find_pictures([pictures])
+    assert seen == [{str(p) for p in spread(paths, count)} for count in (1, 2)]
+    assert all(len(s) < len(paths) for s in seen)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +176,7 @@ def test_what_counts_as_better(
 
 
 @pytest.mark.parametrize(("lost", "refusal"), [(0.45, ""), (0.6, "photographs lose 0.60 dB of RGB HR, at most 0.5 is allowed")])
-def test_luma_is_not_bought_with_colour_without_end(
+def test_luma_is_bought_with_little_colour(
     monkeypatch: pytest.MonkeyPatch, tiny_net: RescalingNet, lost: float, refusal: str
 ) -> None:
     assert COLOUR_LOSS == 0.5

@@ -17,7 +17,7 @@ from rescale.errors import CheckpointError, ConfigError, InputError, OutputError
 from rescale.threads import usable_threads
 from rescale_train.config import Recipe, to_dict
 from rescale_train.importers.command import import_file
-from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device, spread
+from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, Threads, overrides_of, pick_device, spread
 from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.ship_cli import ship
 from rescale_train.speed_cli import speed
@@ -39,7 +39,7 @@ def run(
     data: Annotated[list[Path], typer.Option(help="Folder of training pictures; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, log and plot.")] = Path("runs/latest"),
     val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
-    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation.", min=0)] = 8,
+    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation.", min=0)] = HOLDOUT,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="Weights to start from; a smaller network grows into the recipe's.")
@@ -195,7 +195,7 @@ def with_progress_bar(trainer: Trainer, sampler: Any, held: list[Any], options: 
         task = bar.add_task("", total=trainer.recipe.train.steps, completed=trainer.step)
 
         def report(record: dict[str, Any]) -> None:
-            shown.update({k: v for k, v in record.items() if k in ("total", "ms", "hr_psnr_y", "lr_psnr_y")})
+            shown.update({k: v for k, v in record.items() if k in ("total", "ms", "hr_psnr_y", "hr_psnr_rgb", "lr_psnr_y")})
             text = " ".join(f"{k} {v:.4g}" for k, v in shown.items())
             bar.update(task, completed=record["step"], description=text)
 

@@ -113,7 +113,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """Named sizes. Data, so that a new one is a new row."""
 
 DEFAULT_SIZE = "lite"
-"""What a user gets who names no size: full costs 6 to 7 times the time for 0.04 to 0.36 dB (docs/training.md)."""
+"""What a user gets who names no size: the small gain of full is not worth 6 to 7 times the time (docs/training.md, the ladder)."""
 
 
 def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig:

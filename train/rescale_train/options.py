@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 EXTRA = ("torch", "safetensors")
 """What every command of the trainer needs installed."""
 
+HOLDOUT = 8
+"""Training pictures that a run holds out where nothing else is said; `rescale-train ship` measures on the same."""
+
 RecipeName = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.steps=2000.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -71,7 +71,8 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
     else:
         where = f"{derived[-1]}: base: " if derived else ""
         choice = "one of" if derived else "give a .toml file or one of"
-        raise ConfigError(f"{where}unknown recipe {name_or_path!r}: {choice} {', '.join(recipe_names())}")
+        known = [*recipe_names(), *(_parts() if derived else [])]
+        raise ConfigError(f"{where}unknown recipe {name_or_path!r}: {choice} {', '.join(known)}")
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
@@ -82,10 +83,10 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
         raise ConfigError(f"{name_or_path}: unknown table(s) {', '.join(sorted(extra))}; known are net, train")
     if base is None:
         return table
-    bases = base if isinstance(base, list) else [base]
+    bases = base if isinstance(base, list) and base else [base]
     whole: dict[str, Any] = {}
     for name in bases:
-        require(isinstance(name, str), f"{name_or_path}: base: the name of a recipe was expected, got {name!r}")
+        require(isinstance(name, str), f"{name_or_path}: base: the name of a recipe or a list of names was expected, got {name!r}")
         require(name not in (*derived, name_or_path), f"{name_or_path}: base: {name!r} is derived from this recipe")
         whole = _merged(whole, _recipe_table(name, (*derived, name_or_path)))
     return _merged(whole, table)

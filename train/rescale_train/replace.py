@@ -12,7 +12,7 @@ LOSS = 0.25
 """HR Y-PSNR in dB that one group of pictures may lose while the mean of all groups gains."""
 
 COLOUR_LOSS = 0.5
-"""HR RGB-PSNR in dB that one group may lose: a loss that weighs luma higher may not sell colour without end."""
+"""HR RGB-PSNR in dB that one group may lose: a loss that weighs luma higher may not sell more colour than this in one step."""
 
 
 @dataclass(frozen=True)

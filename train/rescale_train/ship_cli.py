@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from rescale.console import require
 from rescale.errors import CheckpointError, OutputError
-from rescale_train.options import EXTRA, spread
+from rescale_train.options import EXTRA, HOLDOUT, spread
 
 if TYPE_CHECKING:
     from rescale_train.models import RescalingNet
@@ -25,7 +26,7 @@ def ship(
             "measured on those it held out and on the generated set, and the better ones stay."
         ),
     ] = None,
-    holdout: Annotated[int, typer.Option(help="Training pictures that the run held out.", min=1)] = 8,
+    holdout: Annotated[int, typer.Option(help="Training pictures that the run held out.", min=1)] = HOLDOUT,
     figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
     data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
     machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
@@ -50,16 +51,19 @@ def ship(
     print(f"{target}: {target.stat().st_size} bytes")
     if figures is not None:
         print(write_card(target, figures, data, machine, earlier))
+    elif (card := target.with_suffix(".json")).exists():
+        print(f"{card}: describes earlier weights unless these are the same; give --figures to write it anew", file=sys.stderr)
 
 
 def check_replacement(new: RescalingNet, target: Path, folders: list[Path], holdout: int) -> None:
     """Print how weights compare with those of a file that they would replace.
 
     Raises:
-        CheckpointError: the file is of another model or scale, or no weights file.
+        CheckpointError: the file is of another model, scale or size, or no weights file.
         OutputError: the new weights are not better, or there are no pictures to tell by.
     """
     from rescale_train import checkpoint
+    from rescale_train.config import size_name
     from rescale_train.content.held import generated_set
     from rescale_train.data import find_pictures, load_held
     from rescale_train.replace import judge
@@ -67,16 +71,20 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], hold
     before = checkpoint.load_net(checkpoint.read(target), str(target))
     if checkpoint.weights_digest(before) == checkpoint.weights_digest(new):
         return
-    there, wanted = (f"{net.config.model} x{net.config.scale}" for net in (before, new))
+    there, wanted = (f"{n.config.model} x{n.config.scale} {size_name(n.config)}" for n in (before, new))
     if there != wanted:
         raise CheckpointError(f"{target}: holds {there}, not {wanted}; choose another path")
     if not folders:
         raise OutputError(
             f"{target}: exists; choose another path, or give --held DIR, the training pictures: better weights replace it"
         )
-    photographs = load_held(spread(find_pictures(folders), holdout), new.config.scale)
+    paths = find_pictures(folders)
+    photographs = load_held(spread(paths, holdout), new.config.scale)
     if not photographs:
-        raise OutputError(f"{target}: nothing to tell by in {', '.join(map(str, folders))}: give 2 pictures or more")
+        raise OutputError(
+            f"{target}: nothing to tell by in {', '.join(map(str, folders))}: {len(paths)} picture(s); give 2 or more, "
+            f"of at least {8 * new.config.scale} pixels a side"
+        )
     verdict = judge(before, new, {"photographs": photographs, "generated pictures": generated_set()})
     print(verdict.table)
     if verdict.refusal:

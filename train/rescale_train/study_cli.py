@@ -49,9 +49,12 @@ def study(
         torch.set_num_threads(threads or usable_threads())
     paths = find_pictures(data)
     held_paths = spread(paths, holdout)
-    if not held_paths:
-        raise InputError(f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2")
-    held = list(load_held(held_paths, plan.arms[0].recipe.net.scale).values())
+    scale = max(a.recipe.net.scale for a in plan.arms)
+    held = list(load_held(held_paths, scale).values())
+    if not held:
+        raise InputError(
+            f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2, of at least {8 * scale} pixels a side"
+        )
     sets = {folder.name: [load_picture(p) for p in find_pictures([folder])] for folder in measure or []}
     crops = samplers(plan, [load_picture(p) for p in paths if p not in set(held_paths)], where)
     try:
