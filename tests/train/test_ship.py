@@ -19,7 +19,7 @@ from rescale_train.loop import read_log
 from rescale_train.models import RescalingNet, build
 from rescale_train.options import spread
 from rescale_train.recipe import load_recipe
-from rescale_train.replace import COLOUR_LOSS, LOSS, Verdict, judge
+from rescale_train.replace import COLOUR_SHARE, LOSS, Verdict, judge
 
 Run = Callable[..., int]
 RecipeOf = Callable[..., Recipe]
@@ -175,13 +175,21 @@ def test_what_counts_as_better(
     )
 
 
-@pytest.mark.parametrize(("lost", "refusal"), [(0.45, ""), (0.6, "photographs lose 0.60 dB of RGB HR, at most 0.5 is allowed")])
-def test_luma_is_bought_with_little_colour(
-    monkeypatch: pytest.MonkeyPatch, tiny_net: RescalingNet, lost: float, refusal: str
+@pytest.mark.parametrize(
+    ("gained", "lost", "refusal"),
+    [
+        (2.0, 0.95, ""),
+        (2.0, 1.1, "photographs lose 1.10 dB of RGB HR, at most 1.00 is allowed"),
+        (0.1, 0.2, ""),
+        (0.1, 0.3, "photographs lose 0.30 dB of RGB HR, at most 0.25 is allowed"),
+    ],
+)
+def test_luma_may_be_bought_with_half_as_much_colour(
+    monkeypatch: pytest.MonkeyPatch, tiny_net: RescalingNet, gained: float, lost: float, refusal: str
 ) -> None:
-    assert COLOUR_LOSS == 0.5
+    assert COLOUR_SHARE == 0.5
     nothing = Cast(0.0, 0.0)
-    turns = iter([(47.0, 43.0), (49.0, 43.0 - lost)])
+    turns = iter([(47.0, 43.0), (47.0 + gained, 43.0 - lost)])
     monkeypatch.setattr("rescale_train.replace.measure", lambda net, p: {"p": Fidelity(*next(turns), 40.0, nothing, nothing)})
     assert judge(tiny_net, tiny_net, {"photographs": PICTURE}).refusal == refusal
 

@@ -11,8 +11,8 @@ from rescale_train.models import RescalingNet
 LOSS = 0.25
 """HR Y-PSNR in dB that one group of pictures may lose while the mean of all groups gains."""
 
-COLOUR_LOSS = 0.5
-"""HR RGB-PSNR in dB that one group may lose: a loss that weighs luma higher may not sell more colour than this in one step."""
+COLOUR_SHARE = 0.5
+"""A loss that weighs luma higher sells colour for it. RGB-PSNR may fall by this share of what Y-PSNR gains, or by `LOSS`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def judge(old: RescalingNet, new: RescalingNet, groups: Mapping[str, Mapping[str
     """Compare two networks of one model and scale.
 
     The new one is better when the mean over the groups of their mean HR Y-PSNR is higher and no group lost more than `LOSS` of
-    it or `COLOUR_LOSS` of RGB-PSNR.
+    it, nor more RGB-PSNR than `COLOUR_SHARE` says.
     LR fidelity stands beside it in the table and decides nothing: a trade of one for the other is for people to judge.
 
     Args:
@@ -51,9 +51,9 @@ def judge(old: RescalingNet, new: RescalingNet, groups: Mapping[str, Mapping[str
             cells += [f"{before[key]:.2f}", f"{after[key]:.2f}", f"{after[key] - before[key]:+.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         gains[name] = after["hr_psnr_y"] - before["hr_psnr_y"]
-        for key, label, allowed in (("hr_psnr_y", "", LOSS), ("hr_psnr_rgb", "RGB ", COLOUR_LOSS)):
+        for key, label, allowed in (("hr_psnr_y", "", LOSS), ("hr_psnr_rgb", "RGB ", max(LOSS, COLOUR_SHARE * gains[name]))):
             if (lost := before[key] - after[key]) > allowed:
-                worse.append(f"{name} lose {lost:.2f} dB of {label}HR, at most {allowed} is allowed")
+                worse.append(f"{name} lose {lost:.2f} dB of {label}HR, at most {allowed:.2f} is allowed")
     mean = sum(gains.values()) / len(gains)
     refusal = "; ".join(worse)
     if not worse and not mean > 0:
