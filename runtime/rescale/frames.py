@@ -131,6 +131,7 @@ def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[
             if not failed:
                 try:
                     target.write(frame)
+                    target.flush()  # small frames would wait in the buffer of standard output for those that follow
                 except BaseException as e:  # as above
                     failed.append(e)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -275,15 +276,20 @@ def test_raw_mistakes(here, bundle, capsys, tmp_path):
         assert files(tmp_path) == ["f.raw", "photo.png"]
 
 
-def test_a_reader_that_goes_away_ends_raw_frames(here, picture):
+def test_a_frame_leaves_before_the_next_comes_and_a_reader_that_goes_away_ends_the_stream(here, picture):
     process = subprocess.Popen(
         [sys.executable, "-m", "rescale", "down", "-", "-", "--raw", "33x21", *here],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     frame = picture(21, 33).tobytes()
-    process.stdin.write(frame * 3)
-    process.stdin.flush()
-    assert len(process.stdout.read(17 * 11 * 4)) == 17 * 11 * 4
+    late = threading.Timer(60.0, process.kill)
+    late.start()
+    for _ in range(3):
+        process.stdin.write(frame)
+        process.stdin.flush()
+        assert len(process.stdout.read(17 * 11 * 4)) == 17 * 11 * 4
+    late.cancel()
     process.stdout.close()
     try:
         for _ in range(2000):
