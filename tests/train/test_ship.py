@@ -14,7 +14,7 @@ from rescale_train.cli import main
 from rescale_train.config import Recipe
 from rescale_train.content.cast import Cast
 from rescale_train.content.report import Fidelity
-from rescale_train.data import find_pictures
+from rescale_train.data import file_digest, find_pictures
 from rescale_train.loop import read_log
 from rescale_train.models import RescalingNet, build
 from rescale_train.options import spread
@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_compared_is_not_replaced(
     single.mkdir()
     (single / "0.png").write_bytes((pictures / "0.png").read_bytes())
     assert main(["ship", str(source), str(target), "--held", str(single)]) == 1
-    assert f"nothing to tell by in {single}: 1 picture(s); give 2 or more, of at least 16 pixels a side" in error(capsys)
+    assert f"nothing to tell by in {single}: 1 picture(s), 0 of them held out; give what the run had, 2 or more, of at least 16 pixels a side" in error(capsys)
     assert main(["ship", str(source), str(target), "--held", str(tmp_path / "none")]) == 1
     assert "none: not a folder" in error(capsys)
     assert target.read_bytes() == before
@@ -147,6 +147,57 @@ def test_old_and_new_are_compared_on_what_the_run_held_out(
     paths = find_pictures([pictures])
     assert seen == [{str(p) for p in spread(paths, count)} for count in (1, 2)]
     assert all(len(s) < len(paths) for s in seen)
+
+
+def test_a_checkpoint_names_what_was_kept_from_training(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ship` measures on these and no others, and a run continued from weights names only what neither of the two saw."""
+    seen: list[set[str]] = []
+
+    def judged(old: RescalingNet, new: RescalingNet, groups: dict[str, dict[str, object]]) -> Verdict:
+        seen.append({Path(p).name for p in groups["photographs"]})
+        return Verdict("", "")
+
+    monkeypatch.setattr("rescale_train.replace.judge", judged)
+    made, target = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "w.safetensors"
+    assert run("--holdout", "2", "--max-minutes", "0") == 0
+    first = spread(find_pictures([pictures]), 2)
+    assert checkpoint.read(made).progress["held_out"] == [file_digest(p) for p in first]
+    assert main(["ship", str(made), str(target)]) == 0
+    made.unlink()
+    assert run("--holdout", "2", "--init-from", str(target)) == 0
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for path in find_pictures([pictures]):
+        (renamed / f"copy of {path.name}").write_bytes(path.read_bytes())
+    assert main(["ship", str(made), str(target), "--held", str(renamed)]) == 0
+    assert seen == [{f"copy of {p.name}" for p in first}]
+    made.unlink()
+    other = spread(find_pictures([pictures]), 1)
+    assert not set(other) & set(first)
+    assert run("--holdout", "1", "--init-from", str(target)) == 0
+    assert checkpoint.read(made).progress["held_out"] == []
+    capsys.readouterr()
+    assert main(["ship", str(made), str(target), "--held", str(pictures)]) == 1
+    assert "picture(s), 0 of them held out; give what the run had" in error(capsys)
+
+
+def test_a_run_is_not_resumed_with_pictures_that_it_held_out(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--holdout", "2", "--max-minutes", "0") == 0
+    assert run("--holdout", "1", "--resume") == 1
+    assert "its run held out other pictures, some of which would now be trained on" in error(capsys)
+    assert run("--holdout", "2", "--resume") == 0
+
+
+def test_a_list_of_held_out_pictures_that_is_none_is_refused(
+    tiny_net: RescalingNet, recipe_of: RecipeOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.safetensors"
+    checkpoint.write(path, tiny_net.state_dict(), recipe_of("irn_a"), {"step": 1, "held_out": [3]})
+    (tmp_path / "w.safetensors").write_bytes(path.read_bytes())
+    assert main(["ship", str(path), str(tmp_path / "w.safetensors")]) == 1
+    assert "c.safetensors: not a readable checkpoint: held_out is not a list of digests" in error(capsys)
 
 
 @pytest.mark.parametrize(

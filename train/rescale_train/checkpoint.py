@@ -99,6 +99,22 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(recipe, progress, tensors)
 
 
+def held_out(checkpoint: Checkpoint, name: str) -> list[str] | None:
+    """SHA-256 of each file kept from training, by the run and those that it started from; None if the checkpoint does not say.
+
+    Args:
+        checkpoint: what `read` returned.
+        name: of the file, for the error message.
+
+    Raises:
+        CheckpointError: the entry is not a list of digests.
+    """
+    found = checkpoint.progress.get("held_out")
+    if found is not None and not (isinstance(found, list) and all(isinstance(d, str) for d in found)):
+        raise CheckpointError(f"{name}: not a readable checkpoint: held_out is not a list of digests")
+    return found
+
+
 def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
     """Network with a checkpoint's weights, in evaluation mode, float32 on the CPU.
 

@@ -84,7 +84,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import CropSampler, find_pictures, load_held, load_picture
+    from rescale_train.data import CropSampler, file_digest, find_pictures, load_held, load_picture
     from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -119,8 +119,11 @@ def start_run(
     trainer: Trainer | None = None
     try:
         init = None
+        held_out = [file_digest(p) for p in held_paths]
         if init_from is not None:
             found = checkpoint.read(init_from)
+            earlier = checkpoint.held_out(found, str(init_from))
+            held_out = [d for d in held_out if earlier is None or d in earlier]
             start = checkpoint.load_net(found, str(init_from))
             if found.recipe.net != recipe.net:
                 try:
@@ -135,6 +138,7 @@ def start_run(
                     print(f"grown from {small.model} x{small.scale} with {blocks}, growth {small.growth}{near}")
             init = start.state_dict()
         trainer = Trainer(recipe, device, rank, world, init)
+        trainer.held_out = held_out
         if resume:
             trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))
         result = carry_out(trainer, sampler, held, options)

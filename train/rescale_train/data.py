@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def load_picture(path: Path) -> Picture:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise InputError(f"{path}: not a readable picture: {e}") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a picture's file: a checkpoint names by it what was kept from training, wherever the file lies.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise InputError(f"{path}: cannot read: {e.strerror}") from None
 
 
 def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:

@@ -159,6 +159,9 @@ def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
 class Trainer:
     """State of one run: network, average, optimiser, step.
 
+    Attributes:
+        held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
+
     Args:
         recipe: network and run.
         device: where to train.
@@ -176,6 +179,7 @@ class Trainer:
         self.recipe, self.device, self.rank, self.world = recipe, device, rank, world
         self.step = 0
         self.seconds = 0.0
+        self.held_out: list[str] | None = None
         self.skipped = 0
         self.norms: list[float] = []
         torch.manual_seed(recipe.train.seed)
@@ -261,17 +265,26 @@ class Trainer:
                 tensors[f"optim.{names[id(p)]}.{key}"] = value
         tensors["state.norms"] = torch.tensor(self.norms, dtype=torch.float64)
         progress = {"step": self.step, "seconds": self.seconds, **validation}
+        if self.held_out is not None:
+            progress["held_out"] = self.held_out
         checkpoint.write(path, tensors, self.recipe, progress)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.
 
         Raises:
-            CheckpointError: it is damaged, or of another recipe.
+            CheckpointError: it is damaged, of another recipe, or of a run that held out other pictures.
         """
         found = checkpoint.read(path)
         if found.recipe != self.recipe:
             raise CheckpointError(f"{path}: written by another recipe; start in a new --out folder, or use --init-from")
+        before = checkpoint.held_out(found, str(path))
+        if before is not None and self.held_out is not None and not set(before) <= set(self.held_out):
+            raise CheckpointError(
+                f"{path}: its run held out other pictures, some of which would now be trained on; "
+                "give the --data, --val and --holdout that it began with"
+            )
+        self.held_out = before
         names = {id(p): n for n, p in self.net.named_parameters()}
         try:
             self.net.load_state_dict({k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")})

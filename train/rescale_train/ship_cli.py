@@ -26,7 +26,9 @@ def ship(
             "measured on those it held out and on the generated set, and the better ones stay."
         ),
     ] = None,
-    holdout: Annotated[int, typer.Option(help="Training pictures that the run held out.", min=1)] = HOLDOUT,
+    holdout: Annotated[
+        int, typer.Option(help="Training pictures that the run held out, for a checkpoint that does not name them.", min=1)
+    ] = HOLDOUT,
     figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
     data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
     machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
@@ -46,7 +48,7 @@ def ship(
     rounded = {k: v.half() for k, v in net.state_dict().items()}
     net.load_state_dict(rounded)
     if target.exists():
-        check_replacement(net, target, held or [], holdout)
+        check_replacement(net, target, held or [], checkpoint.held_out(found, str(source)), holdout)
     checkpoint.write(target, rounded, found.recipe, found.progress)
     print(f"{target}: {target.stat().st_size} bytes")
     if figures is not None:
@@ -55,8 +57,15 @@ def ship(
         print(f"{card}: describes earlier weights unless these are the same; give --figures to write it anew", file=sys.stderr)
 
 
-def check_replacement(new: RescalingNet, target: Path, folders: list[Path], holdout: int) -> None:
+def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held_out: list[str] | None, holdout: int) -> None:
     """Print how weights compare with those of a file that they would replace.
+
+    Args:
+        new: network of the new weights.
+        target: the file.
+        folders: where the run's pictures lie.
+        held_out: digests of those that it held out; None if its checkpoint does not name them.
+        holdout: how many it held out, where it does not name them.
 
     Raises:
         CheckpointError: the file is of another model, scale or size, or no weights file.
@@ -65,7 +74,7 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], hold
     from rescale_train import checkpoint
     from rescale_train.config import size_name
     from rescale_train.content.held import generated_set
-    from rescale_train.data import find_pictures, load_held
+    from rescale_train.data import file_digest, find_pictures, load_held
     from rescale_train.replace import judge
 
     before = checkpoint.load_net(checkpoint.read(target), str(target))
@@ -79,11 +88,16 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], hold
             f"{target}: exists; choose another path, or give --held DIR, the training pictures: better weights replace it"
         )
     paths = find_pictures(folders)
-    photographs = load_held(spread(paths, holdout), new.config.scale)
+    if held_out is None:
+        print(f"the checkpoint does not name what it held out: taken is what --holdout {holdout} chooses", file=sys.stderr)
+        chosen = spread(paths, holdout)
+    else:
+        chosen = [p for p in paths if file_digest(p) in held_out]
+    photographs = load_held(chosen, new.config.scale)
     if not photographs:
         raise OutputError(
-            f"{target}: nothing to tell by in {', '.join(map(str, folders))}: {len(paths)} picture(s); give 2 or more, "
-            f"of at least {8 * new.config.scale} pixels a side"
+            f"{target}: nothing to tell by in {', '.join(map(str, folders))}: {len(paths)} picture(s), {len(chosen)} of them held "
+            f"out; give what the run had, 2 or more, of at least {8 * new.config.scale} pixels a side"
         )
     verdict = judge(before, new, {"photographs": photographs, "generated pictures": generated_set()})
     print(verdict.table)
