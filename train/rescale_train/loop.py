@@ -264,7 +264,7 @@ class Trainer:
             for key, value in self.optimiser.state_of(p).items():
                 tensors[f"optim.{names[id(p)]}.{key}"] = value
         tensors["state.norms"] = torch.tensor(self.norms, dtype=torch.float64)
-        progress = {"step": self.step, "seconds": self.seconds, **validation}
+        progress: dict[str, Any] = {"step": self.step, "seconds": self.seconds, **validation}
         if self.held_out is not None:
             progress["held_out"] = self.held_out
         checkpoint.write(path, tensors, self.recipe, progress)
