@@ -42,6 +42,19 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
 
     0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C.
     """
+    code = _carry_out(app, argv)
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        # A full disk, or a reader that went away (`| head`). What standard output still holds would fail once more, with a
+        # traceback, at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0:
+            return 1 if isinstance(e, BrokenPipeError) else fail(f"output: {e.strerror or e}")
+    return code
+
+
+def _carry_out(app: typer.Typer, argv: list[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=argv, standalone_mode=False)
@@ -50,8 +63,6 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader went away (`| head`). Point stdout elsewhere, so that the interpreter's last flush does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
         return fail(f"{e.filename or 'output'}: {e.strerror or e}")

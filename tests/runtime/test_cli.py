@@ -337,8 +337,18 @@ def test_system_errors_are_one_line(here, capsys):
     code, err = error_of(capsys, ["info", "x" * 300])
     assert code == 1
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", [["strip", "s.png", "-"], ["info", "s.png"], ["down", "photo.png", "-"], ["--help"]])
+def test_output_onto_a_full_disk_is_one_error_line(here, monkeypatch, command, unbuffered):
+    """Buffered output fails late: when the command is done, or at the interpreter's end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     main(["down", "photo.png", "s.png", *here])
-    assert run(["strip", "s.png", "-"], stdout=open("/dev/full", "wb")).returncode == 1  # noqa: SIM115
+    with open("/dev/full", "wb") as full:
+        done = run([*command, *(here if command[0] == "down" else [])], stdout=full)
+    assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (1, "error: output: No space left on device")
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_picture_that_would_become_too_large_is_refused_before_it_does(here, capsys):
