@@ -18,4 +18,4 @@ def without_nan(value: Any) -> Any:
 
 def as_json(value: Any) -> str:
     """Indented JSON with a last newline."""
-    return json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(without_nan(value), indent=2) + "\n"

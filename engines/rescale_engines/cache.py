@@ -18,6 +18,7 @@ from rescale.bundle import Bundle
 from rescale.console import PACKAGE
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, EngineInfo, check_belongs, read_info, read_whole, sidecar
 from rescale.errors import EngineError, MissingExtraError, OutputError
+from rescale.files import TEMPORARY_GLOB
 
 POLL_SECONDS = 0.1
 ABANDONED_SECONDS = 3600.0
@@ -144,7 +145,7 @@ def abandoned(folder: Path, now: float | None = None) -> list[Path]:
     """Temporary files that a killed process left behind, at least an hour old."""
     limit = (time.time() if now is None else now) - ABANDONED_SECONDS
     out = []
-    for path in sorted(folder.glob(".rescale.*.tmp")):
+    for path in sorted(folder.glob(TEMPORARY_GLOB)):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime <= limit:
                 out.append(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescale.errors import InputError, OutputError, RescaleError
+from rescale.files import TEMPORARY_GLOB, TEMPORARY_NAME, machine_mark
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
+ABANDONED = 3600.0
+"""Seconds without a write after which a temporary file of another machine, whose processes cannot be asked for, is left over."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run(
             for job in jobs:
                 if len(waiting) == workers:
                     finish()
-                if job.target.exists() and not overwrite:
+                if job.target.is_file() and not overwrite:
                     while waiting:
                         finish()
                     outcome.skipped += 1
@@ -110,18 +112,29 @@ def _attempt(make: Callable[[Job], None], job: Job) -> RescaleError | None:
         return OutputError(f"{job.target}: cannot write: {e.strerror or e}")
     except MemoryError:
         return RescaleError(f"{job.source}: not enough memory")
+    except Exception as e:  # a defect met by one picture must not cost the others
+        return RescaleError(f"{job.source}: unexpected {type(e).__name__}: {e}; please report it with the picture")
     return None
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove temporary files of ours below a folder whose process is gone (killed with SIGKILL). Returns how many."""
+    """Remove temporary files of ours below a folder that nothing writes any more (after SIGKILL). Returns how many."""
     count = 0
-    for path in folder.rglob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and not _alive(int(match.group(1))):
+    for path in folder.rglob(TEMPORARY_GLOB):
+        match = TEMPORARY_NAME.fullmatch(path.name)
+        if match and _is_left_over(path, match.group(1), int(match.group(2))):
             path.unlink(missing_ok=True)
             count += 1
     return count
+
+
+def _is_left_over(path: Path, machine: str, pid: int) -> bool:
+    if machine == machine_mark():
+        return not _alive(pid)
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except OSError:  # finished in the meantime
+        return False
 
 
 def _alive(pid: int) -> bool:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, BinaryIO
 
 import typer
 
-from rescale.errors import MissingExtraError, RescaleError
+from rescale.errors import InputError, MissingExtraError, OutputError, RescaleError
 
 PACKAGE = "rescale-toolkit"
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM, as shells use it."""
 
 
 def require(modules: Iterable[str], extra: str) -> None:
@@ -40,9 +47,14 @@ def new_app(help_text: str) -> typer.Typer:
 def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C.
+    0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C,
+    143 for SIGTERM, which ends a command as Ctrl-C does.
     """
-    code = _carry_out(app, argv)
+    _settle_streams()
+    with _sigterm_interrupts() as terminated:
+        code = _carry_out(app, argv)
+    if code == INTERRUPTED and terminated:
+        code = TERMINATED
     try:
         sys.stdout.flush()
     except OSError as e:
@@ -83,6 +95,64 @@ def _carry_out(app: typer.Typer, argv: list[str] | None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _settle_streams() -> None:
+    """Names that the locale cannot print come out escaped, and a closed standard stream takes what is printed and drops it."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        # A file opened later must not get the number of a standard stream.
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[list[bool]]:
+    """SIGTERM unwinds a command as Ctrl-C does, so that nothing half-written stays. Yields a list that is not empty once it came.
+
+    Only where nobody has another use for the signal.
+    """
+    came: list[bool] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(True)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield came
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def binary_input() -> BinaryIO:
+    """Standard input for bytes.
+
+    Raises:
+        InputError: it is closed.
+    """
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def binary_output() -> BinaryIO:
+    """Standard output for bytes.
+
+    Raises:
+        OutputError: it is closed.
+    """
+    if sys.__stdout__ is None:
+        raise OutputError("standard output is closed")
+    return sys.stdout.buffer
+
+
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     """A bar with the remaining time on stderr, if that is a terminal. Yields a function that advances it past a named item."""
@@ -99,8 +169,8 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def fail(message: str, code: int = 1) -> int:
-    """Print an error line and return its exit code."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error as one line and return its exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -111,4 +181,4 @@ def warn(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))

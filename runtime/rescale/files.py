@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from rescale.errors import OutputError
+
+TEMPORARY_GLOB = ".rescale.*.tmp"
+TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
+"""Names of the files that become results: the machine and the process that write one, and chance."""
+
+
+def machine_mark() -> str:
+    """Eight hexadecimal digits that tell this machine or container from others that write to the same folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -40,20 +53,38 @@ def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> 
 def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends without an error, and vanishes otherwise.
 
+    A symbolic link stays, and what it points to is replaced. A pipe or device has no place to take: it is written to as it is.
+
     Raises:
         OutputError: as `atomic_write`.
     """
+    if _is_special(path):
+        try:
+            with open(path, "wb") as special:
+                yield special
+        except OSError as e:
+            raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
+        return
+    place = Path(os.path.realpath(path))
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
     # Not the target's name with something added either: that could be too long.
-    name = path.with_name(f".rescale.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    name = place.with_name(f".rescale.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(name, "xb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.replace(name, path)
+        os.replace(name, place)
     except OSError as e:
         raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

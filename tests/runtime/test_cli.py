@@ -17,6 +17,7 @@ from PIL import Image
 
 import rescale
 from rescale.cli import main
+from rescale.files import machine_mark
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_sigkill_at_any_moment_then_again_gives_the_same_files(here, tmp_path, p
         process.wait()
     # What a kill between writing and renaming leaves, by a process that is gone.
     (tmp_path / "out").mkdir(exist_ok=True)
-    (tmp_path / "out" / f".x.png.{process.pid}-0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "out" / f".rescale.{machine_mark()}-{process.pid}-0123abcd.tmp").write_bytes(b"half")
     assert main(["down", "many", "out", *here]) == 0
     assert files(tmp_path / "out") == files(tmp_path / "want")
     for name in files(tmp_path / "want"):
