@@ -64,3 +64,7 @@ class LrFileError(RescaleError):
     def __init__(self, message: str, state: str) -> None:
         super().__init__(message)
         self.state = state
+
+    def __reduce__(self) -> tuple[type[LrFileError], tuple[str, str]]:
+        # An exception is rebuilt from `args`, which hold the message alone; a process pool breaks on one that cannot be.
+        return type(self), (str(self), self.state)

@@ -35,7 +35,7 @@ def parse_memory(text: str) -> int:
         InputError: not such a text.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?B?)\s*", text.upper())
-    if not match or float(match.group(1)) <= 0:
+    if not match or float(match.group(1)) * _UNITS[match.group(2)] < 1:
         raise InputError(f"memory {text!r}: a size is wanted, such as 2GB or 512MB")
     value = float(match.group(1)) * _UNITS[match.group(2)]
     if value > 1 << 60:

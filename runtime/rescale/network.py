@@ -78,7 +78,7 @@ class Network:
 
     def _within_memory(self, work: Callable[[int | None], T]) -> T:
         """Run with the budget; if the backend finds no memory, again with half of it, unless the tile is the caller's."""
-        budget = self.memory or default_budget()
+        budget = default_budget() if self.memory is None else self.memory
         failed: OutOfMemoryError | None = None
         for _ in range(1 + RETRIES):
             try:

@@ -5,12 +5,12 @@ Every input is either handled exactly or refused with the way out; nothing is co
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rescale import colour, jxl, png, riff
-from rescale.errors import InputError
+from rescale.errors import InputError, RescaleError
 from rescale.files import atomic_write
 from rescale.limits import MAX_PIXELS
 
@@ -35,6 +35,8 @@ READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", "
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
 """Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
+TIFF_EXTRA_SAMPLES = 338
+"""Tag that says what the samples beyond the colours are; 1 is alpha that the colours are multiplied by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
         raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open with Pillow, the size bounded before pixels are decoded; PNG without its ancillary chunks."""
     if data.startswith(png.SIGNATURE):
@@ -157,10 +159,18 @@ def _load(image: Image.Image, name: str) -> None:
     Raises:
         InputError: the file is truncated or damaged.
     """
+    with _damage_is_named(name):
+        image.load()
+
+
+@contextlib.contextmanager
+def _damage_is_named(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image.load()
+            yield
+    except RescaleError:
+        raise
     except Exception as e:  # decoders raise many classes on damaged files; none of them is a fault of ours
         raise InputError(f"{name}: truncated or damaged picture: {e}") from None
 
@@ -211,11 +221,15 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
     if jxl.is_jxl(data):
         raise InputError(f"{name}: JPEG XL as a source would lose its colour profile; convert it to PNG first")
     with _opened(data, name, max_pixels) as image:
-        frames = getattr(image, "n_frames", 1)
+        with _damage_is_named(name):
+            frames = getattr(image, "n_frames", 1)
+            depth = _stored_depth(data, name, image)
         if frames > 1 or _is_animated_png(data, name):
             raise InputError(f"{name}: has several frames; extract the one you want as a PNG first")
-        if _is_deep(image.mode) or _stored_depth(data, name, image) > 8:
+        if _is_deep(image.mode) or depth > 8:
             raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; convert it to 8 bits first")
+        if image.format == "TIFF" and _has_associated_alpha(image):
+            raise InputError(f"{name}: its colours are multiplied by its alpha, which cannot be undone exactly; convert it first")
         if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
             raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB with its colour profile first")
         _load(image, name)
@@ -241,6 +255,11 @@ def _transparency(pixels: Array, rule: str, name: str) -> Array | None:
     return np.ascontiguousarray(pixels[:, :, 3])
 
 
+def _has_associated_alpha(image: Image.Image) -> bool:
+    samples = image.tag_v2.get(TIFF_EXTRA_SAMPLES)  # type: ignore[attr-defined]
+    return 1 in (samples if isinstance(samples, tuple) else (samples,))
+
+
 def _is_png(data: bytes) -> bool:
     return data.startswith(png.SIGNATURE)
 
@@ -260,7 +279,7 @@ def _stored_depth(data: bytes, name: str, image: Image.Image | None = None) -> i
         return 8 if header[3:4] == [b"255"] else 16
     if _is_png(data):
         return png.read_header(png.read_chunks(data, name), name).depth
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
+    if (image is not None and image.format == "AVIF") or data[4:12] in (b"ftypavif", b"ftypavis"):
         at = data.find(b"av1C")
         # Third byte behind the box name: seq_tier, high_bitdepth, twelve_bit, ...
         return 10 if at >= 0 and len(data) > at + 6 and data[at + 6] & 0x40 else 8

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
+from rescale.errors import InputError
 from rescale.image import check_rgb
 from rescale.network import Network
 from rescale.picture import Picture
@@ -80,9 +81,13 @@ class Rescaler:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
 
         Raises:
+            InputError: something else than an LR picture.
             LrFileError: `strict`, and the picture is not exact for this model.
             BackendError: the backend failed.
         """
+        if not isinstance(small, Small):
+            wanted = "an LR picture is wanted, from downscale, Small.open or Small.from_bytes"
+            raise InputError(f"{wanted}, not {type(small).__name__}")
         scale = self.bundle.scale
         identity = (self.bundle.variant.name, scale, self.bundle.weights)
         state = small.verdict(*identity)[0]
@@ -148,7 +153,12 @@ def load(
     Raises:
         BundleError: no bundle there, damaged, of another format version, or without that precision.
         BackendError: the backend is unknown, missing, or cannot load the graphs.
+        InputError: a tile or budget that nothing can be run in.
     """
+    if tile is not None and not (isinstance(tile, tuple) and len(tile) == 2 and all(isinstance(n, int) and n >= 1 for n in tile)):
+        raise InputError(f"tile {tile!r}: (height, width) in LR pixels is wanted, each 1 or more")
+    if memory is not None and memory < 1:
+        raise InputError(f"memory {memory}: a number of bytes is wanted, or None for half of what is available")
     bundle = Bundle(path)
     runner = create(bundle, backend, threads, precision, provider, provider_options)
     return Rescaler(bundle, runner, tile, memory, exact)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rescale.errors import ConfigError
 from rescale.quality import LUMA
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_batch
@@ -220,3 +222,10 @@ def test_the_lr_reference_can_be_clamped_to_what_8_bits_hold(
     assert float(clamped["lr"]) == pytest.approx(float(want), rel=1e-5)
     assert clamped["lr"] != free["lr"]
     assert (clamped["hr"], clamped["z"]) == (free["hr"], free["z"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["hr", "lr", "z", "z_mse"])
+def test_a_weight_that_would_train_nothing_or_away_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"train.loss.{name}: 0 to 1e9"):
+        LossConfig(**{name: value})

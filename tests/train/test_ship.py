@@ -185,6 +185,32 @@ def test_a_checkpoint_names_what_was_kept_from_training(
     assert "picture(s), 0 of them held out; give what the run had" in error(capsys)
 
 
+def test_weights_are_named_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A target that ends in .json would be overwritten by its own card."""
+    assert run("--max-minutes", "0") == 0
+    assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "w.json")]) == 1
+    assert "w.json: weights are a .safetensors file" in error(capsys)
+    assert not (tmp_path / "w.json").exists()
+
+
+@pytest.mark.parametrize("how", ["absolute path", "link", "copy"])
+def test_a_held_out_picture_is_not_trained_on_by_another_name(
+    run: Run, pictures: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    first, second = find_pictures([pictures])[:2]
+    if how == "copy":
+        (pictures / "copy.png").write_bytes(first.read_bytes())
+    for path in (first, second):
+        (held / path.name).symlink_to(path) if how == "link" else (held / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run("--val", "held" if how != "absolute path" else str(held), "--max-minutes", "0") == 0
+    assert "2 pictures to train on, 2 held out" in capsys.readouterr().out
+    named = checkpoint.read(tmp_path / "out" / "checkpoint.safetensors").progress["held_out"]
+    assert named == [file_digest(first), file_digest(second)]
+
+
 def test_a_run_is_not_resumed_with_pictures_that_it_held_out(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--holdout", "2", "--max-minutes", "0") == 0
     assert run("--holdout", "1", "--resume") == 1

@@ -100,8 +100,14 @@ def start_run(
     if resume and init_from is not None:
         raise CheckpointError("--resume and --init-from exclude each other")
     paths = find_pictures(data)
+    # By content: a picture that lies there twice, or is named in another way, must not be both held out and trained on.
+    by_digest: dict[str, Path] = {}
+    for path in paths:
+        by_digest.setdefault(file_digest(path), path)
+    paths = list(by_digest.values())
     held_paths = find_pictures(val) if val else spread(paths, holdout)
-    train_paths = [p for p in paths if p not in set(held_paths)]
+    held_out = list(dict.fromkeys(file_digest(p) for p in held_paths))
+    train_paths = [p for digest, p in by_digest.items() if digest not in held_out]
     if not train_paths:
         raise InputError(f"{', '.join(map(str, data))}: nothing left to train on; lower --holdout")
     try:
@@ -119,7 +125,6 @@ def start_run(
     trainer: Trainer | None = None
     try:
         init = None
-        held_out = [file_digest(p) for p in held_paths]
         if init_from is not None:
             found = checkpoint.read(init_from)
             earlier = checkpoint.held_out(found, str(init_from))

@@ -174,6 +174,9 @@ class LossConfig:
     luma: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("hr", "lr", "z", "z_mse"):
+            value = getattr(self, name)
+            require(0.0 <= value <= 1e9, f"train.loss.{name}: 0 to 1e9, got {value}")
         require(0.0 <= self.luma <= 100.0, f"train.loss.luma: 0 to 100, got {self.luma}")
         _one_of("train.loss.hr_kind", self.hr_kind, HR_KINDS)
         _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)

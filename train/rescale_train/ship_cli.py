@@ -42,6 +42,8 @@ def ship(
     from rescale_train import checkpoint
     from rescale_train.shipped import write_card
 
+    if target.suffix != ".safetensors":
+        raise OutputError(f"{target}: weights are a .safetensors file, beside which a card lies as .json; name it so")
     found = checkpoint.read(source)
     net = checkpoint.load_net(found, str(source))
     # Stored as float16 and loaded as float32: every user computes with exactly the same weights.

@@ -37,6 +37,10 @@ def run_each(
     return many(graph, items) if many is not None else (runner.run(graph, item) for item in items)
 
 
+MAX_THREADS = 4096
+"""More than any machine runs; the backends fail in ways of their own on absurd numbers."""
+
+
 def create(
     bundle: Bundle,
     backend: str = "auto",
@@ -58,8 +62,10 @@ def create(
 
     Raises:
         BundleError: the bundle does not hold that precision.
-        BackendError: unknown, not installed, or it cannot load the graphs.
+        BackendError: unknown, not installed, or it cannot load the graphs; a number of threads below 1 or above `MAX_THREADS`.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise BackendError(f"{threads} threads: 1 to {MAX_THREADS}, or none given for all that this process may use")
     backend, colon, rest = backend.partition(":")
     if colon:
         provider, *pairs = rest.split(",")
