@@ -62,10 +62,10 @@ def create(
 
     Raises:
         BundleError: the bundle does not hold that precision.
-        BackendError: unknown, not installed, or it cannot load the graphs; a number of threads below 1 or above `MAX_THREADS`.
+        BackendError: unknown, not installed, or it cannot load the graphs; fewer than 1 or more than `MAX_THREADS` threads.
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise BackendError(f"{threads} threads: 1 to {MAX_THREADS}, or none given for all that this process may use")
+    if threads is not None and threads > MAX_THREADS:
+        raise BackendError(f"threads: at most {MAX_THREADS}, got {threads}")
     backend, colon, rest = backend.partition(":")
     if colon:
         provider, *pairs = rest.split(",")
