@@ -13,8 +13,8 @@ import typer
 from rescale.console import new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
+from rescale.json_text import without_nan
 from rescale_bench import ladder_cli, psnr_cli, rate_cli, report_cli
-from rescale_bench.output import without_nan
 
 app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival.")
 

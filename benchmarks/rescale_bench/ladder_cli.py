@@ -24,8 +24,8 @@ def ladder(
 ) -> None:
     """Cost and quality of a study's networks, one table and plot: which size to take."""
     require(("torch", "onnx", "matplotlib"), "bench")
+    from rescale.json_text import as_json
     from rescale_bench import ladder as rungs
-    from rescale_bench.output import as_json
     from rescale_bench.parity_cli import parse_size
 
     height, width = parse_size(resolution)

@@ -40,10 +40,10 @@ def psnr(
     """PSNR and SSIM of the restored HR, fidelity of the LR, and bits, beside bicubic and the paper's table 3."""
     require(("skimage", "torch"), "bench")
     from rescale.bundle import Bundle
+    from rescale.json_text import as_json
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
-    from rescale_bench.output import as_json
     from rescale_bench.pictures import folder_set, sample_set
     from rescale_bench.quality import DEFINITIONS, measure_set, measure_set_bicubic
     from rescale_bench.quality_report import as_markdown, tables

@@ -36,10 +36,10 @@ def rate(
 ) -> None:
     """Bytes of the LR file and PSNR of the restored HR, against codecs at the same bytes. A picture takes a minute or more."""
     require(("skimage", "torch", "matplotlib"), "bench")
+    from rescale.json_text import as_json
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
-    from rescale_bench.output import as_json
     from rescale_bench.pictures import folder_set, sample_set
     from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing

@@ -19,11 +19,11 @@ from rescale.bundle import Bundle
 from rescale.console import progress_bar
 from rescale.errors import ConfigError, OutputError
 from rescale.files import atomic_write
+from rescale.json_text import as_json
 from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.machine import machine, versions
-from rescale_bench.output import as_json
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import findings, markdown

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rescale.errors import InputError, OutputError
 from rescale.files import atomic_write
-from rescale_bench.output import without_nan
+from rescale.json_text import without_nan
 
 
 class Store:

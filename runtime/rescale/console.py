@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import typer
 
 from rescale.errors import InputError, MissingExtraError, OutputError, RescaleError
+from rescale.json_text import as_json
 
 PACKAGE = "rescale-toolkit"
 
@@ -181,4 +181,4 @@ def warn(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one JSON document."""
-    print(json.dumps(value, indent=2))
+    print(as_json(value), end="")

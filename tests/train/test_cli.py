@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rescale.errors import RescaleError
 from rescale_export.probe import probe_picture
@@ -72,9 +73,10 @@ def test_a_run_resumes_from_parts(run: Run, tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "out" / "checkpoint.safetensors").progress["step"] == 4
 
 
-def test_resume_without_a_checkpoint_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_a_checkpoint_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--resume") == 1
-    assert "checkpoint.safetensors.part00: parts are missing; found none" in error(capsys)
+    assert "checkpoint.safetensors: no checkpoint to resume; leave out --resume to start" in error(capsys)
+    assert not (tmp_path / "out").exists(), "nothing is left behind"
 
 
 def test_resume_of_another_recipe_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +127,9 @@ def test_without_held_out_pictures_nothing_is_validated(run: Run, tmp_path: Path
         (["--set", "train.steps"], 2, "--set takes KEY=VALUE, got 'train.steps'"),
         (["--set", "train.stepz=3"], 1, "train.stepz: unknown key"),
         (["--device", "tpu9"], 1, "--device tpu9: unknown; use auto, cpu, cuda or cuda:N"),
+        (["--device", "meta"], 1, "--device meta: unknown; use auto, cpu, cuda or cuda:N"),
+        (["--device", "mps"], 1, "--device mps: unknown; use auto, cpu, cuda or cuda:N"),
+        (["--init-from", "/tmp"], 1, "/tmp: a folder; give the checkpoint.safetensors in it"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all: not a folder"),
         (["--init-from", "/nowhere/w.safetensors"], 1, "/nowhere/w.safetensors: no such checkpoint"),
         (["--max-minutes", "-1"], 2, "--max-minutes"),
@@ -162,7 +167,73 @@ def test_an_unwritable_out_is_an_error(run: Run, tmp_path: Path, capsys: pytest.
 def test_an_unreadable_picture_is_named(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "bad.png").write_text("no picture")
     assert run() == 1
-    assert "bad.png: not a readable picture" in capsys.readouterr().err
+    assert "bad.png: not a picture that can be read" in capsys.readouterr().err
+
+
+def test_pictures_too_small_to_validate_on(run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (val := tmp_path / "val").mkdir()
+    Image.new("RGB", (200, 15)).save(val / "low.png")
+    assert run("--val", str(val)) == 1
+    assert "val: 1 of 1 pictures too small to validate on: a side below 16 pixels; take them out" in error(capsys)
+    for path in pictures.iterdir():
+        path.unlink()
+    for value in range(4):
+        Image.new("RGB", (200, 15), (value, 0, 0)).save(pictures / f"{value}.png")
+    assert run("--max-minutes", "0") == 0
+    assert "warning: held out: 1 of 1 pictures too small to validate on" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_standard_output_does_not_end_a_run(tmp_path: Path, pictures: Path, recipe_file: Path) -> None:
+    out = tmp_path / "out"
+    code = "from rescale_train.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, "run", str(recipe_file), "--data", str(pictures), "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--log-every", "1", "--device", "cpu", "--threads", "1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "warning: output: No space left on device; the run goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    steps = checkpoint.read(out / "checkpoint.safetensors").recipe.train.steps
+    assert checkpoint.read(out / "checkpoint.safetensors").progress["step"] == steps
+    assert read_log(out / "log.jsonl")[-1]["step"] == steps
+
+
+def test_figures_without_a_number_are_json_too(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flat picture comes back exactly: its PSNR is infinite, which JSON does not know."""
+    (val := tmp_path / "val").mkdir()
+    Image.new("RGB", (64, 64), (0, 0, 0)).save(val / "black.png")
+    assert run("--max-minutes", "0", "--val", str(val), "--set", "train.lr_peak=0.0") == 0
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    text = capsys.readouterr().out
+    assert json.loads(text[text.index("{\n") :], parse_constant=no_constant)["lr_psnr_y"] == "inf"
+    for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=no_constant)
+
+
+def test_a_checkpoint_that_diverged_is_not_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0") == 0
+    target = tmp_path / "out" / "checkpoint.safetensors"
+    found = checkpoint.read(target)
+    name = next(k for k in found.tensors if k.startswith("optim."))
+    tensors = found.tensors | {name: torch.full_like(found.tensors[name], float("nan"))}
+    checkpoint.write(target, tensors, found.recipe, found.progress)
+    capsys.readouterr()
+    assert run("--resume") == 1
+    assert f"{name} is not finite; the training diverged" in error(capsys)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -180,7 +251,7 @@ def test_a_signal_leaves_a_resumable_checkpoint(
                 break
         child.send_signal(number)
         rest, errors = child.communicate(timeout=60)
-    assert child.returncode == 0, errors
+    assert child.returncode == 128 + number, errors
     result = json.loads(rest[rest.index("{") :])
     assert not result["finished"]
     assert result["step"] >= 3

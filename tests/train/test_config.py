@@ -224,9 +224,14 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("net.alpha_gain", "0", "net.alpha_gain: above 0, at most 64, got 0.0"),
         ("net.alpha_gain", "nan", "net.alpha_gain: above 0, at most 64, got nan"),
         ("net.ae_layers", "3", "net.ae_layers: one of 2, 4, got 3"),
-        ("train.steps", "0", "train.steps: at least 1, got 0"),
-        ("train.batch", "0", "train.batch: at least 1, got 0, 4"),
-        ("train.warmup", "-1", "train.warmup: at least 0, got -1"),
+        ("train.steps", "0", "train.steps: 1 to 1000000000, got 0"),
+        ("train.batch", "0", "train.batch: 1 to 65536, got 0"),
+        ("train.batch", "10000000000", "train.batch: 1 to 65536, got 10000000000"),
+        ("train.final_batch", "65537", "train.final_batch: 1 to 65536, got 65537"),
+        ("train.patch", "16384", "train.patch: 1 to 8192, got 16384"),
+        ("train.warmup", "-1", "train.warmup: 0 to 1000000000, got -1"),
+        ("train.seed", "-1", "train.seed: 0 to 4294967295, got -1"),
+        ("train.seed", "4294967296", "train.seed: 0 to 4294967295, got 4294967296"),
         ("train.final_fraction", "1.5", "train.final_fraction: 0 to 1, got 1.5"),
         ("train.float32_fraction", "-0.5", "train.float32_fraction: 0 to 1, got -0.5"),
         ("train.lr_noise_share", "2", "train.lr_noise_share: 0 to 1, got 2.0"),
@@ -257,7 +262,8 @@ def test_a_wrong_value_names_its_key_and_what_is_wanted(tmp_path: Path, key: str
         ("[net]\nscale=2\nsize='lite'\n[train]\nsteps=1", "net.model: missing"),
         ("[net]\nmodel='irn'\nscale=2\ngrowth=4\n[train]\nsteps=1", "net.blocks: missing"),
         (GOOD.replace("steps = 10", ""), "train.steps: missing"),
-        (GOOD.replace("[train]\nsteps = 10", ""), "train: a table was expected, got None"),
+        (GOOD.replace("[train]\nsteps = 10", ""), "r.toml: no table [train], which every recipe has"),
+        ("train = 3\n" + GOOD.replace("[train]\nsteps = 10", ""), "train: a table was expected, got 3"),
         ("[train]\nsteps=1", "net.model: missing"),
         ("net = 3\n[train]\nsteps=1", "net: a table was expected, got 3"),
         (GOOD + "[data]\nfolder='x'", "unknown table(s) data; known are net, train"),
@@ -281,6 +287,18 @@ def test_an_unreadable_recipe_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n" + GOOD.encode())
     with pytest.raises(ConfigError, match=r"latin.toml: cannot read the recipe: .*utf-8"):
         load_recipe(str(tmp_path / "latin.toml"))
+
+
+def test_a_size_stated_later_decides_over_what_was_listed_before(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("[train]", "blocks = [3]\ngrowth = 5\n[train]"))
+    lite, full = (net_config("dlv_irn_m", 2, size) for size in ("lite", "full"))
+    assert load_recipe(path).net.blocks == (3,), "beside a size in one table, what is listed wins"
+    assert load_recipe(path, {"net.size": "'full'"}).net == full
+    assert load_recipe(path, {"net.growth": "7", "net.size": "'full'"}).net == net_config("dlv_irn_m", 2, "full", growth=7)
+    assert load_recipe(path, {"net.size": "'lite'"}).net == lite
+    derived = tmp_path / "derived.toml"
+    derived.write_text("base = 'dlv_irn_m_x2_lite'\n[net]\nsize = 'full'\n")
+    assert load_recipe(str(derived)).net.blocks == full.blocks
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "'esrgan'"), ("scale", "3")])

@@ -129,6 +129,24 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     Image.fromarray(probe_picture(40, 40)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
-    for name in ("text.png", "cut.png", "gone.png"):
-        with pytest.raises(InputError, match=f"{name}: not a readable picture"):
+    wrong = {"text": "not a picture that can be read", "cut": "truncated PNG", "gone": "no such file"}
+    for name, message in wrong.items():
+        with pytest.raises(InputError, match=f"{name}.png: {message}"):
+            load_picture(tmp_path / f"{name}.png")
+
+
+def test_nothing_is_converted_in_silence(tmp_path: Path) -> None:
+    rgb = Image.fromarray(probe_picture(24, 24))
+    Image.fromarray(np.full((24, 24), 40000, np.uint16)).save(tmp_path / "deep.png")
+    rgb.convert("CMYK").save(tmp_path / "print.jpg")
+    rgb.save(tmp_path / "frames.webp", save_all=True, append_images=[rgb.rotate(90)], lossless=True)
+    clear = rgb.convert("RGBA")
+    clear.putpixel((3, 3), (1, 2, 3, 4))
+    clear.save(tmp_path / "clear.png")
+    wrong = {"deep.png": "more than 8 bits", "print.jpg": "CMYK", "frames.webp": "several frames", "clear.png": "flatten it"}
+    for name, message in wrong.items():
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
             load_picture(tmp_path / name)
+    clear.putalpha(255)
+    clear.save(tmp_path / "opaque.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "opaque.png"), np.array(clear)[:, :, :3])

@@ -31,7 +31,7 @@ from rescale_train.importers import reading
 from rescale_train.importers.convert import convert
 from rescale_train.importers.layouts import translate
 from rescale_train.models import build
-from rescale_train.shipped import write_card
+from rescale_train.shipped import make_card
 
 State = dict[str, Tensor]
 HAAR = [[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]
@@ -284,10 +284,10 @@ def test_where_weights_came_from_is_kept_in_what_is_made_of_them(tmp_path: Path)
     assert (shipped["licence"], shipped["imported"]) == ("MIT", card["imported"])
     # Trained further: the run's own checkpoint does not know, the card of the first weights does.
     found = checkpoint.read(weights)
-    trained = tmp_path / "trained.safetensors"
-    checkpoint.write(trained, found.tensors, found.recipe, {"step": 7, "seconds": 60.0})
-    measured(trained)
-    later = json.loads(write_card(trained, report, "data", "machine", weights.with_suffix(".json")).read_text())
+    measured(weights)
+    progress = {"step": 7, "seconds": 60.0}
+    net = checkpoint.load_net(found, weights.name)
+    later = make_card(found.recipe, progress, net, report, "data", "machine", weights.with_suffix(".json"))
     assert (later["licence"], later["steps"]) == ("MIT", 7)
     assert later["continued_from"]["imported"] == card["imported"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_ship_names_a_bad_source_and_a_bad_target(run: Run, tmp_path: Path, caps
     capsys.readouterr()
     assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "none" / "w.safetensors")]) == 1
     assert "w.safetensors: cannot write" in error(capsys)
+
+
+def test_weights_and_card_are_written_together_or_not_at_all(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-minutes", "0") == 0
+    source, target = str(tmp_path / "out" / "checkpoint.safetensors"), tmp_path / "w.safetensors"
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"results": [{"set": "Set5", "count": 5, "weights": "other", "mean": {"hr_psnr_y": 40.0}}]}))
+    capsys.readouterr()
+    assert main(["ship", source, str(target), "--figures", str(report)]) == 1
+    assert "report.json: Set5 was measured on other weights" in error(capsys)
+    assert not target.exists()
+    assert main(["ship", source, str(target), "--machine", "a desk"]) == 2
+    assert "wants --figures" in capsys.readouterr().err
+    assert not target.exists()
 
 
 def test_better_weights_replace_and_worse_ones_do_not(

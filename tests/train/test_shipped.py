@@ -8,7 +8,7 @@ import pytest
 
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale_train import checkpoint
-from rescale_train.shipped import find_shipped, list_shipped, write_card
+from rescale_train.shipped import find_shipped, list_shipped, make_card
 
 
 def add(folder: Path, model: str, scale: int, size: str, **figures: float) -> Path:
@@ -99,15 +99,14 @@ def test_what_the_package_ships_is_complete_and_loads() -> None:
 
 def test_a_card_keeps_what_the_training_started_from(tmp_path: Path) -> None:
     source = list_shipped()[0]
-    weights = tmp_path / source.path.name
-    weights.write_bytes(source.path.read_bytes())
+    found = checkpoint.read(source.path)
+    net = checkpoint.load_net(found, source.title)
     report = tmp_path / "report.json"
     row = {"set": "Set5", "count": 5, "weights": source.card["weights_sha256"], "mean": {"hr_psnr_y": 40.0}}
     report.write_text(json.dumps({"results": [row]}))
-    write_card(weights, report, "data", "machine", source.path.with_suffix(".json"))
-    card = json.loads(weights.with_suffix(".json").read_text())
+    card = make_card(found.recipe, found.progress, net, report, "data", "machine", source.path.with_suffix(".json"))
     assert card["continued_from"]["weights_sha256"] == source.card["weights_sha256"]
     assert card["continued_from"]["steps"] == source.card["steps"]
     (tmp_path / "odd.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"odd.json: not a card of weights"):
-        write_card(weights, report, "data", "machine", tmp_path / "odd.json")
+        make_card(found.recipe, found.progress, net, report, "data", "machine", tmp_path / "odd.json")

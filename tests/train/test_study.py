@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from rescale.errors import CheckpointError, ConfigError
 from rescale_export.probe import probe_picture
+from rescale_train import checkpoint
 from rescale_train.cli import main
+from rescale_train.data import file_digest, find_pictures
 from rescale_train.loop import Options
+from rescale_train.options import spread
 from rescale_train.study import load_study, run_arm, samplers, study_names, table
 
 CPU = torch.device("cpu")
@@ -103,16 +107,53 @@ def test_an_arm_can_be_run_alone(tiny: Path, pictures: Path, tmp_path: Path, cap
     assert [a["name"] for a in json.loads(capsys.readouterr().out)["arms"]] == ["other rate"]
     assert main([*arguments, "nothing"]) == 2
     assert "the study has first, other rate" in capsys.readouterr().err
+    assert main([*arguments, "first", "--json", "--measure", str(pictures)]) == 0
+    both = json.loads(capsys.readouterr().out)["arms"]
+    assert [a["name"] for a in both] == ["first", "other rate"], "what the other arm reached stays in the results"
+    assert [set(a["figures"]) for a in both] == [{"held", pictures.name}, {"held"}]
+    assert both == json.loads((out / "study.json").read_text())["arms"]
+    (out / "study.json").write_text('{"arms": 3}')
+    assert main([*arguments, "first"]) == 1
+    assert "study.json: not the results of a study" in capsys.readouterr().err
+
+
+def test_a_study_names_what_it_held_out(tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--arm", "first", "--holdout"]
+    assert main([*arguments, "1"]) == 0
+    held = checkpoint.read(out / "first" / "checkpoint.safetensors").progress["held_out"]
+    assert held == [file_digest(p) for p in spread(find_pictures([pictures]), 1)]
+    (next(p for p in pictures.iterdir() if file_digest(p) == held[0])).rename(tmp_path / "away.png")
+    capsys.readouterr()
+    assert main([*arguments, "1"]) == 1
+    assert "its run held out other pictures" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_on_is_refused(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", str(tiny), "--data", str(pictures), "--out", str(tmp_path / "study"), "--holdout", "1", "--measure"]
+    (small := tmp_path / "a" / "small").mkdir(parents=True)
+    Image.new("RGB", (40, 15)).save(small / "low.png")
+    assert main([*command, str(small)]) == 1
+    assert "low.png: 40x15 is too small to measure; at least 16 pixels a side are wanted" in capsys.readouterr().err
+    (tmp_path / "b" / "small").mkdir(parents=True)
+    assert main([*command, str(small), "--measure", str(tmp_path / "b" / "small")]) == 2
+    assert "two sets would be called 'small'" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "held").mkdir()
+    assert main([*command, str(tmp_path / "held")]) == 2
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_stopped_arm_goes_on_and_says_so(tiny: Path, tmp_path: Path) -> None:
     study = load_study(str(tiny))
     arm, picture = study.arms[0], probe_picture(64, 64)
     sampler = samplers(study, [picture], CPU)["first"]
-    stopped = run_arm(arm, tmp_path, sampler, [picture], {}, CPU, Options(tmp_path, should_stop=lambda: True))
+    sets = {"held": [picture]}
+    stopped = run_arm(arm, tmp_path, sampler, [], sets, CPU, Options(tmp_path, should_stop=lambda: True))
     assert stopped["unfinished"] == 1
     assert "stopped at step 1" not in table(study, [stopped]), "no figures, no columns for them"
-    done = run_arm(arm, tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+    done = run_arm(arm, tmp_path, sampler, [], sets, CPU, Options(tmp_path))
     assert done["steps"] == 4
     assert "stopped at step 1" in table(study, [done, {**stopped, "name": "x"}])
 
@@ -121,10 +162,10 @@ def test_an_arm_whose_recipe_changed_is_refused(tiny: Path, tmp_path: Path) -> N
     study = load_study(str(tiny))
     picture = probe_picture(64, 64)
     sampler = samplers(study, [picture], CPU)["first"]
-    run_arm(study.arms[0], tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+    run_arm(study.arms[0], tmp_path, sampler, [], {}, CPU, Options(tmp_path))
     tiny.write_text(TINY.replace('"train.warmup" = 1', '"train.warmup" = 2'))
     with pytest.raises(CheckpointError, match="written by another recipe"):
-        run_arm(load_study(str(tiny)).arms[0], tmp_path, sampler, [picture], {}, CPU, Options(tmp_path))
+        run_arm(load_study(str(tiny)).arms[0], tmp_path, sampler, [], {}, CPU, Options(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +174,12 @@ def test_an_arm_whose_recipe_changed_is_refused(tiny: Path, tmp_path: Path) -> N
         ('recipe = "irn_x2_lite"', "", "wants a recipe and at least one"),
         ('recipe = "irn_x2_lite"', 'recipe = "nothing"', "unknown recipe 'nothing'"),
         ('title = "Tiny"', 'titel = "Tiny"', "unknown key.s. titel"),
-        ('name = "other rate"', 'name = "first"', "two arms are named 'first'"),
+        ('name = "other rate"', 'name = "first"', "arms 'first' and 'first' would have one folder"),
+        ('name = "first"', 'name = "other?rate"', "arms 'other.rate' and 'other rate' would have one folder"),
+        ("paper = 30.5", 'paper = "much"', "arm 2: paper: a figure in dB was expected, got 'much'"),
+        ("paper = 30.5", "group = 3", "arm 2: group: text was expected, got 3"),
+        ('set = { "train.lr_peak" = 1e-5 }', "set = 3", "arm 2: set: a table was expected, got 3"),
+        ('recipe = "irn_x2_lite"\n[set]', 'recipe = "irn_x2_lite"\nset = 3\n[x]', "unknown key.s. x"),
         ('name = "other rate"', "", "arm 2: wants a name"),
         ('"train.lr_peak" = 1e-5', '"train.lr_peek" = 1e-5', "train.lr_peek: unknown key"),
         ("[[arm]]", "[[arm", "not valid TOML"),

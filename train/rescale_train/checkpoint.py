@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rescale.errors import CheckpointError, ConfigError, UnknownModelError
 from rescale.files import atomic_write
+from rescale.json_text import without_nan
 from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
 from rescale_train.models import RescalingNet, build
 
@@ -56,7 +57,7 @@ class Checkpoint:
 
 def to_bytes(tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint or weights file."""
-    metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(dict(progress))}
+    metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(without_nan(dict(progress)))}
     return save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, metadata)
 
 
@@ -80,6 +81,8 @@ def read(path: Path) -> Checkpoint:
             whole = Path(folder) / path.name.removesuffix(".part00")
             whole.write_bytes(join(path))
             return read(whole)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; give the checkpoint.safetensors in it")
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}

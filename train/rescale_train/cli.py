@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescale.console import new_app, print_json, require, run_app
+from rescale.console import new_app, print_json, require, run_app, warn
 from rescale.errors import CheckpointError, ConfigError, InputError, OutputError
 from rescale.threads import usable_threads
 from rescale_train.config import Recipe, to_dict
 from rescale_train.importers.command import import_file
-from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, Threads, overrides_of, pick_device, spread
+from rescale_train.options import (
+    EXTRA,
+    HOLDOUT,
+    Device,
+    Overrides,
+    RecipeName,
+    Threads,
+    overrides_of,
+    pick_device,
+    spread,
+    stop_on_signals,
+)
 from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.ship_cli import ship
 from rescale_train.speed_cli import speed
@@ -53,7 +64,7 @@ def run(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint."""
+    """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint, with exit code 130 or 143."""
     require(EXTRA, "train")
     from rescale_train.loop import Options
 
@@ -84,7 +95,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import CropSampler, file_digest, find_pictures, load_held, load_picture
+    from rescale_train.data import CropSampler, by_content, find_pictures, least_side, load_held, load_picture
     from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -99,15 +110,13 @@ def start_run(
         raise OutputError(f"{target}: exists; add --resume to continue it, or choose another --out")
     if resume and init_from is not None:
         raise CheckpointError("--resume and --init-from exclude each other")
-    paths = find_pictures(data)
-    # By content: a picture that lies there twice, or is named in another way, must not be both held out and trained on.
-    by_digest: dict[str, Path] = {}
-    for path in paths:
-        by_digest.setdefault(file_digest(path), path)
-    paths = list(by_digest.values())
-    held_paths = find_pictures(val) if val else spread(paths, holdout)
-    held_out = list(dict.fromkeys(file_digest(p) for p in held_paths))
-    train_paths = [p for digest, p in by_digest.items() if digest not in held_out]
+    source = target if target.exists() else target.with_name(target.name + ".part00")
+    if resume and not source.exists():
+        raise CheckpointError(f"{target}: no checkpoint to resume; leave out --resume to start, or give the run's --out")
+    found = by_content(find_pictures(data))
+    held_paths = find_pictures(val) if val else spread(list(found.values()), holdout)
+    held_out = list(by_content(held_paths))
+    train_paths = [p for digest, p in found.items() if digest not in held_out]
     if not train_paths:
         raise InputError(f"{', '.join(map(str, data))}: nothing left to train on; lower --holdout")
     try:
@@ -117,6 +126,13 @@ def start_run(
     if rank == 0:
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
     held = list(load_held(held_paths, recipe.net.scale).values())
+    if len(held) < len(held_paths):
+        which = f"{len(held_paths) - len(held)} of {len(held_paths)} pictures"
+        why = f"too small to validate on: a side below {least_side(recipe.net.scale)} pixels"
+        if val:
+            raise InputError(f"{', '.join(map(str, val))}: {which} {why}; take them out")
+        if rank == 0:
+            warn(f"held out: {which} {why}")
     photographs = [load_picture(p) for p in train_paths]
     sampler = CropSampler(photographs, recipe.net.scale, recipe.train.seed, device, recipe.train.mix)
 
@@ -126,17 +142,17 @@ def start_run(
     try:
         init = None
         if init_from is not None:
-            found = checkpoint.read(init_from)
-            earlier = checkpoint.held_out(found, str(init_from))
+            given = checkpoint.read(init_from)
+            earlier = checkpoint.held_out(given, str(init_from))
             held_out = [d for d in held_out if earlier is None or d in earlier]
-            start = checkpoint.load_net(found, str(init_from))
-            if found.recipe.net != recipe.net:
+            start = checkpoint.load_net(given, str(init_from))
+            if given.recipe.net != recipe.net:
                 try:
                     start = grow(start, recipe.net)
                 except ConfigError as e:
                     raise CheckpointError(f"{init_from}: {e}") from None
                 if rank == 0:
-                    small = found.recipe.net
+                    small = given.recipe.net
                     count = sum(small.blocks)
                     near = ", left without its dual latent variable" if small.dlv_channels > recipe.net.dlv_channels else ""
                     blocks = f"{count} block{'s'[: count != 1]}"
@@ -145,8 +161,8 @@ def start_run(
         trainer = Trainer(recipe, device, rank, world, init)
         trainer.held_out = held_out
         if resume:
-            trainer.resume(target if target.exists() else target.with_name(target.name + ".part00"))
-        result = carry_out(trainer, sampler, held, options)
+            trainer.resume(source)
+        result, stopped_by = carry_out(trainer, sampler, held, options)
         if world > 1:
             dist.barrier()
     finally:
@@ -160,35 +176,40 @@ def start_run(
     if rank == 0:
         loss_plot(options.out / "log.jsonl", options.out / "loss.png")
         print_json(result | {"checkpoint": str(target)})
+    if stopped_by and not result["finished"]:
+        raise typer.Exit(stopped_by)
 
 
-def carry_out(trainer: Trainer, sampler: Any, held: list[Any], options: Options) -> dict[str, Any]:
-    """Run the trainer with a progress bar (on a terminal) or plain lines, stopping cleanly on signals."""
-    stopping = False
+def carry_out(trainer: Trainer, sampler: Any, held: list[Any], options: Options) -> tuple[dict[str, Any], int]:
+    """Run the trainer with a progress bar (on a terminal) or plain lines, stopping cleanly on signals.
 
-    def ask_to_stop(signum: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    options.should_stop = lambda: stopping
-    try:
+    Returns:
+        What `Trainer.run` does, and the exit code that a signal asked for; 0 without one.
+    """
+    with stop_on_signals() as stopped_by:
+        options.should_stop = lambda: stopped_by() != 0
         if trainer.rank == 0 and sys.stderr.isatty():
-            return with_progress_bar(trainer, sampler, held, options)
+            return with_progress_bar(trainer, sampler, held, options), stopped_by()
         if trainer.rank == 0:
             options.report = plain_report(trainer.recipe.train.steps)
-        return trainer.run(sampler, held, options)
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
+        return trainer.run(sampler, held, options), stopped_by()
 
 
 def plain_report(steps: int) -> Callable[[dict[str, Any]], None]:
-    """Progress as lines, for logs and pipes."""
+    """Progress as lines, for logs and pipes. A reader that goes away, or a full disk, does not end a run: the lines stop."""
+    broken = False
 
     def report(record: dict[str, Any]) -> None:
+        nonlocal broken
+        if broken:
+            return
         values = " ".join(f"{k} {v:.6g}" for k, v in record.items() if k != "step")
-        print(f"step {record['step']}/{steps} {values}", flush=True)
+        try:
+            print(f"step {record['step']}/{steps} {values}", flush=True)
+        except OSError as e:
+            broken = True
+            with contextlib.suppress(OSError):
+                warn(f"output: {e.strerror or e}; the run goes on, its log is log.jsonl in --out")
 
     return report
 

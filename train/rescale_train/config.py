@@ -26,6 +26,18 @@ SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
 HR_KINDS = ("charbonnier", "psnr")
 LR_KINDS = ("l2", "charbonnier")
 
+COUNTS = (
+    ("steps", 1, 10**9),
+    ("batch", 1, 2**16),
+    ("final_batch", 1, 2**16),
+    ("patch", 1, 2**13),
+    ("final_patch", 1, 2**13),
+    ("warmup", 0, 10**9),
+    ("ae_pretrain_steps", 0, 10**9),
+    ("seed", 0, 2**32 - 1),
+)
+"""Whole numbers of a training run, each with the least and the greatest value that it takes."""
+
 
 @dataclass(frozen=True)
 class NetConfig:
@@ -241,14 +253,12 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"train.steps: at least 1, got {self.steps}")
-        require(self.batch >= 1 and self.final_batch >= 1, f"train.batch: at least 1, got {self.batch}, {self.final_batch}")
-        require(self.warmup >= 0, f"train.warmup: at least 0, got {self.warmup}")
+        for name, least, most in COUNTS:
+            value = getattr(self, name)
+            require(least <= value <= most, f"train.{name}: {least} to {most}, got {value}")
         for name in ("final_fraction", "float32_fraction", "lr_noise_share", "lr_end"):
             value = getattr(self, name)
             require(0.0 <= value <= 1.0, f"train.{name}: 0 to 1, got {value}")
-        require(self.seed >= 0, f"train.seed: at least 0, got {self.seed}")
-        require(self.ae_pretrain_steps >= 0, f"train.ae_pretrain_steps: at least 0, got {self.ae_pretrain_steps}")
         require(0.0 <= self.lr_peak <= 1.0, f"train.lr_peak: 0 to 1, got {self.lr_peak}")
         for name in ("weight_decay", "clip", "lr_noise"):
             value = getattr(self, name)

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rescale.errors import InputError
+from rescale.picture import READABLE, open_picture
 from rescale_train.bicubic import bicubic_batch
 from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import build_pool
 
 Picture = npt.NDArray[np.uint8]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 MARGIN = 4
 """LR pixels around a crop that feed the bicubic kernel, so that the crop's border is not a picture border."""
 
@@ -34,24 +33,24 @@ def find_pictures(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: not a folder; give a folder of pictures")
-        here = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        here = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
         if not here:
-            raise InputError(f"{folder}: no picture found; wanted are {', '.join(sorted(SUFFIXES))}")
+            raise InputError(f"{folder}: no picture found; wanted are {', '.join(READABLE)}")
         found += here
     return found
 
 
 def load_picture(path: Path) -> Picture:
-    """One picture as uint8 (H, W, 3).
+    """One picture as uint8 (H, W, 3), exactly what the file holds; colour profile and orientation are left aside.
 
     Raises:
-        InputError: the file is not a readable picture.
+        InputError: the file is not a readable picture, or of a kind that would have to be converted: more than 8 bits, CMYK,
+            several frames, real transparency.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise InputError(f"{path}: not a readable picture: {e}") from None
+    found = open_picture(path, alpha="keep")
+    if found.alpha is not None:
+        raise InputError(f"{path}: has real transparency; flatten it first, or take it out of the folder")
+    return found.pixels
 
 
 def file_digest(path: Path) -> str:
@@ -67,6 +66,23 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path}: cannot read: {e.strerror}") from None
 
 
+def by_content(paths: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by `file_digest`: one that is there twice, or is named in another way, must not be both held out and trained on.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(file_digest(path), path)
+    return found
+
+
+def least_side(scale: int) -> int:
+    """Pixels that both sides of a picture must have for its PSNR to say something."""
+    return 8 * scale
+
+
 def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
     """Pictures to validate on by path, each its upper left part of at most 512x512 pixels; those too small to measure are left out.
 
@@ -74,7 +90,24 @@ def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
         InputError: a file is not a readable picture.
     """
     cut = {str(p): load_picture(p)[:512, :512] for p in paths}
-    return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= 8 * scale}
+    return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= least_side(scale)}
+
+
+def load_measured(folder: Path, scale: int) -> list[Picture]:
+    """All pictures below a folder, whole, to measure on.
+
+    Raises:
+        InputError: there is none, or one is not readable or too small to measure.
+    """
+    pictures = []
+    for path in find_pictures([folder]):
+        picture = load_picture(path)
+        height, width = picture.shape[:2]
+        if min(height, width) < least_side(scale):
+            wanted = f"at least {least_side(scale)} pixels a side are wanted"
+            raise InputError(f"{path}: {width}x{height} is too small to measure; {wanted}")
+        pictures.append(picture)
+    return pictures
 
 
 def _area_shares(pictures: Sequence[Picture]) -> npt.NDArray[np.float64]:

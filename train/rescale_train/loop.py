@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rescale.errors import CheckpointError, RescaleError
 from rescale.files import atomic_write
+from rescale.json_text import without_nan
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
@@ -273,7 +274,7 @@ class Trainer:
         """Continue from a checkpoint of the same recipe.
 
         Raises:
-            CheckpointError: it is damaged, of another recipe, or of a run that held out other pictures.
+            CheckpointError: it is damaged, not finite, of another recipe, or of a run that held out other pictures.
         """
         found = checkpoint.read(path)
         if found.recipe != self.recipe:
@@ -285,6 +286,9 @@ class Trainer:
                 "give the --data, --val and --holdout that it began with"
             )
         self.held_out = before
+        for key, value in found.tensors.items():
+            if not torch.isfinite(value).all():
+                raise CheckpointError(f"{path}: {key} is not finite; the training diverged, start again")
         names = {id(p): n for n, p in self.net.named_parameters()}
         try:
             self.net.load_state_dict({k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")})
@@ -362,7 +366,7 @@ class Trainer:
     def _record(self, log: Path, options: Options, record: dict[str, Any]) -> None:
         if self.rank == 0:
             with log.open("a", encoding="utf-8") as f:
-                f.write(json.dumps(record) + "\n")
+                f.write(json.dumps(without_nan(record)) + "\n")
             options.report(record)
 
 

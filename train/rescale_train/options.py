@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rescale.console import INTERRUPTED, TERMINATED
 from rescale.errors import RescaleError
 
 if TYPE_CHECKING:
@@ -40,21 +44,42 @@ def pick_device(name: str) -> torch.device:
     """The torch device of a name.
 
     Raises:
-        RescaleError: CUDA was asked for and is not there.
+        RescaleError: no device that the trainer knows, or CUDA was asked for and is not there.
     """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise RescaleError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RescaleError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RescaleError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise RescaleError(f"--device {name}: there are {torch.cuda.device_count()} CUDA device(s), numbered from 0")
     return device
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int]]:
+    """Ctrl-C and SIGTERM do not interrupt the block. Yields a function that says what exit code they ask for; 0: none came."""
+    code = 0
+
+    def ask_to_stop(number: int, frame: object) -> None:
+        nonlocal code
+        code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+
+    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: code
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
 
 
 def spread(paths: list[Path], count: int) -> list[Path]:

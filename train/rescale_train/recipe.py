@@ -22,8 +22,9 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> Recipe:
     """Read a recipe by shipped name or by path.
 
-    A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth. ``base = "NAME"`` on top takes all
-    values of a shipped recipe that this one does not state; of several, ``base = ["NAME", "parts/NAME"]``, a later one wins.
+    A ``[net]`` table may name a ``size`` of `SIZES` instead of listing blocks and growth; what it lists beside it wins, what
+    its base listed does not. ``base = "NAME"`` on top takes all values of a shipped recipe that this one does not state; of
+    several, ``base = ["NAME", "parts/NAME"]``, a later one wins.
     What ships in ``parts`` is a share of a recipe, good for nothing but a base.
 
     Args:
@@ -34,6 +35,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
         ConfigError: no such recipe, or its content is wrong.
     """
     table = _recipe_table(name_or_path)
+    if "net.size" in overrides:
+        _give_way_to_size(table)
     for key, value in overrides.items():
         group, _, name = key.partition(".")
         if group not in ("net", "train") or not name:
@@ -55,7 +58,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
                 raise ConfigError(f"net.{key}: missing")
         base = to_dict(net_config(str(net["model"]), convert(net["scale"], int, "net.scale"), str(net.pop("size"))))
         net = {**base, **net}
-    return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table.get("train"), "train"))
+    require("train" in table, f"{name_or_path}: no table [train], which every recipe has")
+    return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table["train"], "train"))
 
 
 def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -88,8 +92,23 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
     for name in bases:
         require(isinstance(name, str), f"{name_or_path}: base: the name of a recipe or a list of names was expected, got {name!r}")
         require(name not in (*derived, name_or_path), f"{name_or_path}: base: {name!r} is derived from this recipe")
-        whole = _merged(whole, _recipe_table(name, (*derived, name_or_path)))
-    return _merged(whole, table)
+        whole = _derived(whole, _recipe_table(name, (*derived, name_or_path)))
+    return _derived(whole, table)
+
+
+def _derived(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe over those that it is derived from."""
+    if isinstance(over.get("net"), dict) and "size" in over["net"]:
+        _give_way_to_size(base)
+    return _merged(base, over)
+
+
+def _give_way_to_size(table: dict[str, Any]) -> None:
+    """Take from a recipe's tables what a size stated later decides."""
+    net = table.get("net")
+    if isinstance(net, dict):
+        for key in ("blocks", "growth", "shared_trunk"):
+            net.pop(key, None)
 
 
 def _parts() -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescale.console import require
+from rescale.console import require, warn
 from rescale.errors import CheckpointError, OutputError
+from rescale.files import atomic_write, atomic_write_both
+from rescale.json_text import as_json
 from rescale_train.options import EXTRA, HOLDOUT, spread
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def ship(
     """
     require(EXTRA, "train")
     from rescale_train import checkpoint
-    from rescale_train.shipped import write_card
+    from rescale_train.shipped import make_card
 
+    if figures is None and (data or machine or earlier is not None):
+        raise typer.BadParameter("--data, --machine and --earlier are for the card, which wants --figures")
     if target.suffix != ".safetensors":
         raise OutputError(f"{target}: weights are a .safetensors file, beside which a card lies as .json; name it so")
     found = checkpoint.read(source)
@@ -51,12 +54,18 @@ def ship(
     net.load_state_dict(rounded)
     if target.exists():
         check_replacement(net, target, held or [], checkpoint.held_out(found, str(source)), holdout)
-    checkpoint.write(target, rounded, found.recipe, found.progress)
-    print(f"{target}: {target.stat().st_size} bytes")
+    card = target.with_suffix(".json")
+    written = checkpoint.to_bytes(rounded, found.recipe, found.progress)
+    if figures is None:
+        atomic_write(target, written)
+    else:
+        made = make_card(found.recipe, found.progress, net, figures, data, machine, earlier)
+        atomic_write_both((card, as_json(made).encode()), (target, written))
+    print(f"{target}: {len(written)} bytes")
     if figures is not None:
-        print(write_card(target, figures, data, machine, earlier))
-    elif (card := target.with_suffix(".json")).exists():
-        print(f"{card}: describes earlier weights unless these are the same; give --figures to write it anew", file=sys.stderr)
+        print(card)
+    elif card.exists():
+        warn(f"{card}: describes earlier weights unless these are the same; give --figures to write it anew")
 
 
 def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held_out: list[str] | None, holdout: int) -> None:
@@ -91,7 +100,7 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held
         )
     paths = find_pictures(folders)
     if held_out is None:
-        print(f"the checkpoint does not name what it held out: taken is what --holdout {holdout} chooses", file=sys.stderr)
+        warn(f"the checkpoint does not name what it held out: taken is what --holdout {holdout} chooses")
         chosen = spread(paths, holdout)
     else:
         chosen = [p for p in paths if file_digest(p) in held_out]

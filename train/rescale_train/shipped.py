@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from rescale.errors import CheckpointError, UnknownModelError
-from rescale.files import atomic_write
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZE, SIZES, size_name, to_dict
+from rescale_train.config import DEFAULT_SIZE, SIZES, Recipe, size_name, to_dict
 from rescale_train.importers.convert import provenance
+from rescale_train.models import RescalingNet
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
 """Sets whose PSNR ranks weights of one model and scale, in order of preference."""
@@ -96,24 +96,28 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
     return max(fitting, key=lambda s: (s.size == DEFAULT_SIZE, s.headline()[1]))
 
 
-def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Path | None = None) -> Path:
-    """Write the card of a weights file from a report of `rescale-bench psnr --out`.
+def make_card(
+    recipe: Recipe,
+    progress: dict[str, Any],
+    net: RescalingNet,
+    report: Path,
+    data: str,
+    machine: str,
+    earlier: Path | None = None,
+) -> dict[str, Any]:
+    """The card of weights, from a report of `rescale-bench psnr --out`.
 
     Args:
-        weights: the shipped file; the card goes beside it with suffix .json.
+        recipe, progress: of the checkpoint that the weights come from.
+        net: with the weights as they ship.
         report: measured on a bundle of exactly these weights.
         data: what it was trained on.
         machine: where it was trained.
         earlier: card of the weights that the training started from; what it says of them is kept.
 
-    Returns:
-        The card's path.
-
     Raises:
         CheckpointError: the report is unreadable or was measured on other weights, or the earlier card is none.
     """
-    found = checkpoint.read(weights)
-    net = checkpoint.load_net(found, str(weights))
     digest = checkpoint.weights_digest(net)
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
@@ -122,8 +126,8 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{report}: not a report of rescale-bench psnr: {e}") from None
     if others:
-        raise CheckpointError(f"{report}: {others[0]} was measured on other weights; export {weights} and measure that bundle")
-    config = found.recipe.net
+        raise CheckpointError(f"{report}: {others[0]} was measured on other weights; export these and measure that bundle")
+    config = recipe.net
     card = {
         "model": config.model,
         "scale": config.scale,
@@ -133,13 +137,13 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
         "data": data,
         "machine": machine,
         "torch": torch.__version__,
-        "steps": found.progress["step"],
-        "minutes": round(found.progress["seconds"] / 60.0, 1),
-        "validation": {k: _rounded(v) for k, v in found.progress.items() if "_psnr_" in k},
-        "recipe": to_dict(found.recipe),
+        "steps": progress["step"],
+        "minutes": round(progress["seconds"] / 60.0, 1),
+        "validation": {k: _rounded(v) for k, v in progress.items() if "_psnr_" in k},
+        "recipe": to_dict(recipe),
         "figures": figures,
         "licence": "Apache-2.0",
-        **provenance(found.progress),
+        **provenance(progress),
     }
     if earlier is not None:
         try:
@@ -149,9 +153,7 @@ def write_card(weights: Path, report: Path, data: str, machine: str, earlier: Pa
             raise CheckpointError(f"{earlier}: not a card of weights: {e}") from None
         card["continued_from"] = kept | {key: before[key] for key in ("continued_from", "imported") if key in before}
         card["licence"] = before.get("licence", card["licence"])
-    target = weights.with_suffix(".json")
-    atomic_write(target, (json.dumps(card, indent=2) + "\n").encode())
-    return target
+    return card
 
 
 def _rounded(value: Any) -> Any:

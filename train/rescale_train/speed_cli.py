@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from rescale.console import print_json, progress_bar, require
 from rescale.files import atomic_write
+from rescale.json_text import as_json
 from rescale.threads import usable_threads
 from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device
 from rescale_train.recipe import load_recipe
@@ -44,5 +44,5 @@ def speed(
     machine = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{count} CPU thread(s)"
     report = {"recipe": recipe, "device": machine, "torch": torch.__version__, "matmul": peak, "variants": records}
     if out is not None:
-        atomic_write(out, (json.dumps(report, indent=2) + "\n").encode())
+        atomic_write(out, as_json(report).encode())
     print_json(report) if json_ else print(f"{recipe}, {machine}, PyTorch {torch.__version__}\n\n{table(records, peak)}")

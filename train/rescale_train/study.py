@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from rescale.errors import ConfigError, RescaleError
+from rescale.errors import ConfigError, InputError, RescaleError
 from rescale.files import atomic_write
+from rescale.json_text import as_json
 from rescale_train import checkpoint
 from rescale_train.config import Recipe
 from rescale_train.cost import macs_per_lr_pixel
@@ -92,17 +93,27 @@ def load_study(name_or_path: str) -> Study:
         raise ConfigError(f"{name_or_path}: unknown key(s) {', '.join(sorted(unknown))}; known are title, recipe, set, arm")
     if not isinstance(table.get("recipe"), str) or not isinstance(table.get("arm"), list) or not table["arm"]:
         raise ConfigError(f"{name_or_path}: wants a recipe and at least one [[arm]]")
+    shared = table.get("set", {})
+    if not isinstance(shared, dict):
+        raise ConfigError(f"{name_or_path}: set: a table was expected, got {shared!r}")
     arms: list[Arm] = []
     for number, row in enumerate(table["arm"], 1):
         extra = set(row) - {"name", "group", "paper", "set"} if isinstance(row, dict) else {"?"}
         if extra or not isinstance(row.get("name"), str) or not row["name"].strip():
             raise ConfigError(f"{name_or_path}: arm {number}: wants a name, and beside it group, paper and set only")
-        if any(row["name"] == a.name for a in arms):
-            raise ConfigError(f"{name_or_path}: two arms are named {row['name']!r}")
-        values = {**table.get("set", {}), **row.get("set", {})}
-        recipe = load_recipe(table["recipe"], {k: _toml(v) for k, v in values.items()})
-        paper = None if row.get("paper") is None else float(row["paper"])
-        arms.append(Arm(row["name"], str(row.get("group", "")), recipe, dict(row.get("set", {})), paper))
+        own, group, paper = row.get("set", {}), row.get("group", ""), row.get("paper")
+        for key, value, kind, wanted in (("set", own, dict, "a table"), ("group", group, str, "text")):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name_or_path}: arm {number}: {key}: {wanted} was expected, got {value!r}")
+        if not isinstance(paper, int | float | None) or isinstance(paper, bool):
+            raise ConfigError(f"{name_or_path}: arm {number}: paper: a figure in dB was expected, got {paper!r}")
+        for other in arms:
+            if arm_folder(Path(), other.name) == arm_folder(Path(), row["name"]):
+                raise ConfigError(
+                    f"{name_or_path}: arms {other.name!r} and {row['name']!r} would have one folder; name them differently"
+                )
+        recipe = load_recipe(table["recipe"], {k: _toml(v) for k, v in {**shared, **own}.items()})
+        arms.append(Arm(row["name"], group, recipe, dict(own), None if paper is None else float(paper)))
     return Study(str(table.get("title", name_or_path)), tuple(arms))
 
 
@@ -110,7 +121,7 @@ def run_arm(
     arm: Arm,
     folder: Path,
     sampler: CropSampler,
-    held: list[Picture],
+    held_out: list[str],
     sets: dict[str, list[Picture]],
     device: torch.device,
     options: Options,
@@ -123,8 +134,8 @@ def run_arm(
         arm: what to train.
         folder: of the study; the arm has its own inside.
         sampler: crops; the arm's seed and scale decide which.
-        held: pictures kept from training.
-        sets: pictures to measure beside these, by name of the set.
+        held_out: `data.file_digest` of each picture kept from training.
+        sets: pictures to measure on, by name of the set.
         device: where to train.
         options: its folder is set here.
 
@@ -132,7 +143,7 @@ def run_arm(
         Name, group, steps, parameters, MACs, milliseconds a step and mean dB by set; ``failed`` for a run that diverged.
 
     Raises:
-        CheckpointError: the folder holds a run of another recipe.
+        CheckpointError: the folder holds a run of another recipe, or of one that held out other pictures.
     """
     options.out = arm_folder(folder, arm.name)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -146,6 +157,7 @@ def run_arm(
         "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
     }
     trainer = Trainer(arm.recipe, device)
+    trainer.held_out = held_out
     if target.exists():
         trainer.resume(target)
     try:
@@ -157,7 +169,7 @@ def run_arm(
     found = checkpoint.read(target)
     net = checkpoint.load_net(found, str(target)).to(device)
     torch.backends.cudnn.allow_tf32 = False
-    figures = {name: validate(net, pictures) for name, pictures in ({"held": held} | sets).items()}
+    figures = {name: validate(net, pictures) for name, pictures in sets.items()}
     return record | {
         "steps": result["steps"],
         "ms": 1000.0 * trainer.seconds / max(1, trainer.step),
@@ -168,7 +180,7 @@ def run_arm(
 def table(study: Study, records: list[dict[str, Any]]) -> str:
     """Markdown: one row an arm, differences against the first arm of its group in parentheses."""
     done = [r for r in records if "figures" in r]
-    sets = list(done[0]["figures"]) if done else []
+    sets = list(dict.fromkeys(s for r in done for s in r["figures"]))
     paper = any(r.get("paper") is not None for r in records)
     heads = ["arm", "parameters", "MAC/LR px", "ms a step", *(f"{s} HR / LR dB" for s in sets), *(["paper"] if paper else [])]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -178,9 +190,12 @@ def table(study: Study, records: list[dict[str, Any]]) -> str:
         if "figures" in r:
             cells.append(f"{r['ms']:.0f}")
             for s in sets:
+                if s not in r["figures"]:
+                    cells.append("")
+                    continue
                 hr, lr = (r["figures"][s][k] for k in ("hr_psnr_y", "lr_psnr_y"))
                 change = ""
-                if r is not first and "figures" in first:
+                if r is not first and s in first.get("figures", {}):
                     change = f" ({hr - first['figures'][s]['hr_psnr_y']:+.2f} / {lr - first['figures'][s]['lr_psnr_y']:+.2f})"
                 cells.append(f"{hr:.2f} / {lr:.2f}{change}")
         else:
@@ -197,8 +212,25 @@ def table(study: Study, records: list[dict[str, Any]]) -> str:
 def write_results(study: Study, records: list[dict[str, Any]], folder: Path) -> None:
     """study.json and study.md in the study's folder."""
     content = {"title": study.title, "torch": torch.__version__, "arms": records}
-    atomic_write(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())
+    atomic_write(folder / "study.json", as_json(content).encode())
     atomic_write(folder / "study.md", table(study, records).encode())
+
+
+def read_results(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """Records that `write_results` left in a study's folder, by name of the arm; those of arms that have changed are left out.
+
+    Raises:
+        InputError: study.json is not one.
+    """
+    path = folder / "study.json"
+    changes = {a.name: a.changes for a in study.arms}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["arms"]
+        return {r["name"]: r for r in found if r["name"] in changes and r["changes"] == changes[r["name"]]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path}: not the results of a study ({e}); remove it or give another --out") from None
 
 
 def samplers(study: Study, pictures: list[Picture], device: torch.device) -> dict[str, CropSampler]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rescale.console import print_json, require
 from rescale.errors import InputError, OutputError
 from rescale.threads import usable_threads
-from rescale_train.options import EXTRA, Device, Threads, pick_device, spread
+from rescale_train.options import EXTRA, Device, Threads, pick_device, spread, stop_on_signals
+
+HELD = "held"
+"""The set of held-out training pictures in a study's results."""
 
 
 def study(
@@ -25,13 +27,16 @@ def study(
     threads: Threads = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Train the arms of a study one after the other and compare them. Stopped and started again it goes on where it was."""
+    """Train the arms of a study one after the other and compare them.
+
+    Stopped and started again it goes on where it was; what other arms reached, in --out, stays in the results.
+    """
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.data import find_pictures, load_held, load_picture
+    from rescale_train.data import by_content, find_pictures, least_side, load_held, load_measured, load_picture
     from rescale_train.loop import Options
-    from rescale_train.study import load_study, run_arm, samplers, study_names, table, write_results
+    from rescale_train.study import load_study, read_results, run_arm, samplers, study_names, table, write_results
 
     if name == "list":
         for each in study_names():
@@ -44,45 +49,46 @@ def study(
             raise typer.BadParameter(f"--arm {wanted}: the study has {', '.join(names)}")
     if not data:
         raise typer.BadParameter("--data: give a folder of training pictures")
+    titles = [HELD, *(folder.resolve().name for folder in measure or [])]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise typer.BadParameter(f"--measure: two sets would be called {title!r}; the folder's name is the set's")
     where = pick_device(device)
     if where.type == "cpu":
         torch.set_num_threads(threads or usable_threads())
-    paths = find_pictures(data)
+    found = by_content(find_pictures(data))
+    paths = list(found.values())
     held_paths = spread(paths, holdout)
+    held_out = [digest for digest, path in found.items() if path in held_paths]
     scale = max(a.recipe.net.scale for a in plan.arms)
     held = list(load_held(held_paths, scale).values())
     if not held:
         raise InputError(
-            f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2, of at least {8 * scale} pixels a side"
+            f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2, "
+            f"of at least {least_side(scale)} pixels a side"
         )
-    sets = {folder.name: [load_picture(p) for p in find_pictures([folder])] for folder in measure or []}
+    sets = {HELD: held} | {folder.resolve().name: load_measured(folder, scale) for folder in measure or []}
     crops = samplers(plan, [load_picture(p) for p in paths if p not in set(held_paths)], where)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{out}: cannot create the folder: {e.strerror}") from None
 
-    stopping = False
-
-    def ask_to_stop(signum: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    records: list[dict[str, Any]] = []
-    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    done = read_results(plan, out)
     torch.set_flush_denormal(True)
     try:
-        for chosen in plan.arms:
-            if stopping or (arm and chosen.name not in arm):
-                continue
-            typer.echo(f"{chosen.name} ...", err=True)
-            options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopping)
-            records.append(run_arm(chosen, out, crops[chosen.name], held, sets, where, options))
-            write_results(plan, records, out)
+        with stop_on_signals() as stopped_by:
+            for chosen in plan.arms:
+                if stopped_by() or (arm and chosen.name not in arm):
+                    continue
+                typer.echo(f"{chosen.name} ...", err=True)
+                options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
+                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options)
+                records = [done[name] for name in names if name in done]
+                write_results(plan, records, out)
     finally:
         torch.set_flush_denormal(False)
-        for s, handler in previous.items():
-            signal.signal(s, handler)
+    records = [done[name] for name in names if name in done]
     print_json({"title": plan.title, "arms": records}) if json_ else print(table(plan, records))
-    if stopping:
-        raise typer.Exit(130)
+    if stopped_by():
+        raise typer.Exit(stopped_by())

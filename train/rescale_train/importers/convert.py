@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rescale.errors import OutputError
 from rescale.files import atomic_write_both
+from rescale.json_text import as_json
 from rescale_train import checkpoint
 from rescale_train.config import Recipe, TrainConfig, size_name, to_dict
 from rescale_train.importers.layouts import translate
@@ -74,7 +74,7 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
         **provenance(progress),
     }
     # The card takes its place first: weights are there only with what is known of them.
-    atomic_write_both((target.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode()), (target, data))
+    atomic_write_both((target.with_suffix(".json"), as_json(card).encode()), (target, data))
     return card
 
 

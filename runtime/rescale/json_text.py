@@ -1,4 +1,4 @@
-"""Reports as JSON."""
+"""JSON that every reader takes: ASCII, and neither NaN nor infinity."""
 
 from __future__ import annotations
 
