@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale.backends import NAMES, create
-from rescale.bundle import Bundle, graph_names
+from rescale.bundle import Bundle
+from rescale.contract import graph_names
 from rescale.engine_file import engines_folder, find_engines
 from rescale.errors import BackendError, ConfigError, MissingExtraError
 from rescale.flavour import NAMES as ENGINES

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rescale.bundle import PRECISIONS, Bundle, graph_names
+from rescale.bundle import PRECISIONS, Bundle
 from rescale.console import new_app, print_json, run_app, warn
+from rescale.contract import graph_names
 from rescale.engine_file import cache_folder, engines_folder
 from rescale.errors import BackendError, MissingExtraError, OutputError
 from rescale.flavour import NAMES, load

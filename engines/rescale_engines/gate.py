@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rescale.backends import Runner
-from rescale.bundle import Bundle, graph_names
+from rescale.bundle import Bundle
+from rescale.contract import graph_names
 from rescale.engine_file import EngineInfo
 from rescale.errors import BackendError, MissingExtraError, ParityError
 from rescale.flavour import probe

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rescale.bundle import Graph, Tensor
+from rescale.bundle import Graph
+from rescale.contract import Tensor
 from rescale.errors import ConfigError
 from rescale.variants import LATENT_STRIDE
 

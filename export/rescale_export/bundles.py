@@ -19,7 +19,8 @@ import onnxruntime
 import torch
 
 from rescale import __version__
-from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, Tensor, graph_file, graph_names
+from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, graph_file
+from rescale.contract import Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs

@@ -23,15 +23,12 @@ import numpy.typing as npt
 import onnx
 from torch import Tensor, nn
 
-from rescale.bundle import graph_names, hr_axes
+from rescale import contract
 from rescale.codes import ALPHA_MAX, ALPHA_MIN, LATENT_NEUTRAL, LOGIT_MARGIN
-from rescale.variants import LATENT_CHANNELS
+from rescale.contract import graph_names
 from rescale_export.writer import GraphWriter
 from rescale_train.models import DenseBlock, InvBlock, RescalingNet
 from rescale_train.models.coupling import CLAMP, LEAKY_SLOPE
-
-LR_AXES = ("batch", "lr_height", "lr_width")
-LATENT_AXES = ("latent_height", "latent_width")
 
 
 def _array(t: Tensor) -> npt.NDArray[np.float32]:
@@ -140,7 +137,7 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The downscale graph."""
     c, v = net.config, net.config.variant
     g = GraphWriter("downscale", precision)
-    planes = _to_planes(g, g.input("hr", "uint8", hr_axes()), "input")
+    planes = _to_planes(g, g.input(contract.hr()), "input")
     state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
@@ -172,9 +169,9 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         small = g.concat([_round_rgb(g, rgb, "lr"), codes], "lr.cat")
     else:
         small = _round_rgb(g, a, "lr")
-    g.output(_to_bytes(g, small, "lr"), "lr", "uint8", (*LR_AXES, v.lr_channels))
+    g.output(_to_bytes(g, small, "lr"), contract.lr(v))
     if v.latent:
-        g.output(b, "z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
+        g.output(b, contract.z(c.z_channels))
     return g
 
 
@@ -189,7 +186,7 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The upscale graph."""
     c, v = net.config, net.config.variant
     g = GraphWriter("upscale", precision)
-    planes = _to_planes(g, g.input("lr", "uint8", (*LR_AXES, v.lr_channels)), "input")
+    planes = _to_planes(g, g.input(contract.lr(v)), "input")
     a, b = planes, ""
     if v.alpha:
         rgb, code = g.split(planes, [3, 1], "input.split")
@@ -205,7 +202,7 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     else:
         a = g.op("Mul", [planes, g.scalar(1.0 / 255.0)], "input.unit")
     if v.latent:
-        b = g.input("z", "float32", (LR_AXES[0], c.z_channels, *LR_AXES[1:]))
+        b = g.input(contract.z(c.z_channels))
     a = g.cast(a, "float32", g.stream)
     b = g.cast(b, "float32", g.stream) if b else b
     low = c.low_channels
@@ -222,7 +219,7 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         if level:
             total //= 4
             a, b = g.split(x, [low, total - low], f"level{level}.split")
-    g.output(_to_bytes(g, _round_rgb(g, g.cast(x, g.stream, "float32"), "hr"), "hr"), "hr", "uint8", hr_axes())
+    g.output(_to_bytes(g, _round_rgb(g, g.cast(x, g.stream, "float32"), "hr"), "hr"), contract.hr())
     return g
 
 
@@ -255,7 +252,7 @@ def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M encoder graph; both sides of z are multiples of 4."""
     assert net.autoencoder is not None
     g = GraphWriter("encoder", precision)
-    z = g.input("z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
+    z = g.input(contract.z(net.config.z_channels))
     gain = net.autoencoder.gain
     gained = g.op("Mul", [z, g.scalar(gain)], "latent.gain") if gain != 1.0 else z
     s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, gained, "encoder")], "latent.tanh")
@@ -263,7 +260,7 @@ def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     rounded = g.op("Round", [levels], "latent.round")
     codes = g.op("Add", [rounded, g.scalar(LATENT_NEUTRAL)], "latent.code")
     packed = g.op("Cast", [codes], "latent.cast", to=onnx.TensorProto.UINT8)
-    g.output(packed, "code", "uint8", (LR_AXES[0], LATENT_CHANNELS, *LATENT_AXES))
+    g.output(packed, contract.code())
     return g
 
 
@@ -271,14 +268,14 @@ def decoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M decoder graph; its z is cropped to the LR picture by the caller."""
     assert net.autoencoder is not None
     g = GraphWriter("decoder", precision)
-    code = g.input("code", "uint8", (LR_AXES[0], LATENT_CHANNELS, *LATENT_AXES))
+    code = g.input(contract.code())
     floats = g.op("Cast", [code], "latent.cast", to=onnx.TensorProto.FLOAT)
     centred = g.op("Sub", [floats, g.scalar(LATENT_NEUTRAL)], "latent.centre")
     s = g.op("Div", [centred, g.scalar(127.0)], "latent.unit")
     z = _sequence(g, net.autoencoder.decoder, s, "decoder")
     if net.autoencoder.gain != 1.0:
         z = g.op("Div", [z, g.scalar(net.autoencoder.gain)], "latent.ungain")
-    g.output(z, "z", "float32", (LR_AXES[0], net.config.z_channels, *LR_AXES[1:]))
+    g.output(z, contract.z(net.config.z_channels))
     return g
 
 

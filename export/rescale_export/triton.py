@@ -27,8 +27,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from rescale import __version__
-from rescale.bundle import GOLDEN, MANIFEST, Bundle, Tensor, graph_names, hr_axes
+from rescale import __version__, contract
+from rescale.bundle import GOLDEN, MANIFEST, Bundle
+from rescale.contract import Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
@@ -133,7 +134,7 @@ def _graph_models(
 
     down, up = bundle.graph("downscale", precision), bundle.graph("upscale", precision)
     hr, lr = down.inputs[0], down.outputs[0]
-    padded = Tensor("hr_padded", "uint8", hr_axes())
+    padded = contract.hr("hr_padded")
     grid = Step(f"{name}_step_grid", {"hr": "hr"}, {"hr_padded": "hr_padded"})
     models = [step_model("grid", bundle.scale, [hr], padded), graph_model("downscale", f"{name}_graph_downscale")]
     if not latent:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rescale.bundle import Tensor
+from rescale.contract import Tensor
 from rescale.errors import ConfigError
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}

@@ -6,7 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from rescale.bundle import Bundle, graph_names
+from rescale.bundle import Bundle
+from rescale.contract import graph_names
 from rescale.engine_file import engines_folder, find_engines, read_engine
 from rescale.errors import BackendError
 

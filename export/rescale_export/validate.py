@@ -14,7 +14,8 @@ import torch
 from onnxruntime import InferenceSession, SessionOptions
 
 from rescale.backends import create
-from rescale.bundle import Bundle, Tensor
+from rescale.bundle import Bundle
+from rescale.contract import Tensor
 from rescale.errors import ParityError
 from rescale.half import HalfRunner
 from rescale.image import pad_planes

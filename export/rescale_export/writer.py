@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rescale import __version__
-from rescale.bundle import Tensor
+from rescale.contract import Tensor
 from rescale.errors import ParityError
 
 OPSET = 17
@@ -46,18 +46,19 @@ class GraphWriter:
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
-    def input(self, name: str, dtype: str, axes: Sequence[int | str]) -> str:
+    def input(self, tensor: Tensor) -> str:
         """Declare a graph input."""
-        self.inputs.append(Tensor(name, dtype, tuple(axes)))
-        return name
+        self.inputs.append(tensor)
+        return tensor.name
 
-    def output(self, value: str, name: str, dtype: str, axes: Sequence[int | str]) -> None:
+    def output(self, value: str, tensor: Tensor) -> None:
         """Make a value a graph output under a name of its own."""
+        name = tensor.name
         # Renamed where it is made, not copied: TensorRT takes uint8 out of a cast only, and a copy behind it is refused.
         for node in self.nodes:
             node.input[:] = [name if x == value else x for x in node.input]
             node.output[:] = [name if x == value else x for x in node.output]
-        self.outputs.append(Tensor(name, dtype, tuple(axes)))
+        self.outputs.append(tensor)
 
     @contextlib.contextmanager
     def using(self, element: str) -> Iterator[None]:

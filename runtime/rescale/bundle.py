@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescale.contract import Tensor, graph_names, interface
 from rescale.errors import BundleError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 
@@ -26,25 +27,14 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_GRAPH_BYTES = 1 << 30
+MAX_FIELD = 1 << 12
+MAX_Z_CHANNELS = 1 << 12
+MAX_MEMORY_PER_PIXEL = 1 << 24
+"""Far above what any network of ours has; numbers of a manifest decide how much memory is asked for."""
 PRECISIONS = ("fp32", "mixed", "fp16")
 """Float32; subnets in float16 and the coupling stream in float32; both in float16."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of a graph.
-
-    Attributes:
-        name: as in the ONNX file.
-        dtype: numpy's name.
-        axes: fixed sizes as numbers, dynamic ones as names; equal names are equal sizes.
-    """
-
-    name: str
-    dtype: str
-    axes: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,19 +55,9 @@ class Graph:
     outputs: tuple[Tensor, ...]
 
 
-def graph_names(v: Variant) -> tuple[str, ...]:
-    """Graphs that a variant's bundle holds."""
-    return ("downscale", "upscale", "encoder", "decoder") if v.latent else ("downscale", "upscale")
-
-
 def graph_file(name: str, precision: str) -> str:
     """File name of a graph in a precision."""
     return f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
-
-
-def hr_axes() -> tuple[int | str, ...]:
-    """Axes of ``hr``: NHWC."""
-    return ("batch", "height", "width", 3)
 
 
 class Bundle:
@@ -93,6 +73,7 @@ class Bundle:
         halo: LR pixels on each side that matter for these weights: measured at export, at most the receptive field.
         graphs: by name, in float32.
         precisions: the same for each precision that the bundle holds, float32 included.
+        figures: of the weights' card: figures by test set, such as ``hr_psnr_y`` in dB; empty if it has none.
         manifest: the whole parsed manifest.
     """
 
@@ -114,7 +95,7 @@ class Bundle:
         if len(raw) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{target}: too large; a manifest has at most {MAX_MANIFEST_BYTES} bytes")
         try:
-            m = json.loads(raw)
+            m = json.loads(raw, parse_constant=_no_constant)
             name, _, version = m["format"].partition("/")
             major = int(version.split(".")[0])
             if name != FORMAT:
@@ -123,11 +104,12 @@ class Bundle:
                 raise BundleError(f"{target}: bundle format {version}; this version reads {MAJOR}.x: update, or export again")
             self.manifest: dict[str, Any] = m
             self.variant = variant(m["model"])
-            self.scale = check_scale(m["scale"])
+            self.scale = _whole(check_scale(m["scale"]), 1, MAX_FIELD)
             self.size = str(m["size"])
             self.weights = str(m["weights"]["sha256"])
-            self.receptive_field = int(m["receptive_field"]["lr_pixels"])
-            self.halo = int(m.get("halo", m["receptive_field"])["lr_pixels"])
+            self.figures = _figures(m["weights"].get("card"))
+            self.receptive_field = _whole(m["receptive_field"]["lr_pixels"], 0, MAX_FIELD)
+            self.halo = _whole(m.get("halo", m["receptive_field"])["lr_pixels"], 0, self.receptive_field)
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
             others = m.get("precisions", {})
             self.precisions: dict[str, dict[str, Graph]] = {"fp32": self.graphs}
@@ -136,20 +118,18 @@ class Bundle:
                 missing = [g for g in graph_names(self.variant) if g not in graphs]
                 if missing:
                     raise BundleError(f"{target}: graph {missing[0]!r} is missing in {precision}; export the bundle again")
-            every = [g for graphs in self.precisions.values() for g in graphs.values()]
-            if not 0 <= self.halo <= self.receptive_field or min(g.memory for g in every) < 1 or not isinstance(self.scale, int):
-                raise ValueError("a number is out of range")
+                _check_interface(self.variant, graphs)
             if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
                 raise ValueError("weights.sha256 is not 64 hexadecimal digits")
         except UnknownModelError as e:
             raise BundleError(f"{target}: {e}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise BundleError(f"{target}: damaged manifest: {type(e).__name__}: {e}; export the bundle again") from None
 
     @property
     def z_channels(self) -> int:
         """Channels of z that the upscale graph takes (-M only)."""
-        return int(next(t.axes[1] for t in self.graphs["upscale"].inputs if t.name == "z"))
+        return _z_channels(self.graphs)
 
     @property
     def memory(self) -> int:
@@ -224,8 +204,36 @@ class Bundle:
         return data
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _whole(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]} where a whole number from {least} to {most} is wanted")
+    return value
+
+
+def _figures(card: Any) -> dict[str, dict[str, float]]:
+    """What of a card's figures are numbers, by test set."""
+    figures = (card or {}).get("figures", {})
+    return {str(name): {str(k): float(v) for k, v in row.items() if type(v) in (int, float)} for name, row in figures.items()}
+
+
+def _z_channels(graphs: dict[str, Graph]) -> int:
+    found = [t.axes[1] for t in graphs["upscale"].inputs if t.name == "z" and len(t.axes) == 4]
+    return _whole(found[0] if found else None, 1, MAX_Z_CHANNELS)
+
+
+def _check_interface(v: Variant, graphs: dict[str, Graph]) -> None:
+    for name, (inputs, outputs) in interface(v, _z_channels(graphs) if v.latent else 0).items():
+        if (graphs[name].inputs, graphs[name].outputs) != (inputs, outputs):
+            raise ValueError(f"graph {name!r} does not have the inputs and outputs of {v.name}")
+
+
 def _graph(entry: dict[str, Any]) -> Graph:
     def tensors(key: str) -> tuple[Tensor, ...]:
         return tuple(Tensor(str(t["name"]), str(t["dtype"]), tuple(t["axes"])) for t in entry[key])
 
-    return Graph(str(entry["file"]), str(entry["sha256"]), int(entry["memory_per_lr_pixel"]), tensors("inputs"), tensors("outputs"))
+    memory = _whole(entry["memory_per_lr_pixel"], 1, MAX_MEMORY_PER_PIXEL)
+    return Graph(str(entry["file"]), str(entry["sha256"]), memory, tensors("inputs"), tensors("outputs"))

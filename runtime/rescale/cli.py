@@ -286,9 +286,8 @@ def _quality(picture: Any, original: Any, name: str, scale: int) -> dict[str, An
 
 def _cost(net: Rescaler) -> str:
     """What the missing auxiliary data costs, as measured for the weights."""
-    card = net.bundle.manifest["weights"].get("card") or {}
-    for name, row in card.get("figures", {}).items():
-        if isinstance(row.get("hr_psnr_y_forced"), float):
+    for name, row in net.bundle.figures.items():
+        if "hr_psnr_y" in row and "hr_psnr_y_forced" in row:
             lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
             return f"{lost:.1f} dB below the model's {row['hr_psnr_y']:.1f} dB (Y-PSNR on {name})"
     return "the loss was not measured for these weights"

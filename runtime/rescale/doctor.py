@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from rescale import __version__
+from rescale.backends import auto_backend
 from rescale.bundle import Bundle
 from rescale.console import print_json, progress_bar
 from rescale.memory import available_memory
 from rescale.probes import BROKEN, PROBES, WORKS, Facts, finding, install
 from rescale.threads import CGROUP, cpu_quota, usable_threads
 
-DEFAULT = "onnxruntime"
 # The engines' backends find devices through cuda-python.
 NEEDS = {
     "onnxruntime": ("onnxruntime",),
@@ -113,6 +113,7 @@ def examine(bundle: Path | None = None, limit: float = LIMIT_SECONDS) -> Facts:
             return found
 
         libraries = dict(zip(PROBES, pool.map(probe, PROBES), strict=True))
+    default = auto_backend()
     report: Facts = {
         "rescale": __version__,
         "python": platform.python_version(),
@@ -122,12 +123,12 @@ def examine(bundle: Path | None = None, limit: float = LIMIT_SECONDS) -> Facts:
         "driver": libraries.pop("driver"),
         "libraries": libraries,
         "backends": {name: _backend(name, libraries) for name in NEEDS},
-        "default": DEFAULT,
+        "default": default,
     }
     if opened is not None:
-        report["bundle"] = _check_bundle(opened, report["backends"], limit)
-    report["ok"] = report["backends"][DEFAULT]["works"] and (
-        opened is None or report["bundle"]["results"][f"{DEFAULT} fp32"]["state"] == WORKS
+        report["bundle"] = _check_bundle(opened, report["backends"], default, limit)
+    report["ok"] = report["backends"][default]["works"] and (
+        opened is None or report["bundle"]["results"][f"{default} fp32"]["state"] == WORKS
     )
     return report
 
@@ -142,14 +143,14 @@ def _backend(name: str, libraries: dict[str, Facts]) -> Facts:
     return {"works": True, "why": "", "cure": ""}
 
 
-def _check_bundle(bundle: Bundle, backends: dict[str, Facts], limit: float) -> Facts:
+def _check_bundle(bundle: Bundle, backends: dict[str, Facts], default: str, limit: float) -> Facts:
     """Golden vectors on every backend that works and every precision that the bundle holds."""
     results: dict[str, Facts] = {}
     for backend in (name for name, b in backends.items() if b["works"]):
         for precision in bundle.precisions:
             argument = json.dumps([str(bundle.path), backend, precision])
             results[f"{backend} {precision}"] = ask("parity", argument, max(limit, PARITY_LIMIT_SECONDS))
-    results.setdefault(f"{DEFAULT} fp32", finding(BROKEN, detail=f"{DEFAULT} does not work here"))
+    results.setdefault(f"{default} fp32", finding(BROKEN, detail=f"{default} does not work here"))
     return {"path": str(bundle.path), "title": bundle.title, "weights": bundle.weights, "results": results}
 
 

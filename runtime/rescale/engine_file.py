@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rescale.bundle import Bundle, Tensor
+from rescale.bundle import Bundle
+from rescale.contract import Tensor
 from rescale.errors import BundleError, EngineError
 
 FORMAT = "rescale-engine/1"

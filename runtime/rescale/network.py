@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rescale import codes
 from rescale.backends import Runner, run_each
 from rescale.bundle import Bundle
-from rescale.errors import InputError, OutOfMemoryError
+from rescale.errors import BundleError, InputError, OutOfMemoryError
 from rescale.image import pad_planes
 from rescale.memory import FIXED_BYTES, choose_tile, default_budget, least_budget
 from rescale.tiling import Box, Tile, grow, plan
@@ -105,7 +105,8 @@ class Network:
         tiles = self.tiles(height, width, budget)
         feeds = ({"hr": _take(image, tile.region, scale)[None]} for tile in tiles)
         for tile, out in zip(tiles, run_each(self.runner, "downscale", feeds), strict=True):
-            lr[tile.core.slices()] = cast(Array, out["lr"])[0][tile.core.within(tile.region)]
+            small = self._expect("downscale", out["lr"], (1, tile.region.height, tile.region.width, v.lr_channels))
+            lr[tile.core.slices()] = small[0][tile.core.within(tile.region)]
             if latent is not None:
                 near = grow(tile.core, LATENT_HALO, LATENT_STRIDE, height, width)
                 z = cast(npt.NDArray[np.float32], out["z"])[(slice(None), slice(None), *near.within(tile.region))]
@@ -145,8 +146,16 @@ class Network:
         tiles = self.tiles(height, width, budget)
         for tile, found in zip(tiles, run_each(self.runner, "upscale", (feed(t.region) for t in tiles)), strict=True):
             rows, columns = tile.core.within(tile.region)
-            hr[tile.core.slices(scale)] = cast(Array, found["hr"])[0][_times(rows, scale), _times(columns, scale)]
+            large = self._expect("upscale", found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
+            hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]
         return hr
+
+    def _expect(self, graph: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]) -> Array:
+        """An array that a graph gave, if it is what the manifest promises."""
+        if array.shape != shape or array.dtype != np.uint8:
+            came, wanted = f"{array.dtype} {array.shape}", f"uint8 {shape}"
+            raise BundleError(f"{self.bundle.path}: {graph} gave {came}, wanted {wanted}: its graphs are of another network")
+        return cast(Array, array)
 
     def _z(self, region: Box, latent: Array | None, height: int, width: int) -> npt.NDArray[np.float32]:
         """z-hat of a region: decoded with a halo of its own, or zero."""

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from rescale.bundle import Tensor
+from rescale.contract import Tensor
 from rescale.errors import ConfigError, EngineError
 from rescale.flavour import collected, device_count, errors, logger
 from rescale_engines.census import Layer, count, part, require_precision

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale.bundle import Bundle, Tensor
+from rescale.bundle import Bundle
+from rescale.contract import Tensor
 from rescale.errors import ConfigError
 from rescale.variants import LATENT_STRIDE, SCALES
 from rescale_engines.profiles import CLASSES, MAX_HR_SIDE, Profile, Size, parse_profile

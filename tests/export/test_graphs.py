@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from rescale.bundle import graph_names
+from rescale.contract import graph_names
 from rescale.variants import SCALES, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.validate import check_contract, compare

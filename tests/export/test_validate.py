@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rescale.bundle import Tensor
+from rescale.contract import Tensor
 from rescale.errors import ParityError
 from rescale.parity import Comparison
 from rescale_export.graphs import split_graphs

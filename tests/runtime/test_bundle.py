@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -55,6 +56,18 @@ def test_damaged_manifest(copy, text):
         (lambda m: m.update(scale=3), "unknown scale 3"),
         (lambda m: m["graphs"].pop("encoder"), "graph 'encoder' is missing"),
         (lambda m: m["weights"].update(sha256="00"), "64 hexadecimal digits"),
+        (lambda m: m["weights"].update(card=3), "damaged manifest: AttributeError"),
+        (lambda m: m["weights"].update(card={"figures": {"Set5": 3}}), "damaged manifest: AttributeError"),
+        (lambda m: m.update(scale=2.0), "damaged manifest: ValueError: 2.0 where a whole number"),
+        (lambda m: m.update(model=["irn"]), "damaged manifest: TypeError"),
+        (lambda m: m.update(model="irn_a"), "graph 'downscale' does not have the inputs and outputs of irn_a"),
+        (lambda m: m["receptive_field"].update(lr_pixels=math.inf), "damaged manifest: ValueError: Infinity is no number"),
+        (lambda m: m["receptive_field"].update(lr_pixels=10**400), "where a whole number from 0 to 4096 is wanted"),
+        (lambda m: m["halo"].update(lr_pixels=m["receptive_field"]["lr_pixels"] + 1), "where a whole number from 0 to"),
+        (lambda m: m["graphs"]["upscale"].update(memory_per_lr_pixel=0), "0 where a whole number from 1 to 16777216 is wanted"),
+        (lambda m: m["graphs"]["upscale"].update(memory_per_lr_pixel=10**400), "where a whole number from 1 to 16777216"),
+        (lambda m: m["graphs"]["upscale"]["inputs"].pop(), "None where a whole number from 1 to 4096 is wanted"),
+        (lambda m: m["graphs"]["encoder"]["inputs"].pop(), "graph 'encoder' does not have the inputs and outputs of irn_m"),
         (lambda m: m.update(padding="x" * 2_000_000), "a manifest has at most"),
     ],
 )
@@ -63,6 +76,26 @@ def test_manifest_that_cannot_be_used(copy, change, message):
     edit(change)
     with pytest.raises(BundleError, match=message):
         Bundle(path)
+
+
+@pytest.mark.parametrize("model", ["irn", "irn_m"])
+def test_graphs_of_another_scale_are_named(bundle, tmp_path, model, picture):
+    path = tmp_path / "b"
+    shutil.copytree(bundle(model, 2), path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"scale": 4}))
+    with rescale.load(path) as net, pytest.raises(BundleError, match=r"downscale gave uint8 .*graphs are of another network"):
+        net.downscale(picture(64, 64))
+    with rescale.load(bundle(model, 2)) as right:
+        small = right.downscale(picture(64, 64))
+    with rescale.load(path) as net, pytest.raises(BundleError, match=r"upscale gave uint8 .*graphs are of another network"):
+        net.network.up(small.rgb, small.alpha, small.latent)
+
+
+def test_odd_figures_of_a_card_are_left_out(copy):
+    path, edit = copy
+    edit(lambda m: m["weights"].update(card={"figures": {"Set5": {"hr_psnr_y": 40.5, "hr_psnr_y_forced": "x", "count": True}}}))
+    assert Bundle(path).figures == {"Set5": {"hr_psnr_y": 40.5}}
 
 
 def test_a_newer_minor_version_and_unknown_fields_are_read(copy):

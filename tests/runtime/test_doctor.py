@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 from rescale import doctor, flavour, probes
-from rescale.backends import NAMES
+from rescale.backends import NAMES, auto_backend, auto_backend
 from rescale.bundle import GOLDEN, MANIFEST
 from rescale.cli import main
 
@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 def test_what_is_installed_here(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(capsys, "--json")
     report = json.loads(out)
-    assert (code, report["ok"], report["default"]) == (0, True, "onnxruntime")
+    assert (code, report["ok"], report["default"]) == (0, True, auto_backend())
     libraries = report["libraries"]
     assert set(libraries) == set(probes.PROBES) - {"driver"}
     for name, found in libraries.items():
@@ -135,11 +135,24 @@ def test_a_broken_default_backend_is_exit_code_1_and_crashing_others_are_not(tmp
     assert (code, report["libraries"]["tensorrt"]["detail"]) == (0, "crashed: SIGSEGV")
     assert report["backends"]["tensorrt"]["why"] == "tensorrt broken: crashed: SIGSEGV"
     assert report["backends"]["tensorrt"]["cure"] == "pip install 'rescale-toolkit[tensorrt]'"
-    fake(tmp_path, monkeypatch, onnxruntime="raise ImportError('libonnxruntime.so: wrong ELF class')")
+    default = auto_backend()
+    fake(tmp_path, monkeypatch, **{default: "raise ImportError('lib.so: wrong ELF class')"})
     code, out = run(capsys)
     assert code == 1
-    assert re.search(r"onnxruntime +broken +[\d.]+ ImportError: libonnxruntime.so: wrong ELF class", out)
-    assert "pip install --force-reinstall onnxruntime" in out
+    assert re.search(rf"{default} +broken +[\d.]+ ImportError: lib.so: wrong ELF class", out)
+    assert f"pip install --force-reinstall {default}" in out
+
+
+@pytest.mark.parametrize(("there", "default"), [(True, "openvino"), (False, "onnxruntime")])
+def test_the_default_is_what_a_bundle_is_loaded_with(monkeypatch, capsys, there: bool, default: str) -> None:
+    if there and importlib.util.find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "openvino" and not there else real(n, *a))
+    code, out = run(capsys)
+    assert code == 0
+    assert re.search(rf"{default} +works +default\n", out)
+    assert out.count(" default\n") == 1
 
 
 IN_PROCESS = {

@@ -41,6 +41,14 @@ MAX_THREADS = 4096
 """More than any machine runs; the backends fail in ways of their own on absurd numbers."""
 
 
+def auto_backend(precision: str = "fp32") -> str:
+    """What ``auto`` is on this machine.
+
+    OpenVINO is the faster one (docs/speed.md), and an extra: who installed it wants it.
+    """
+    return "openvino" if importlib.util.find_spec("openvino") and precision in ("fp32", "mixed") else "onnxruntime"
+
+
 def create(
     bundle: Bundle,
     backend: str = "auto",
@@ -80,8 +88,7 @@ def create(
             raise BackendError(f"provider {provider}: only the onnxruntime backend has providers, not {backend}")
         backend = "onnxruntime"
     if backend == "auto":
-        # OpenVINO is the faster one (docs/speed.md), and an extra: who installed it wants it.
-        backend = "openvino" if importlib.util.find_spec("openvino") and precision in ("fp32", "mixed") else "onnxruntime"
+        backend = auto_backend(precision)
     if backend == "onnxruntime":
         from rescale.backends.onnxruntime import OnnxRuntimeRunner
 

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale import flavour as libraries
-from rescale.bundle import Bundle, Tensor, graph_names
+from rescale.bundle import Bundle
+from rescale.contract import Tensor, graph_names
 from rescale.cuda import CudaApi, open_api
 from rescale.cuda.arrays import View, view
 from rescale.cuda.engine import LoadedEngine, Shape, told
