@@ -28,7 +28,7 @@ def ladder(
     from rescale_bench import ladder as rungs
     from rescale_bench.parity_cli import parse_size
 
-    height, width = parse_size(resolution)
+    height, width = parse_size(resolution, "--resolution")
     arms = len(rungs.read_study(study)["arms"])
     with progress_bar(arms * (repeats + 2)) as told:
         report = rungs.measure(study, backend, precision, (width, height), repeats, threads or None, told)
@@ -36,4 +36,4 @@ def ladder(
         atomic_write(out, as_json(report).encode())
     if plot is not None:
         atomic_write(plot, rungs.plot(report))
-    print(as_json(report) if json_ else rungs.markdown(report), end="\n" if json_ else "")
+    print(as_json(report) if json_ else rungs.markdown(report), end="")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale.backends import NAMES
-from rescale.bundle import PRECISIONS, Bundle
-from rescale.errors import BackendError, ConfigError, UnknownModelError
+from rescale.bundle import Bundle, check_precision
+from rescale.errors import BackendError, UnknownModelError
 from rescale_bench import peers
 from rescale_bench.peers_torch import random_net
 from rescale_bench.speed_gpu import MODES
@@ -104,8 +104,7 @@ def competitors(options: Options) -> list[Competitor]:
         if name not in NAMES:
             raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
     for precision in options.precisions:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        check_precision(precision)
     found = []
     for backend in dict.fromkeys(options.backends or NAMES):
         # ONNX Runtime computes float16 on CPUs by casting around every operator: it is measured if it is asked for.

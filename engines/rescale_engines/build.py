@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rescale.bundle import PRECISIONS, Bundle, Graph
+from rescale.bundle import Bundle, Graph
 from rescale.engine_file import (
     AGAIN,
     FORMAT,
@@ -126,8 +126,6 @@ def ensure(
         MissingExtraError: the library is not installed.
     """
     options = options or Options()
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
     entry = bundle.graph(graph, precision)
     if profile.scale != bundle.scale:
         raise ConfigError(f"profile: for x{profile.scale}, {bundle.path} is x{bundle.scale}")

@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 
 from rescale import __version__
-from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, graph_file
+from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, check_precision, graph_file
 from rescale.contract import Tensor, graph_names
-from rescale.errors import ConfigError, OutputError
+from rescale.errors import OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.halo import measured_halo
@@ -62,9 +62,9 @@ def write_bundle(
         ConfigError: an unknown precision.
         OutputError: the folder cannot be written, or holds something else than a bundle.
     """
-    unknown = [p for p in precisions if p not in PRECISIONS]
-    if unknown:
-        raise ConfigError(f"unknown precision {unknown[0]!r}: choose {', '.join(PRECISIONS)}")
+    for precision in precisions:
+        check_precision(precision)
+    check_target(target)  # before the minutes of work, not after
     digest = weights_digest(net)
     metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
     files: dict[str, bytes] = {}
@@ -163,18 +163,30 @@ def _is_bundle_or_empty(folder: Path) -> bool:
     return ours and names <= {MANIFEST, GOLDEN, *graphs}
 
 
-@contextlib.contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `target` when the block ends without an error.
+def check_target(target: Path) -> Path:
+    """Where a bundle may be written, resolved.
 
     Raises:
-        OutputError: not writable, or `target` exists and is not a bundle.
+        OutputError: it is the current folder, exists and is not a bundle, or lies in a folder that does not exist.
     """
     target = target.resolve()
     if target == Path.cwd() or not target.name:
         raise OutputError(f"{target}: is where this command runs; choose another --out")
     if target.exists() and not _is_bundle_or_empty(target):
         raise OutputError(f"{target}: exists and is not a bundle, or holds other files; choose another --out")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: cannot write the bundle: there is no folder {target.parent}")
+    return target
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `target` when the block ends without an error.
+
+    Raises:
+        OutputError: not writable, or no place for a bundle, see `check_target`.
+    """
+    target = check_target(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     old = temporary.with_suffix(".old")
     try:

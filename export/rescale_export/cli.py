@@ -42,12 +42,17 @@ def export(
     if list_:
         print_list(json_)
         return
-    from rescale_export.bundles import bundle_name, write_bundle
-    from rescale_export.triton import check_backend, write_repository
+    from rescale_export.bundles import bundle_name, check_target, write_bundle
+    from rescale_export.triton import check_repository, served_precision, write_repository
     from rescale_train.config import size_name
 
-    check_backend(triton_backend)
-
+    served_precision(triton_backend, triton_precision, dict.fromkeys(("fp32", *precision)))
+    if triton is not None:
+        check_repository(triton)
+    elif triton_precision is not None or triton_engines is not None:
+        raise typer.BadParameter("--triton-precision and --triton-engines are for --triton, which is missing")
+    if out is not None:
+        check_target(out)
     card: dict[str, Any] = {}
     if checkpoint is None:
         shipped = find_shipped(model, scale, size)

@@ -23,12 +23,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from rescale import __version__, contract
-from rescale.bundle import GOLDEN, MANIFEST, Bundle
+from rescale.bundle import GOLDEN, MANIFEST, Bundle, check_precision
 from rescale.contract import Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
 from rescale.limits import MAX_PIXELS
@@ -59,15 +59,41 @@ def title(bundle: Bundle) -> str:
     return name
 
 
-def check_backend(backend: str) -> str:
-    """Return `backend` if models can be written for it.
+def served_precision(backend: str, precision: str | None, held: Iterable[str]) -> str:
+    """Which graphs a backend serves: those asked for, or the backend's default.
+
+    Args:
+        backend: one of `BACKENDS`.
+        precision: what was asked for; None for mixed engines and float32 graphs.
+        held: precisions that the bundle holds.
 
     Raises:
-        ConfigError: it is none of `BACKENDS`.
+        ConfigError: an unknown backend, or a precision that it does not run or the bundle does not hold.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown Triton backend {backend!r}: choose {', '.join(BACKENDS)}")
-    return backend
+    if backend == "python" and precision not in (None, "fp32"):
+        raise ConfigError(f"the Python backend runs float32 graphs, not {precision!r}")
+    precision = check_precision(precision or ("mixed" if backend == "tensorrt" else "fp32"))
+    if precision not in (held := tuple(held)):
+        raise ConfigError(
+            f"Triton's {backend} would serve {precision}, the bundle holds {', '.join(held)}: add --precision {precision}"
+        )
+    return precision
+
+
+def check_repository(target: Path) -> Path:
+    """A model repository's folder, resolved.
+
+    Raises:
+        OutputError: it is a bundle or a file.
+    """
+    target = target.resolve()
+    if (target / MANIFEST).exists():
+        raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is not a folder; choose another one for --triton")
+    return target
 
 
 def repository_models(
@@ -82,16 +108,13 @@ def repository_models(
         engines: folder of engines for ``tensorrt``; None for the cache's.
 
     Raises:
-        ConfigError: an unknown backend, or a precision that it does not run.
-        BundleError: the bundle lacks the precision, or is damaged.
+        ConfigError: an unknown backend, or a precision that it does not run or the bundle lacks.
+        BundleError: the bundle is damaged.
         BackendError: ``tensorrt``: there is no complete set of engines, or more than one.
     """
-    check_backend(backend)
+    precision = served_precision(backend, precision, bundle.precisions)
     if backend == "python":
-        if precision not in (None, "fp32"):
-            raise ConfigError(f"the Python backend runs float32 graphs, not {precision!r}")
         return _runtime_models(bundle)
-    precision = precision or ("mixed" if backend == "tensorrt" else "fp32")
     names = graph_names(bundle.variant)
     if backend == "tensorrt":
         from rescale_export.triton_engines import plans
@@ -212,11 +235,7 @@ def write_repository(
         OutputError: not writable, or a folder of one of these names is not a model of ours.
     """
     models = repository_models(bundle, backend, precision, engines)
-    target = target.resolve()
-    if (target / MANIFEST).exists():
-        raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is not a folder; choose another one for --triton")
+    target = check_repository(target)
     for model in models:
         folder = target / model.name
         if (folder.exists() or folder.is_symlink()) and not _is_ours(folder, title(bundle)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rescale.contract import Tensor, graph_names, interface
-from rescale.errors import BundleError, UnknownModelError
+from rescale.errors import BundleError, ConfigError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 
 FORMAT = "rescale-bundle"
@@ -53,6 +53,17 @@ class Graph:
     memory: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+def check_precision(precision: str) -> str:
+    """Return `precision` if graphs can be in it.
+
+    Raises:
+        ConfigError: it is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    return precision
 
 
 def graph_file(name: str, precision: str) -> str:
@@ -145,8 +156,10 @@ class Bundle:
         """A graph's entry.
 
         Raises:
-            BundleError: the bundle does not hold that precision, or has no such graph.
+            ConfigError: no such precision.
+            BundleError: the bundle does not hold it, or has no such graph.
         """
+        check_precision(precision)
         if precision not in self.precisions:
             held = ", ".join(self.precisions)
             raise BundleError(f"{self.path}: holds {held}, not {precision!r}; export it with --precision {precision}")

@@ -20,6 +20,8 @@ KINDS = (b"iCCP", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"eXIf")
 MAX_BYTES = 8 << 20
 _ICC_PREFIX = b"ICC profile\0\0"
 _EXIF_PREFIX = b"Exif\0\0"
+_ICC_SPACE = slice(16, 20)
+"""Where a profile's header names the colour space that it is for."""
 _INCH = 0.0254
 
 
@@ -59,6 +61,13 @@ def icc_profile(chunks: Chunks) -> bytes | None:
     except zlib.error:
         return None
     return profile if inflater.eof else None
+
+
+def for_rgb(chunks: Chunks) -> Chunks:
+    """The chunks that an RGB picture may show: all but an ICC profile for gray, which PNG and WebP allow beside gray alone."""
+    profile = icc_profile(chunks)
+    is_gray = profile is not None and profile[_ICC_SPACE] == b"GRAY"
+    return tuple((kind, data) for kind, data in chunks if not (is_gray and kind == b"iCCP"))
 
 
 def exif(chunks: Chunks) -> bytes | None:

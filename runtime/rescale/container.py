@@ -149,7 +149,7 @@ class Small:
         """
         if self.block is None or self.size != self.block.lr_size:
             raise LrFileError(f"{self.name}: {self.detail}: what of it is auxiliary data cannot be told", self.state)
-        return Picture(self.rgb, colour=self.colour)
+        return Picture(self.rgb, colour=colour.for_rgb(self.colour))
 
     def encode(self, container: str = "png", layout: str = "alpha", carrier: str = "chunk") -> tuple[bytes, bytes | None]:
         """The file, and the side-car's bytes if `carrier` is ``sidecar``. What was encoded is read back and compared.
@@ -185,10 +185,11 @@ class Small:
             sections[blocks.LATENT_SECTION] = planes.encode(self.latent)
         if self.source_alpha is not None:
             sections[blocks.SOURCE_ALPHA_SECTION] = planes.encode(self.source_alpha)
-        if self.colour and container != "png":
+        shown = colour.for_rgb(self.colour)
+        if self.colour and (container != "png" or shown != self.colour):
             sections[blocks.METADATA_SECTION] = colour.pack(self.colour)
         block = blocks.encode(replace(self.block, layout=layout, sections=sections))
-        data = carriers.write(pixels, block, self.colour, container, carrier)
+        data = carriers.write(pixels, block, shown, container, carrier)
         sidecar = block if carrier == "sidecar" else None
         again = Small.from_bytes(data, self.name, pixels.shape[0] * pixels.shape[1], sidecar)
         if again.state is not State.EXACT or not _same(again, self):

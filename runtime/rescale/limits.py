@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 MAX_PIXELS = 178_956_970
-"""Default limit on a picture's pixels, checked from the header before anything is decoded. Pillow refuses more by itself."""
+"""Default limit on a picture's pixels, checked from the header before anything is decoded; Pillow's own as well."""

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from PIL import Image
 from rescale import colour, jxl, png, riff
 from rescale.errors import InputError, RescaleError
 from rescale.files import atomic_write
+from rescale.image import check_rgb
 from rescale.limits import MAX_PIXELS
 
 Array = npt.NDArray[np.uint8]
@@ -35,6 +36,7 @@ READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", "
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
 """Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
+_TOO_LARGE = f"above {MAX_PIXELS} pixels in a format that is not read beyond; convert it to PNG, or cut it into parts"
 TIFF_EXTRA_SAMPLES = 338
 """Tag that says what the samples beyond the colours are; 1 is alpha that the colours are multiplied by."""
 
@@ -75,6 +77,8 @@ class Picture:
         if suffix == ".png":
             return png.insert(png.encode(self.planes()), self.colour)
         if suffix == ".webp":
+            if self.gray and colour.for_rgb(self.colour) != self.colour:
+                raise InputError("a gray picture with a gray colour profile: WebP holds neither; write it as .png")
             pixels = self.shown() if self.alpha is None else np.dstack([self.shown(), self.alpha])
             extra = {b"ICCP": colour.icc_profile(self.colour), b"EXIF": colour.exif(self.colour)}
             kept = {k: v for k, v in extra.items() if v}
@@ -134,6 +138,7 @@ def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
 @contextlib.contextmanager
 def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open with Pillow, the size bounded before pixels are decoded; PNG without its ancillary chunks."""
+    header = None
     if data.startswith(png.SIGNATURE):
         chunks = png.read_chunks(data, name)
         header = png.read_header(chunks, name)
@@ -143,14 +148,29 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as e:
-        raise InputError(f"{name}: {e}: cut it into parts") from None
+            image = _open_large(data) if max_pixels > MAX_PIXELS else Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        advice = _TOO_LARGE if max_pixels > MAX_PIXELS else f"above the limit of {MAX_PIXELS} pixels; raise it with --max-pixels"
+        raise InputError(f"{name}: {advice}") from None
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
         raise InputError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
         _check_pixels(image.width, image.height, max_pixels, name)
+        if header is not None and header.depth in (2, 4) and "transparency" in image.info and image.mode == "L":
+            # Pillow widens these samples to 8 bits, but not the level that is transparent.
+            most = (1 << header.depth) - 1
+            image.info["transparency"] = (image.info["transparency"] & most) * 255 // most
         yield image
+
+
+def _open_large(data: bytes) -> Image.Image:
+    """`Image.open` without Pillow's limit, which is one for the whole process: the caller has a limit of its own."""
+    Image.init()
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is not None and accept is not None and accept(data[:16]) is True:
+            return cast(Image.Image, factory(io.BytesIO(data), ""))
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -171,6 +191,8 @@ def _damage_is_named(name: str) -> Iterator[None]:
             yield
     except RescaleError:
         raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{name}: {_TOO_LARGE}") from None
     except Exception as e:  # decoders raise many classes on damaged files; none of them is a fault of ours
         raise InputError(f"{name}: truncated or damaged picture: {e}") from None
 
@@ -276,7 +298,10 @@ def _stored_depth(data: bytes, name: str, image: Image.Image | None = None) -> i
         return max(bits) if isinstance(bits, tuple) else int(bits)
     if image is not None and image.format == "PPM" and data[:2] in (b"P2", b"P3", b"P5", b"P6"):
         header = re.sub(rb"#[^\n]*", b"", data[:4096]).split(None, 4)
-        return 8 if header[3:4] == [b"255"] else 16
+        most = int(header[3]) if len(header) > 3 and header[3].isdigit() else 0
+        if most < 255:
+            raise InputError(f"{name}: samples from 0 to {most}, not to 255; convert it to 8 bits a sample first")
+        return 8 if most == 255 else 16
     if _is_png(data):
         return png.read_header(png.read_chunks(data, name), name).depth
     if (image is not None and image.format == "AVIF") or data[4:12] in (b"ftypavif", b"ftypavis"):
@@ -287,5 +312,9 @@ def _stored_depth(data: bytes, name: str, image: Image.Image | None = None) -> i
 
 
 def write_picture(path: str | os.PathLike[str], pixels: Array) -> None:
-    """Write RGB pixels losslessly and atomically as PNG or WebP; see `Picture.save`."""
-    Picture(pixels).save(path)
+    """Write RGB pixels losslessly and atomically as PNG or WebP; see `Picture.save`.
+
+    Raises:
+        InputError: not uint8 (H, W, 3), and as `Picture.save`.
+    """
+    Picture(check_rgb(pixels)).save(path)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rescale import engine_file
-from rescale.bundle import MANIFEST, Bundle
-from rescale.errors import BackendError, BundleError, ConfigError, EngineError, OutputError
+from rescale.bundle import Bundle
+from rescale.errors import BackendError, ConfigError, EngineError, OutputError
 from rescale_export import triton
 from rescale_export.cli import main
 from rescale_export.triton import repository_models, title, write_repository
@@ -98,8 +98,10 @@ def test_arguments_that_do_not_fit(bundle, tmp_path: Path) -> None:
         repository_models(b, "openvino")
     with pytest.raises(ConfigError, match="the Python backend runs float32 graphs, not 'mixed'"):
         repository_models(b, "python", "mixed")
-    with pytest.raises(BundleError, match="holds fp32, mixed, not 'fp16'"):
+    with pytest.raises(ConfigError, match="would serve fp16, the bundle holds fp32, mixed: add --precision fp16"):
         repository_models(b, "onnxruntime", "fp16")
+    with pytest.raises(ConfigError, match="unknown precision 'int8': choose one of fp32, mixed, fp16"):
+        repository_models(b, "tensorrt", "int8")
     b.size = "../../x"
     with pytest.raises(ConfigError, match="cannot name a model"):
         repository_models(b)
@@ -207,9 +209,27 @@ def test_the_command_writes_a_repository_beside_the_bundle(tmp_path: Path, make_
     report = json.loads(capsys.readouterr().out)["triton"]
     names = [m.name for m in repository_models(b, "python")]
     assert report == {"repository": str(tmp_path / "r"), "backend": "python", "models": names}
-    (tmp_path / "b" / MANIFEST).unlink()
-    assert main([*base, "--triton", str(tmp_path / "r"), "--triton-backend", "torch"]) == 1
-    assert capsys.readouterr().err == "error: unknown Triton backend 'torch': choose onnxruntime, tensorrt, python\n"
+
+
+def test_what_triton_cannot_have_is_said_before_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--model", "irn", "--out", str(tmp_path / "b")]
+    (tmp_path / "file").write_text("in the way")
+    wrong = [
+        (["--triton-backend", "torch"], 1, "error: unknown Triton backend 'torch': choose onnxruntime, tensorrt, python\n"),
+        (["--triton-precision", "fp16"], 1, "add --precision fp16"),
+        (["--triton-backend", "tensorrt", "--precision", "fp32"], 1, "the bundle holds fp32: add --precision mixed"),
+        (["--triton", str(tmp_path / "file")], 1, "file: is not a folder; choose another one for --triton"),
+        (["--triton-precision", "mixed"], 2, "are for --triton, which is missing"),
+    ]
+    for arguments, code, message in wrong:
+        extra = [] if "--triton" in arguments or code == 2 else ["--triton", str(tmp_path / "r")]
+        assert main([*base, *extra, *arguments]) == code
+        assert message in " ".join(capsys.readouterr().err.split()) + "\n"
+    assert main(["--model", "irn", "--out", str(tmp_path / "none" / "b")]) == 1
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+    assert main(["--model", "irn", "--out", str(tmp_path / "file")]) == 1
+    assert "exists and is not a bundle" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"file"}, "nothing is written"
 
 
 def test_templates_travel_with_the_package() -> None:

@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 from rescale import doctor, flavour, probes
-from rescale.backends import NAMES, auto_backend, auto_backend
+from rescale.backends import NAMES, auto_backend
 from rescale.bundle import GOLDEN, MANIFEST
 from rescale.cli import main
 

@@ -91,3 +91,22 @@ def test_only_an_lr_picture_is_upscaled(bundle, picture):
         for wrong in (picture(8, 8), "s.png", None):
             with pytest.raises(InputError, match=f"an LR picture is wanted.*not {type(wrong).__name__}"):
                 net.upscale(wrong)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [[1]]])
+def test_only_rgb_is_written(tmp_path, array):
+    with pytest.raises(InputError, match="expected, got"):
+        rescale.write_picture(tmp_path / "x.png", array)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_no_provider_are_refused(bundle):
+    with pytest.raises(BackendError, match="name it with provider="):
+        rescale.load(bundle("irn", 2), provider_options={"use_arena": "0"})
+
+
+@pytest.mark.parametrize(("most", "message"), [(15, "samples from 0 to 15, not to 255"), (65535, "more than 8 bits")])
+def test_samples_of_a_pnm_that_end_elsewhere_are_refused(most, message):
+    data = b"P5 # gray\n4 4 %d\n" % most + bytes(4 * 4 * (2 if most > 255 else 1))
+    with pytest.raises(InputError, match=message):
+        rescale.open_picture(data)

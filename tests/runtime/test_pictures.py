@@ -14,6 +14,7 @@ import rescale
 from rescale import Picture, Small, colour, png
 from rescale.errors import InputError, OutputError
 from rescale.image import MAX_SIDE, check_rgb
+from rescale.limits import MAX_PIXELS
 
 ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))
 EXIF = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # orientation 6
@@ -327,3 +328,76 @@ def test_a_png_whose_data_are_no_deflate_stream_is_refused() -> None:
     chunks = [c if c.kind != b"IDAT" else png.Chunk(c.kind, b"\x78\x9c" + bytes(20), True) for c in png.read_chunks(whole, "x")]
     with pytest.raises(InputError, match="truncated or damaged picture"):
         rescale.read_picture(png.assemble(chunks))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_transparent_level_of_a_gray_png_is_found_at_every_depth(depth: int) -> None:
+    """tRNS names a level in the file's own depth."""
+    most = (1 << depth) - 1
+    row = b"\0" + bytes([0b00011011] * depth)  # 8 samples
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 2, depth, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", level := 0b00011011 >> (8 - depth) & most or 1)),
+        (b"IDAT", zlib.compress(row * 2)),
+        (b"IEND", b""),
+    ]
+    data = png.SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    bits = "".join(f"{byte:08b}" for byte in row[1:])
+    samples = [int(bits[i : i + depth], 2) for i in range(0, 8 * depth, depth)]
+    alpha = rescale.open_picture(data, alpha="keep").alpha
+    wanted = [0 if sample == level else 255 for sample in samples]
+    if 0 in wanted:
+        assert alpha is not None
+        assert alpha[0].tolist() == wanted
+        with pytest.raises(InputError, match="real transparency"):
+            rescale.open_picture(data)
+    else:
+        assert alpha is None
+
+
+def test_the_limit_on_pixels_is_the_callers(picture, monkeypatch) -> None:
+    """Pillow has a limit of its own, for the whole process, which stays as it is."""
+    pixels = picture(60, 80)
+    image = Image.fromarray(pixels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for kind in ("PNG", "BMP", "PPM"):
+        data = encoded(image, kind)
+        with pytest.raises(InputError, match=r"above the limit of \d+ pixels; raise it with --max-pixels"):
+            rescale.open_picture(data)
+        np.testing.assert_array_equal(rescale.open_picture(data, max_pixels=MAX_PIXELS + 1).pixels, pixels)
+    assert rescale.open_picture(encoded(image, "JPEG"), max_pixels=MAX_PIXELS + 1).size == (80, 60)
+    for kind in ("WEBP", "TIFF"):
+        with pytest.raises(InputError, match="in a format that is not read beyond; convert it to PNG"):
+            rescale.open_picture(encoded(image, kind), max_pixels=MAX_PIXELS + 1)
+    with pytest.raises(InputError, match="not a picture that can be read"):
+        rescale.open_picture(b"nothing known" * 9, max_pixels=MAX_PIXELS + 1)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_a_gray_profile_is_shown_by_gray_files_only(bundle, picture) -> None:
+    gray = ICC[:16] + b"GRAY" + ICC[20:]
+    chunk = (b"iCCP", b"ICC profile\0\0" + zlib.compress(gray))
+    density = (b"pHYs", struct.pack(">IIB", 3000, 3000, 1))
+    source = rescale.open_picture(png.insert(png.encode(picture(16, 16)[:, :, 0]), [chunk, density]))
+    with rescale.load(bundle("irn", 2)) as net:
+        small = net.downscale(source)
+        for container in ("png", "webp"):
+            data = small.to_bytes(container)
+            assert "icc_profile" not in Image.open(io.BytesIO(data)).info
+            again = net.restore(Small.from_bytes(data))
+            assert again.colour == (chunk, density)
+    assert small.without_auxiliary().colour == (density,)
+    assert Image.open(io.BytesIO(again.to_bytes())).info["icc_profile"] == gray
+    with pytest.raises(InputError, match=r"WebP holds neither; write it as .png"):
+        again.to_bytes(".webp")
+
+
+def test_a_tiff_is_turned_upright(picture) -> None:
+    image = Image.fromarray(picture(6, 9))
+    turned = image.getexif()
+    turned[274] = 6
+    found = rescale.open_picture(encoded(image, "TIFF", exif=turned))
+    np.testing.assert_array_equal(found.pixels, np.rot90(picture(6, 9), -1))
+    assert found.colour == ()

@@ -70,7 +70,8 @@ def create(
 
     Raises:
         BundleError: the bundle does not hold that precision.
-        BackendError: unknown, not installed, or it cannot load the graphs; fewer than 1 or more than `MAX_THREADS` threads.
+        BackendError: unknown, not installed, or it cannot load the graphs; fewer than 1 or more than `MAX_THREADS` threads;
+            options of no provider.
     """
     if threads is not None and threads > MAX_THREADS:
         raise BackendError(f"threads: at most {MAX_THREADS}, got {threads}")
@@ -87,6 +88,8 @@ def create(
         if backend not in ("auto", "onnxruntime"):
             raise BackendError(f"provider {provider}: only the onnxruntime backend has providers, not {backend}")
         backend = "onnxruntime"
+    if provider_options and provider is None:
+        raise BackendError("provider_options are for an execution provider: name it with provider=")
     if backend == "auto":
         backend = auto_backend(precision)
     if backend == "onnxruntime":
