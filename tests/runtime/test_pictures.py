@@ -179,7 +179,7 @@ def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture)
         (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "more than 8 bits a sample"),
         (encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF"), "more than 8 bits a sample"),
         (b"P6\n2 2\n65535\n" + bytes(24), "more than 8 bits a sample"),
-        (b"P5 # a\n2 2 100\n" + bytes(4), "more than 8 bits a sample"),
+        (b"P5 # a\n2 2 100\n" + bytes(4), "samples from 0 to 100, not to 255"),
         (deep_tiff(), "more than 8 bits a sample"),
         (b"\xff\x0a" + bytes(60), "JPEG XL as a source would lose its colour profile"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "not a picture that can be read"),
