@@ -95,7 +95,7 @@ def test_a_damaged_header_is_refused(weights_file: Path) -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "gone.safetensors", "no such checkpoint")
-    refuse(tmp_path, "not a readable checkpoint")
+    refuse(tmp_path, "a folder; give the checkpoint.safetensors in it")
 
 
 @pytest.mark.parametrize(
