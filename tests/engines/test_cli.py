@@ -103,7 +103,7 @@ def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
     ("argv", "code", "message"),
     [
         (["build", "nowhere"], 1, "nowhere: no bundle here"),
-        (["build", "{}", "--precision", "int8"], 1, "not 'int8'"),
+        (["build", "{}", "--precision", "int8"], 1, "unknown precision 'int8': choose one of fp32, mixed, fp16"),
         (["build", "{}", "--graph", "decoder"], 1, "no graph 'decoder'"),
         (["build", "{}", "--profile", "64"], 1, "'64' is not HxW"),
         (["build", "{}", "--profile", "63x64"], 1, "height 63 is not a multiple of 2"),
