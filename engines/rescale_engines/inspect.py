@@ -19,7 +19,7 @@ def report(path: Path) -> dict[str, Any]:
         cannot be used, or None.
 
     Raises:
-        EngineError: neither the engine nor its sidecar is there.
+        EngineError: neither the engine nor its sidecar is there, or it is a folder.
     """
     if path.name.endswith(SIDECAR_SUFFIX):
         path = path.with_name(path.name.removesuffix(SIDECAR_SUFFIX) + ENGINE_SUFFIX)
@@ -28,7 +28,7 @@ def report(path: Path) -> dict[str, Any]:
         info = read_info(path)
         read_whole(info)
     except EngineError as e:
-        if info is None and not path.exists():
+        if info is None and not path.is_file():
             raise
         problem = str(e)
     return {"path": str(path), "engine": info.to_dict() if info else None, "header": _header(path), "problem": problem}

@@ -114,6 +114,7 @@ def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
         (["build", "{}", "--backend", "cuda"], 1, "unknown backend 'cuda'"),
         (["build", "{}", "--fp16"], 2, "No such option"),
         (["inspect", "nowhere.engine"], 1, "no such engine"),
+        (["inspect", "{}"], 1, "a folder, wanted an engine"),
         (["list", "nowhere"], 1, "no bundle here"),
     ],
 )
