@@ -255,9 +255,11 @@ def test_the_robust_recipes_keep_photographs_in_the_majority(name: str) -> None:
         ("loss.lr_kind", '"l1"', "train.loss.lr_kind: one of l2, charbonnier, got 'l1'"),
         ("loss.hr_kind", '"l1"', "train.loss.hr_kind: one of charbonnier, psnr, got 'l1'"),
         ("loss.luma", "-0.1", "train.loss.luma: 0 to 100, got -0.1"),
+        ("loss.hr_knee", "-1.0", "train.loss.hr_knee: 0 to 100, got -1.0"),
+        ("loss.hr_knee", "nan", "train.loss.hr_knee: 0 to 100, got nan"),
     ],
 )
-def test_a_wrong_mix_names_its_key(key: str, value: str, message: str) -> None:
+def test_a_wrong_value_of_a_robust_recipe_names_its_key(key: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError) as e:
         load_recipe("dlv_irn_a_x2_lite_robust", {f"train.{key}": value})
     assert message in str(e.value)

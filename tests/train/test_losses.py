@@ -97,6 +97,29 @@ def test_the_logarithm_pulls_as_the_distance_where_it_says_so_and_not_below_roun
     assert log_error(torch.zeros(1, 3, 4, 4)).item() == 0.0
 
 
+@pytest.mark.parametrize("knee", [20.0, 37.0, 50.0])
+def test_above_the_knee_a_crop_counts_as_its_squared_error(knee: float) -> None:
+    shape = torch.linspace(-1.0, 1.0, 3 * 8 * 8, dtype=torch.float64).reshape(1, 3, 8, 8)
+    unit = shape / shape.square().mean().sqrt()
+    r = 10.0 ** (-knee / 10.0)
+    for offset in (-10.0, 0.0, 25.0):
+        m = r * 10.0 ** (-offset / 10.0)
+        assert log_error(unit * m**0.5, knee).item() == pytest.approx(PSNR_WEIGHT * 192 * np.log1p(m / r), rel=1e-9)
+    good = log_error(unit * (1e-4 * r) ** 0.5, knee).item()
+    assert good == pytest.approx(PSNR_WEIGHT * 192 * 1e-4, rel=1e-3)
+    assert log_error(unit, 0.0).item() == log_error(unit, -10.0 * np.log10(ROUNDING)).item(), "0 is the knee of rounding"
+
+
+@torch.no_grad()
+def test_the_objective_takes_its_knee(net_of: Callable[..., RescalingNet], recipe_of: Callable[..., Recipe], batch: Tensor) -> None:
+    recipe = recipe_of("irn_a", loss=LossConfig(hr_kind="psnr", hr_knee=30.0, luma=3.0))
+    net = net_of(recipe.net, 0.05, True)
+    error = weigh_luma(net.upscale(net.downscale(batch).lr) - batch, 3.0)
+    got = Objective(net, recipe)(batch, bicubic_batch(batch, 2))["hr"]
+    assert torch.allclose(got, log_error(error, 30.0).mean())
+    assert not torch.allclose(got, log_error(error).mean())
+
+
 @pytest.mark.parametrize("luma", [0.0, 0.5, 3.0])
 def test_luma_counts_more_and_the_rest_of_the_colour_as_before(luma: float) -> None:
     error = torch.randn(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)

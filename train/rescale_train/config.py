@@ -166,6 +166,8 @@ class LossConfig:
         hr: lambda_1, error of the restored HR.
         hr_kind: ``charbonnier`` for the Charbonnier distance (the paper), ``psnr`` for the logarithm of each crop's mean squared
             error: a decibel is worth the same on every crop, whereas the distance lets the hardest crops decide.
+        hr_knee: dB, with ``psnr``: crops better than this count as in squared error, no more than their error; 0: what rounding
+            to 8 bits leaves, 58.9 dB. Without it easy crops decide, though a picture's PSNR hangs on its hard parts.
         luma: how much more the luma part of the HR error counts (its square 1 + luma times); 0 as in the paper.
         lr: lambda_2, error of the LR against bicubic; 0 means scale squared, as in IRN.
         lr_kind: ``l2`` for the squared error (the paper), ``charbonnier`` as in IRN's fine-tuning against colour casts. At the
@@ -183,6 +185,7 @@ class LossConfig:
     lr_kind: str = "l2"
     lr_clamp: bool = False
     hr_kind: str = "charbonnier"
+    hr_knee: float = 0.0
     luma: float = 0.0
 
     def __post_init__(self) -> None:
@@ -191,6 +194,8 @@ class LossConfig:
             require(0.0 <= value <= 1e9, f"train.loss.{name}: 0 to 1e9, got {value}")
         require(0.0 <= self.luma <= 100.0, f"train.loss.luma: 0 to 100, got {self.luma}")
         _one_of("train.loss.hr_kind", self.hr_kind, HR_KINDS)
+        require(0.0 <= self.hr_knee <= 100.0, f"train.loss.hr_knee: 0 to 100, got {self.hr_knee}")
+        require(not self.hr_knee or self.hr_kind == "psnr", f'train.loss.hr_knee is for hr_kind = "psnr", got "{self.hr_kind}"')
         _one_of("train.loss.lr_kind", self.lr_kind, LR_KINDS)
 
 

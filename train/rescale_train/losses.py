@@ -34,10 +34,15 @@ def charbonnier(difference: Tensor) -> Tensor:
     return torch.sqrt(difference.square() + CHARBONNIER_EPS)
 
 
-def log_error(difference: Tensor) -> Tensor:
-    """0.004 C H W ln(1 + m / r) of each crop's mean squared error m, r being that of rounding: (B, C, H, W) -> (B,)."""
+def log_error(difference: Tensor, knee: float = 0.0) -> Tensor:
+    """0.004 C H W ln(1 + m / r) of each crop's mean squared error m: (B, C, H, W) -> (B,).
+
+    Args:
+        difference: of values in [0, 1].
+        knee: r as PSNR in dB; 0: the error of rounding.
+    """
     mean = difference.square().mean((1, 2, 3))
-    return PSNR_WEIGHT * difference[0].numel() * torch.log1p(mean / ROUNDING)
+    return PSNR_WEIGHT * difference[0].numel() * torch.log1p(mean / (10.0 ** (-knee / 10.0) if knee else ROUNDING))
 
 
 def weigh_luma(difference: Tensor, luma: float) -> Tensor:
@@ -89,8 +94,9 @@ class Objective(nn.Module):
         count = hr.shape[0]
         lr_error = down.lr_raw - (lr_reference.clamp(0.0, 1.0) if weights.lr_clamp else lr_reference)
         hr_error = weigh_luma(restored - hr, weights.luma)
+        hr_terms = log_error(hr_error, weights.hr_knee) if weights.hr_kind == "psnr" else charbonnier(hr_error)
         terms = {
-            "hr": (log_error if weights.hr_kind == "psnr" else charbonnier)(hr_error).sum() / count,
+            "hr": hr_terms.sum() / count,
             "lr": (charbonnier(lr_error) if weights.lr_kind == "charbonnier" else lr_error.square()).sum() / count,
             "z": down.z.square().sum() / count,
         }
