@@ -157,7 +157,9 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
             raw = f.read(MAX_SIDECAR_BYTES + 1)
     except FileNotFoundError:
         if engine.is_dir():
-            raise EngineError(f"{engine}: a folder, wanted an engine; rescale-engine list BUNDLE names a bundle's engines") from None
+            raise EngineError(
+                f"{engine}: a folder, wanted an engine; rescale-engine list BUNDLE names a bundle's engines"
+            ) from None
         if engine.exists():
             raise EngineError(f"{engine}: half-written: its sidecar {target.name} is missing; {AGAIN}") from None
         raise EngineError(f"{engine}: no such engine; make one with rescale-engine build") from None
