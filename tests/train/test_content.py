@@ -238,7 +238,8 @@ def test_the_robust_recipes_keep_photographs_in_the_majority(name: str) -> None:
     assert set(robust.train.mix.shares()) == set(MixConfig.KINDS)
     assert sum(robust.train.mix.shares().values()) == pytest.approx(0.2)
     loss = robust.train.loss
-    assert (loss.lr_clamp, loss.hr_kind, loss.luma, loss.lr) == (True, "psnr", 3.0, 12.0 if robust.net.scale == 2 else 4.0)
+    assert (loss.lr_clamp, loss.hr_kind, loss.luma) == (True, "psnr", 3.0)
+    assert (loss.lr, loss.hr, loss.hr_knee) == ((12.0, 1.0, 0.0) if robust.net.scale == 2 else (4.0, 1.5, 33.0))
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(robust.train))), "train") == robust.train
 
 
