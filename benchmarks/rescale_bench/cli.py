@@ -16,7 +16,7 @@ from rescale.files import atomic_write
 from rescale.json_text import without_nan
 from rescale_bench import ladder_cli, psnr_cli, rate_cli, report_cli
 
-app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival.")
+app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival. Without a command: report.")
 
 
 @app.callback(invoke_without_command=True)

@@ -26,7 +26,7 @@ trained on.
 
 Measured with `rescale-bench psnr BUNDLE --data DIR`: through the exported graphs and the PNG file, BT.601 Y, HR and LR rounded to
 8 bits, as many border pixels cropped as the scale, mean of the pictures' values. *LR* is the LR against bicubic, *lost* the HR
-when alpha or metadata are gone, *kB* the LR file. Rows in italics are published figures, of networks of 1.7 (x2) or 4.8 (x4)
+when alpha or metadata are gone, *kB* the LR file. Rows in italics are published figures, of networks of 1.7 (x2) or 4.4 to 4.8 (x4)
 million parameters and 250,000 to 500,000 steps, trained on R, G and B alike. *luma +N* marks weights whose last run counted the
 square of a luma error 1 + N times (`train.loss.luma`, [training.md](training.md)), which gains Y-PSNR and costs RGB-PSNR."""
 
@@ -56,23 +56,21 @@ def page(shipped: Iterable[Shipped]) -> str:
 
 
 def history(shipped: Shipped) -> list[str]:
-    """The runs that led to weights, first one first: command, steps and minutes."""
+    """The runs that led to weights, first one first: command, network, steps and minutes. Each begins with what the last wrote."""
     stages: list[Mapping[str, Any]] = [shipped.card]
     while "continued_from" in stages[0]:
         stages.insert(0, stages[0]["continued_from"])
     lines: list[str] = []
     start = ""
-    for stage in stages:
+    for number, stage in enumerate(stages, 1):
         recipe = from_dict(Recipe, stage["recipe"], "recipe")
         stopped = "" if stage["steps"] >= recipe.train.steps else f" (stopped after {stage['steps']:,})"
         steps = f"{recipe.train.steps:,} steps{stopped}"
-        lines.append(f"`rescale-train run {_arguments(recipe)} --data DIR{start}`: {steps}, {stage['minutes']:.0f} minutes")
-        start = f" --init-from {_title(recipe)}"
+        command = f"rescale-train run {_arguments(recipe)} --data DIR --out runs/{number}{start}"
+        network = f"{recipe.net.model} x{recipe.net.scale} {size_name(recipe.net)}"
+        lines.append(f"`{command}`: {network}, {steps}, {stage['minutes']:.0f} minutes")
+        start = f" --init-from runs/{number}/checkpoint.safetensors"
     return lines
-
-
-def _title(recipe: Recipe) -> str:
-    return f"{recipe.net.model}_x{recipe.net.scale}_{size_name(recipe.net)}"
 
 
 def _arguments(recipe: Recipe) -> str:
@@ -113,4 +111,6 @@ def _lr(figures: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python -m rescale_bench.weights_page docs/weights.md")
     atomic_write(Path(sys.argv[1]), page(list_shipped()).encode())

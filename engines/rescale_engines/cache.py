@@ -17,7 +17,7 @@ from typing import Any
 from rescale.bundle import Bundle
 from rescale.console import PACKAGE
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, EngineInfo, check_belongs, read_info, read_whole, sidecar
-from rescale.errors import EngineError, MissingExtraError, OutputError
+from rescale.errors import EngineError, ForeignEngineError, MissingExtraError, OutputError
 from rescale.files import TEMPORARY_GLOB
 
 POLL_SECONDS = 0.1
@@ -76,11 +76,13 @@ class Entry:
         path: the engine file.
         info: its sidecar; None if that cannot be read.
         problem: why it cannot be used; None if it can.
+        foreign: it is of another bundle than the one that was asked about.
     """
 
     path: Path
     info: EngineInfo | None
     problem: str | None
+    foreign: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For reports."""
@@ -111,7 +113,7 @@ def _entry(path: Path, bundle: Bundle | None, versions: dict[str, str]) -> Entry
             raise EngineError(f"{path}: built by {info.backend} {info.library}, installed is {installed}")
         read_whole(info)
     except EngineError as e:
-        return Entry(path, info, str(e))
+        return Entry(path, info, str(e), isinstance(e, ForeignEngineError))
     return Entry(path, info, None)
 
 

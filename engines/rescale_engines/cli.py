@@ -176,7 +176,10 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Delete engines that cannot be used: damaged, half-written, of another library version, or of graphs exported since."""
+    """Delete engines that cannot be used: damaged, half-written, of another library version, or of graphs exported since.
+
+    With BUNDLE, engines of other bundles stay, wherever they lie.
+    """
     opened = None if bundle is None else Bundle(bundle)
     if opened is not None:
         folders = [engines_folder(opened, out)]
@@ -189,7 +192,7 @@ def clean(
     rows: list[dict[str, Any]] = []
     for folder in folders:
         for entry in scan(folder, opened, versions):
-            if entry.problem is None and not all_:
+            if entry.foreign or (entry.problem is None and not all_):
                 continue
             reason = _short(entry) if entry.problem else "in order"
             rows.append({"path": str(entry.path), "reason": reason, "deleted": not dry_run and remove(entry)})

@@ -275,13 +275,13 @@ def _lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:
 
 
 def _quality(picture: Any, original: Any, name: str, scale: int) -> dict[str, Any]:
-    from rescale.quality import psnr, psnr_y
+    from rescale.quality import counted_border, psnr, psnr_y
 
     if original.shape != picture.shape:
         raise InputError(f"{name}: {original.shape[1]}x{original.shape[0]}, the restored picture is not of that size")
     figures = {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original)}
     # JSON has no infinity: equal pictures have null.
-    return {k: v if math.isfinite(v) else None for k, v in figures.items()} | {"border": scale}
+    return {k: v if math.isfinite(v) else None for k, v in figures.items()} | {"border": counted_border(picture, scale)}
 
 
 def _cost(net: Rescaler) -> str:

@@ -1,7 +1,7 @@
 """Chunks that say how a picture is to be shown and where it came from: carried from HR to LR and back, never applied.
 
 Their common form is PNG's: iCCP, cICP, gAMA, cHRM, sRGB, pHYs, eXIf. A PNG's own chunks are kept byte for byte; from other
-formats ICC profile, EXIF and density are put into that form.
+formats ICC profile, EXIF and density are put into that form, from a TIFF the profile alone.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from rescale.bundle import Bundle
 from rescale.contract import Tensor
-from rescale.errors import BundleError, EngineError
+from rescale.errors import BundleError, EngineError, ForeignEngineError
 
 FORMAT = "rescale-engine/1"
 ENGINE_SUFFIX, SIDECAR_SUFFIX = ".engine", ".engine.json"
@@ -214,14 +214,16 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
 
 
 def check_belongs(info: EngineInfo, bundle: Bundle) -> None:
-    """Raises EngineError if an engine is of other weights (foreign) or of other graph bytes (stale) than a bundle's."""
+    """Raises ForeignEngineError if an engine is of other weights than a bundle's, EngineError if of other graph bytes (stale)."""
     if info.weights != bundle.weights or info.model != bundle.variant.name or info.scale != bundle.scale:
         mine = f"{info.model} x{info.scale} {info.size}, weights {info.weights[:12]}..."
-        raise EngineError(f"{info.path}: foreign: of {mine}; {bundle.path} holds {bundle.title}, weights {bundle.weights[:12]}...")
+        raise ForeignEngineError(
+            f"{info.path}: foreign: of {mine}; {bundle.path} holds {bundle.title}, weights {bundle.weights[:12]}..."
+        )
     try:
         graph = bundle.graph(info.graph, info.precision)
     except BundleError as e:
-        raise EngineError(f"{info.path}: foreign: {e}") from None
+        raise ForeignEngineError(f"{info.path}: foreign: {e}") from None
     if info.onnx_sha256 != graph.sha256:
         raise EngineError(f"{info.path}: stale: the bundle's {graph.file} was exported again since; {AGAIN}")
     if (info.inputs, info.outputs) != (graph.inputs, graph.outputs):

@@ -40,6 +40,10 @@ class EngineError(BackendError):
     """An engine cannot be built, or its file is truncated, changed, foreign, stale or incomplete."""
 
 
+class ForeignEngineError(EngineError):
+    """An engine of another bundle: in order perhaps, but not for this one."""
+
+
 class CheckpointError(RescaleError):
     """A training checkpoint is missing, damaged, or of another model."""
 

@@ -226,7 +226,8 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
     """An HR picture from a path, bytes or a binary stream.
 
     Gray and palette pictures become RGB, which holds them exactly; gray is remembered. An alpha channel that is opaque
-    everywhere is dropped. Colour profile, EXIF and orientation are carried along, not applied.
+    everywhere is dropped. Colour profile, EXIF and orientation are carried along, not applied, except those of a
+    TIFF: it is turned upright and keeps its colour profile alone.
 
     Args:
         source: what to read.

@@ -29,12 +29,15 @@ def luma(picture: Picture) -> npt.NDArray[np.float64]:
     return picture.astype(np.float64) @ weights + 16.0
 
 
+def counted_border(picture: npt.NDArray[np.generic], border: int) -> int:
+    """The border that `crop_border` removes of a picture: `border`, or 0 if nothing would be left."""
+    return border if min(picture.shape[:2]) > 2 * border else 0
+
+
 def crop_border(picture: npt.NDArray[np.generic], border: int) -> npt.NDArray[np.generic]:
     """Remove `border` pixels on every side; a picture too small for that is returned whole."""
-    height, width = picture.shape[:2]
-    if border <= 0 or min(height, width) <= 2 * border:
-        return picture
-    return picture[border:-border, border:-border]
+    border = counted_border(picture, border)
+    return picture[border:-border, border:-border] if border > 0 else picture
 
 
 ROWS = 256

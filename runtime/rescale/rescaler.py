@@ -74,8 +74,8 @@ class Rescaler:
             small: an LR picture, from `downscale` or `Small.open`.
             strict: refuse a picture that cannot be restored exactly; False restores it without its auxiliary data (z = 0,
                 neutral alpha), at the model's lower quality.
-            trust_alpha: restore a picture whose marker is gone, or whose pixels changed but not their number, by the alpha
-                channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect on other pictures.
+            trust_alpha: restore a picture whose marker is gone, or whose pixels changed but not its width and height, by the
+                alpha channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect on others.
 
         Returns:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
@@ -152,7 +152,9 @@ def load(
 
     Raises:
         BundleError: no bundle there, damaged, of another format version, or without that precision.
-        BackendError: the backend is unknown, missing, or cannot load the graphs.
+        BackendError: the backend is unknown, or cannot load the graphs.
+        MissingExtraError: the backend's library is not installed.
+        ConfigError: no such precision.
         InputError: a tile or budget that nothing can be run in.
     """
     if tile is not None and not (isinstance(tile, tuple) and len(tile) == 2 and all(isinstance(n, int) and n >= 1 for n in tile)):

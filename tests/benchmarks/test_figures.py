@@ -10,7 +10,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
 from rescale.errors import InputError
-from rescale.quality import crop_border, luma, psnr, psnr_y
+from rescale.quality import counted_border, crop_border, luma, psnr, psnr_y
 from rescale_bench.paper import SETS, TABLE_3, published
 from rescale_bench.pictures import crop_to_multiple
 from rescale_bench.quality import mean, ssim_y
@@ -89,12 +89,14 @@ def test_the_border_does_not_count(border: int) -> None:
     assert psnr_y(a, b, border - 1) < 40.0
     assert ssim_y(a, b, border) == pytest.approx(1.0)
     np.testing.assert_array_equal(crop_border(a, border), a[border : 20 - border, border : 24 - border])
+    assert counted_border(a, border) == border
 
 
 @pytest.mark.parametrize(("height", "border"), [(4, 2), (1, 1), (8, 4)])
 def test_a_picture_that_is_all_border_counts_whole(height: int, border: int) -> None:
     picture = probe_picture(height, 30)
     assert crop_border(picture, border).shape == picture.shape
+    assert counted_border(picture, border) == 0
 
 
 def ssim_by_definition(x: np.ndarray, y: np.ndarray) -> float:

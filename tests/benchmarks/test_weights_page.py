@@ -33,7 +33,10 @@ def test_weights_that_were_continued_name_every_run() -> None:
     steps = history(weights)
     assert len(steps) >= 2
     assert "--init-from" not in steps[0]
-    assert all("--init-from" in step for step in steps[1:])
+    runs = [shlex.split(step.split("`")[1]) for step in steps]
+    outs = [run[run.index("--out") + 1] for run in runs]
+    assert len(set(outs)) == len(outs)
+    assert [run[run.index("--init-from") + 1] for run in runs[1:]] == [f"{out}/checkpoint.safetensors" for out in outs[:-1]]
 
 
 def test_a_network_of_no_recipe_is_refused() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,14 @@ def test_build_list_inspect_clean(bundle, capsys, cache):
     assert code == 0
     assert out.startswith(f"{path}: deleted (truncated")
     assert run(capsys, "clean")[1] == "nothing to delete\n"
+
+    side = Path(made["engines"][0]["path"] + ".json")
+    text = side.read_text()
+    side.write_text(json.dumps(json.loads(text) | {"weights": "0" * 64}))
+    assert "foreign" in run(capsys, "list", bundle)[1]
+    for more in ([], ["--all"], ["--out", side.parent, "--all"]):
+        assert run(capsys, "clean", bundle, *more)[:2] == (0, "nothing to delete\n"), "another bundle's engine"
+    side.write_text(text)
     assert "deleted (in order)" in run(capsys, "clean", "--all")[1]
     assert not [*cache.rglob("*.engine*")] or all(p.name.endswith(".lock") for p in cache.rglob("*.engine*"))
     assert "no engines; make some with rescale-engine build" in run(capsys, "list", bundle)[1]

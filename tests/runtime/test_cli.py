@@ -56,6 +56,15 @@ def test_down_up_info_verify_strip(here, capsys, tmp_path):
     assert files(tmp_path) == ["again.png", "bare.png", "photo.png", "s.png"]
 
 
+@pytest.mark.parametrize(("side", "border"), [(4, 0), (5, 2)])
+def test_the_border_that_is_told_is_the_one_that_was_cropped(here, capsys, side, border):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, 9, 3), np.uint8)).save("low.png")
+    assert main(["down", "low.png", "s.png", *here]) == 0
+    capsys.readouterr()
+    assert main(["up", "s.png", "again.png", *here, "--reference", "low.png"]) == 0
+    assert f"(BT.601, {border} px cropped)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("layout", ["alpha", "chunk", "strip"])
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 @pytest.mark.parametrize("carrier", ["chunk", "text", "sidecar"])

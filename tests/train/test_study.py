@@ -117,6 +117,16 @@ def test_an_arm_can_be_run_alone(tiny: Path, pictures: Path, tmp_path: Path, cap
     assert "study.json: not the results of a study" in capsys.readouterr().err
 
 
+def test_a_study_says_what_it_cannot_measure_on(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (200, 15)).save(pictures / "1.png")  # held out are the second and the fourth
+    command = ["study", str(tiny), "--data", str(pictures), "--out", str(tmp_path / "study"), "--holdout", "2", "--arm", "first"]
+    code = main(command)
+    assert "warning: held out: 1 of 2 pictures too small to validate on" in capsys.readouterr().err
+    assert code == 0
+
+
 def test_a_study_names_what_it_held_out(tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
     arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--arm", "first", "--holdout"]

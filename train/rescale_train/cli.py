@@ -50,7 +50,7 @@ def run(
     data: Annotated[list[Path], typer.Option(help="Folder of training pictures; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, log and plot.")] = Path("runs/latest"),
     val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
-    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation.", min=0)] = HOLDOUT,
+    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation, at most half of them.", min=0)] = HOLDOUT,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="Weights to start from; a smaller network grows into the recipe's.")
@@ -95,7 +95,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import CropSampler, by_content, find_pictures, least_side, load_held, load_picture
+    from rescale_train.data import CropSampler, by_content, find_pictures, load_held, load_picture, too_small
     from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -127,12 +127,11 @@ def start_run(
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
     held = list(load_held(held_paths, recipe.net.scale).values())
     if len(held) < len(held_paths):
-        which = f"{len(held_paths) - len(held)} of {len(held_paths)} pictures"
-        why = f"too small to validate on: a side below {least_side(recipe.net.scale)} pixels"
+        why = too_small(len(held), len(held_paths), recipe.net.scale)
         if val:
-            raise InputError(f"{', '.join(map(str, val))}: {which} {why}; take them out")
+            raise InputError(f"{', '.join(map(str, val))}: {why}; take them out")
         if rank == 0:
-            warn(f"held out: {which} {why}")
+            warn(f"held out: {why}")
     photographs = [load_picture(p) for p in train_paths]
     sampler = CropSampler(photographs, recipe.net.scale, recipe.train.seed, device, recipe.train.mix)
 

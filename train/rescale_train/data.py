@@ -93,6 +93,11 @@ def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
     return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= least_side(scale)}
 
 
+def too_small(loaded: int, given: int, scale: int) -> str:
+    """What to say of pictures that `load_held` left out."""
+    return f"{given - loaded} of {given} pictures too small to validate on: a side below {least_side(scale)} pixels"
+
+
 def load_measured(folder: Path, scale: int) -> list[Picture]:
     """All pictures below a folder, whole, to measure on.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rescale.console import print_json, require
+from rescale.console import print_json, require, warn
 from rescale.errors import InputError, OutputError
 from rescale.threads import usable_threads
 from rescale_train.options import EXTRA, Device, Threads, pick_device, spread, stop_on_signals
@@ -21,7 +21,7 @@ def study(
     data: Annotated[list[Path] | None, typer.Option(help="Folder of training pictures; repeat for several.")] = None,
     measure: Annotated[list[Path] | None, typer.Option(help="Folder of pictures to measure on; repeat for several.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs, study.json and study.md.")] = Path("runs/study"),
-    holdout: Annotated[int, typer.Option(help="Training pictures held out and measured on.", min=1)] = 16,
+    holdout: Annotated[int, typer.Option(help="Training pictures held out and measured on, at most half of them.", min=1)] = 16,
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat for several.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -34,7 +34,7 @@ def study(
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.data import by_content, find_pictures, least_side, load_held, load_measured, load_picture
+    from rescale_train.data import by_content, find_pictures, least_side, load_held, load_measured, load_picture, too_small
     from rescale_train.loop import Options
     from rescale_train.study import load_study, read_results, run_arm, samplers, study_names, table, write_results
 
@@ -67,6 +67,8 @@ def study(
             f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2, "
             f"of at least {least_side(scale)} pixels a side"
         )
+    if len(held) < len(held_paths):
+        warn(f"held out: {too_small(len(held), len(held_paths), scale)}")
     sets = {HELD: held} | {folder.resolve().name: load_measured(folder, scale) for folder in measure or []}
     crops = samplers(plan, [load_picture(p) for p in paths if p not in set(held_paths)], where)
     try:
