@@ -102,8 +102,8 @@ def test_the_list_names_every_model_and_scale(folder: Path, capsys: pytest.Captu
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if not line.startswith(" ")]
-    assert heads == [f"{m} x{s} ({v.title}), sizes full, lite" for m, v in VARIANTS.items() for s in SCALES]
-    at = lines.index("irn_a x2 (IRN-A), sizes full, lite")
+    assert heads == [f"{m} x{s} ({v.title}), sizes full, medium, lite" for m, v in VARIANTS.items() for s in SCALES]
+    at = lines.index("irn_a x2 (IRN-A), sizes full, medium, lite")
     assert lines[at + 1] == "    shipped: lite, 77 steps, Y-PSNR Set5 41.24 dB, BSD100 39.50 dB"
     assert len(lines) == len(heads) + 1
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_does_not_fit(
     [
         (["--model", "esrgan"], "unknown model 'esrgan': choose one of irn, irn_a, irn_m"),
         (["--scale", "3"], "unknown scale 3: choose one of 2, 4"),
-        (["--size", "huge"], "unknown size 'huge': choose one of full, lite"),
+        (["--size", "huge"], "unknown size 'huge': choose one of full, medium, lite"),
         (["--checkpoint", "/nowhere/w.safetensors"], "/nowhere/w.safetensors: no such checkpoint"),
     ],
 )

@@ -106,7 +106,10 @@ def test_recipes_ship() -> None:
 def test_named_sizes(model: str, scale: int, size: str) -> None:
     net = net_config(model, scale, size)
     assert net.blocks == (SIZES[size]["blocks_per_level"],) * (scale // 2)
-    assert (net.growth, net.shared_trunk) == (SIZES[size]["growth"], SIZES[size]["shared_trunk"])
+    row = SIZES[size]
+    first, last = row["growth"], row.get("lr_growth", row["growth"])
+    assert net.growths == ((last,) if scale == 2 else (first, last))
+    assert net.shared_trunk == row["shared_trunk"]
     assert net.dlv_channels == (3 if model.startswith("dlv") else 0)
     assert size_name(net) == size
     assert net_config(model, scale, size, growth=7).growth == 7
@@ -214,10 +217,12 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("train.betas", '[0.9, "x"]', "train.betas: float was expected, got 'x'"),
         ("train.loss", "3", "train.loss: a table was expected, got 3"),
         ("net.scale", "2.0", "net.scale: int was expected, got 2.0"),
-        ("net.size", '"huge"', "unknown size 'huge': choose one of full, lite"),
+        ("net.size", '"huge"', "unknown size 'huge': choose one of full, medium, lite"),
         ("net.blocks", "[1, 2]", "net.blocks: dlv_irn_m x2 has 1 Haar level(s), got (1, 2)"),
         ("net.blocks", "[0]", "net.blocks: each level takes 0 to 64 blocks, the last at least 1, got (0,)"),
         ("net.growth", "0", "net.growth: 1 to 256, got 0"),
+        ("net.lr_growth", "257", "net.lr_growth: 0 to 256, got 257"),
+        ("net.lr_growth", "8", "net.lr_growth: dlv_irn_m x2 has one Haar level; give net.growth, and 0 here, got 8"),
         ("net.dlv_channels", "17", "net.dlv_channels: 0 to 16, got 17"),
         ("net.alpha_split", '"mid"', "net.alpha_split: one of pre, post, got 'mid'"),
         ("net.alpha_basis", '"odd"', "net.alpha_basis: one of paper, orthonormal, got 'odd'"),
@@ -233,6 +238,8 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("train.seed", "-1", "train.seed: 0 to 4294967295, got -1"),
         ("train.seed", "4294967296", "train.seed: 0 to 4294967295, got 4294967296"),
         ("train.final_fraction", "1.5", "train.final_fraction: 0 to 1, got 1.5"),
+        ("train.area_power", "-0.5", "train.area_power: 0 to 1, got -0.5"),
+        ("train.hard_crops", "1.5", "train.hard_crops: 0 to 1, got 1.5"),
         ("train.float32_fraction", "-0.5", "train.float32_fraction: 0 to 1, got -0.5"),
         ("train.lr_noise_share", "2", "train.lr_noise_share: 0 to 1, got 2.0"),
         ("train.lr_end", "nan", "train.lr_end: 0 to 1, got nan"),

@@ -11,7 +11,9 @@ from rescale_train.models import build
 from rescale_train.recipe import load_recipe
 
 
-@pytest.mark.parametrize(("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite")])
+@pytest.mark.parametrize(
+    ("model", "scale", "size"), [("irn_a", 2, "lite"), ("irn", 4, "lite"), ("dlv_irn_m", 4, "lite"), ("irn_a", 4, "medium")]
+)
 def test_cost_is_that_of_the_convolutions(model: str, scale: int, size: str) -> None:
     """Counted where PyTorch computes them, on a picture of 8x8 LR pixels."""
     net = build(net_config(model, scale, size))

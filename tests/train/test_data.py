@@ -66,10 +66,11 @@ def test_crops_are_unresampled_pieces_in_all_eight_orientations() -> None:
     assert seen == straight | {(0, s, t, 0) for s in (-1, 1) for t in (-1, 1)}
 
 
-def test_pictures_are_drawn_in_proportion_to_their_area() -> None:
-    small, large = np.zeros((24, 24, 3), np.uint8), np.full((48, 48, 3), 255, np.uint8)
-    hr, _ = sampler(small, large).batch(0, 0, 1000, 8)
-    assert 0.76 < hr.mean() < 0.84
+@pytest.mark.parametrize(("power", "share"), [(1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)])
+def test_pictures_are_drawn_in_proportion_to_a_power_of_their_area(power: float, share: float) -> None:
+    pictures = [np.zeros((24, 24, 3), np.uint8), np.full((48, 48, 3), 255, np.uint8)]
+    hr, _ = CropSampler(pictures, 2, 0, CPU, area_power=power).batch(0, 0, 1000, 8)
+    assert abs(hr.mean() - share) < 0.04
 
 
 @settings(deadline=None, max_examples=60)

@@ -32,10 +32,12 @@ CASES = [
     ("irn", {"model": "irn_m"}),
     ("irn", {"model": "dlv_irn_m", "dlv_channels": 2, "blocks": (2,), "growth": 6, "shared_trunk": False}),
     ("irn_x4", {"model": "dlv_irn", "dlv_channels": 3, "blocks": (2, 3), "growth": 5}),
+    ("irn_x4", {"lr_growth": 7}),
     ("irn_x4", {"model": "irn_m"}),
     ("irn_a", {"model": "dlv_irn_a", "dlv_channels": 2, "growth": 6}),
     ("irn_m", {"growth": 5, "blocks": (2,)}),
     ("dlv_irn_a_x4", {"dlv_channels": 3, "blocks": (1, 2), "shared_trunk": False}),
+    ("dlv_irn_a_x4", {"lr_growth": 6}),
 ]
 
 
@@ -79,6 +81,7 @@ def test_every_new_parameter_learns(net_of: NetOf) -> None:
         ("irn", {"model": "irn_a"}, "differ in alpha"),
         ("irn_x4", {"blocks": (2, 1)}, r"more than \(2, 1\)"),
         ("irn", {"growth": 3}, "its growth is 4"),
+        ("irn_x4", {"lr_growth": 3}, "its growth is 4, more than 3"),
         ("irn_a", {"shared_trunk": True}, "its G and H are separate"),
         ("irn_a", {"alpha_gain": 8.0}, "net.alpha_gain is 1.0, not 8.0"),
         ("irn_m", {"model": "irn"}, "irn has no autoencoder"),

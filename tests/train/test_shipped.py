@@ -72,7 +72,7 @@ def test_an_empty_folder_ships_none(tmp_path: Path) -> None:
     [
         (("esrgan", 2, None), "unknown model 'esrgan': choose one of irn, irn_a"),
         (("irn", 3, None), "unknown scale 3: choose one of 2, 4"),
-        (("irn", 2, "huge"), "unknown size 'huge': choose one of full, lite"),
+        (("irn", 2, "huge"), "unknown size 'huge': choose one of full, medium, lite"),
     ],
 )
 def test_unknown_names_list_the_known_ones(folder: Path, arguments: tuple[str, int, str | None], message: str) -> None:

@@ -145,7 +145,7 @@ def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
     return net.eval()
 
 
-LATER = {"latent_gain": 1.0}
+LATER = {"latent_gain": 1.0, "lr_growth": 0}
 """Values of a network's later options that stand for how networks were before; the digests of those stay as they were."""
 
 

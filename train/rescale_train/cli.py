@@ -95,7 +95,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import CropSampler, by_content, find_pictures, load_held, load_picture, too_small
+    from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, too_small
     from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -133,7 +133,7 @@ def start_run(
         if rank == 0:
             warn(f"held out: {why}")
     photographs = [load_picture(p) for p in train_paths]
-    sampler = CropSampler(photographs, recipe.net.scale, recipe.train.seed, device, recipe.train.mix)
+    sampler = Sampling.of(recipe).sampler(photographs, device)
 
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -17,12 +17,12 @@ def macs_per_lr_pixel(config: NetConfig) -> int:
     """
     total, channels, low = 0, 12 + config.dlv_channels, config.low_channels
     levels = len(config.blocks)
-    for level, count in enumerate(config.blocks):
+    for level, (count, growth) in enumerate(zip(config.blocks, config.growths, strict=True)):
         high = channels - low
-        shift = dense_block_macs(low, 2 * high, config.growth)
+        shift = dense_block_macs(low, 2 * high, growth)
         if not config.shared_trunk:
-            shift = 2 * dense_block_macs(low, high, config.growth)
-        block = dense_block_macs(high, low, config.growth) + shift
+            shift = 2 * dense_block_macs(low, high, growth)
+        block = dense_block_macs(high, low, growth) + shift
         total += count * block * 4 ** (levels - 1 - level)
         channels *= 4
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 from rescale.errors import InputError
 from rescale.picture import READABLE, open_picture
 from rescale_train.bicubic import bicubic_batch
+from rescale_train.config import Recipe
 from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import build_pool
+from rescale_train.detail import HardPlaces
 
 Picture = npt.NDArray[np.uint8]
 
@@ -115,22 +118,51 @@ def load_measured(folder: Path, scale: int) -> list[Picture]:
     return pictures
 
 
-def _area_shares(pictures: Sequence[Picture]) -> npt.NDArray[np.float64]:
-    area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
+def _area_shares(pictures: Sequence[Picture], power: float) -> npt.NDArray[np.float64]:
+    area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64) ** power
     shares: npt.NDArray[np.float64] = area / area.sum()
     return shares
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a run draws its crops; attributes as of `CropSampler`."""
+
+    scale: int
+    seed: int
+    mix: MixConfig
+    hard: float
+    area_power: float
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Sampling:
+        """What a recipe asks for."""
+        t = recipe.train
+        return cls(recipe.net.scale, t.seed, t.mix, t.hard_crops, t.area_power)
+
+    def sampler(self, pictures: Sequence[Picture], device: torch.device) -> CropSampler:
+        """A sampler that draws so."""
+        return CropSampler(pictures, self.scale, self.seed, device, self.mix, self.hard, self.area_power)
 
 
 class CropSampler:
     """Random crops of pictures held in memory, with flips and transposition.
 
-    A picture is drawn in proportion to its area, so that every pixel is equally likely; with a mix, each of its kinds has
-    its share of the crops, and area decides within a kind. The batch of a step depends only on (seed, step, rank): a resumed
-    run sees what an unbroken one sees.
+    A picture is drawn in proportion to a power of its area: with 1 every pixel is equally likely, with 0 every picture; with a
+    mix, each of its kinds has its share of the crops, and area decides within a kind. Within a picture every place is equally
+    likely, but for the share `hard` of the density, which follows detail. The batch of a step depends only on (seed, step,
+    rank): a resumed run sees what an unbroken one sees.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], scale: int, seed: int, device: torch.device, mix: MixConfig | None = None
+        self,
+        pictures: Sequence[Picture],
+        scale: int,
+        seed: int,
+        device: torch.device,
+        mix: MixConfig | None = None,
+        hard: float = 0.0,
+        area_power: float = 1.0,
     ) -> None:
         if not pictures:
             raise InputError("no training pictures")
@@ -139,8 +171,9 @@ class CropSampler:
         shares = mix.shares()
         groups = [(max(0.0, 1.0 - sum(shares.values())), pictures)]
         groups += [(shares[kind], made) for kind, made in build_pool(mix, pictures, seed).items()]
+        self.places = [HardPlaces(p, scale, hard) for _, group in groups for p in group] if hard else []
         self.pictures = [torch.from_numpy(np.require(p, requirements=["C", "W"])).to(device) for _, group in groups for p in group]
-        self.share = np.concatenate([share * _area_shares(group) for share, group in groups])
+        self.share = np.concatenate([share * _area_shares(group, area_power) for share, group in groups])
 
     def batch(self, step: int, rank: int, count: int, patch: int) -> tuple[Tensor, Tensor]:
         """Crops and their bicubic reductions.
@@ -156,8 +189,12 @@ class CropSampler:
         for index in chosen:
             picture = self.pictures[index]
             height, width = picture.shape[:2]
-            rows = self._indices(int(rng.integers(0, max(height - side, 0) + 1)), side, height)
-            cols = self._indices(int(rng.integers(0, max(width - side, 0) + 1)), side, width)
+            last_row, last_col = max(height - side, 0), max(width - side, 0)
+            if self.places:
+                top, left = self.places[index].draw(rng, margin, patch, last_row, last_col)
+            else:
+                top, left = int(rng.integers(0, last_row + 1)), int(rng.integers(0, last_col + 1))
+            rows, cols = self._indices(top, side, height), self._indices(left, side, width)
             if side <= height and side <= width:
                 crop = picture[rows[0] : rows[0] + side, cols[0] : cols[0] + side]
             else:

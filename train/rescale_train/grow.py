@@ -38,8 +38,10 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
     blocks = small.blocks * 2 if twice else small.blocks
     if any(a > b for a, b in zip(blocks, large.blocks, strict=True)):
         return f"it has {blocks} blocks, more than {large.blocks}"
-    if small.growth > large.growth:
-        return f"its growth is {small.growth}, more than {large.growth}"
+    growths = (*small.growths, *small.growths) if twice else small.growths
+    for level, (a, b) in enumerate(zip(growths, large.growths, strict=True)):
+        if blocks[level] and a > b:
+            return f"its growth is {a}, more than {b}"
     if small.dlv_channels > large.dlv_channels > 0:
         return f"its dual latent variable has {small.dlv_channels} channels, more than {large.dlv_channels}"
     if large.shared_trunk and not small.shared_trunk:

@@ -107,7 +107,7 @@ def _give_way_to_size(table: dict[str, Any]) -> None:
     """Take from a recipe's tables what a size stated later decides."""
     net = table.get("net")
     if isinstance(net, dict):
-        for key in ("blocks", "growth", "shared_trunk"):
+        for key in ("blocks", "growth", "lr_growth", "shared_trunk"):
             net.pop(key, None)
 
 

@@ -30,7 +30,7 @@ from rescale.json_text import as_json
 from rescale_train import checkpoint
 from rescale_train.config import Recipe
 from rescale_train.cost import macs_per_lr_pixel
-from rescale_train.data import CropSampler, Picture
+from rescale_train.data import CropSampler, Picture, Sampling
 from rescale_train.loop import DivergedError, Options, Trainer, validate
 from rescale_train.models import build
 from rescale_train.recipe import load_recipe
@@ -234,16 +234,17 @@ def read_results(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def samplers(study: Study, pictures: list[Picture], device: torch.device) -> dict[str, CropSampler]:
-    """The crops of each arm. Arms of equal scale, seed and mix share a sampler, and so its copy of the pictures.
+    """The crops of each arm. Arms that draw alike share a sampler, and so its copy of the pictures.
 
     Raises:
         RescaleError: the arms want more than 4, which would be 4 copies of the pictures.
     """
-    wanted = {(a.recipe.net.scale, a.recipe.train.seed, a.recipe.train.mix) for a in study.arms}
-    if len(wanted) > 4:
-        raise RescaleError(f"{study.title}: {len(wanted)} combinations of scale, seed and mix, at most 4 fit one study")
-    made = {(scale, seed, mix): CropSampler(pictures, scale, seed, device, mix) for scale, seed, mix in wanted}
-    return {a.name: made[a.recipe.net.scale, a.recipe.train.seed, a.recipe.train.mix] for a in study.arms}
+    wanted = {a.name: Sampling.of(a.recipe) for a in study.arms}
+    ways = set(wanted.values())
+    if len(ways) > 4:
+        raise RescaleError(f"{study.title}: {len(ways)} combinations of scale, seed, mix and places, at most 4 fit one study")
+    made = {way: way.sampler(pictures, device) for way in ways}
+    return {name: made[way] for name, way in wanted.items()}
 
 
 def arm_folder(folder: Path, name: str) -> Path:

@@ -60,13 +60,11 @@ class RescalingNet(nn.Module):
         channels = 12 + config.dlv_channels
         self.transforms = nn.ModuleList([BlockTransform(*first_level_matrices(config))])
         self.levels = nn.ModuleList()
-        for level, count in enumerate(config.blocks):
+        for level, (count, growth) in enumerate(zip(config.blocks, config.growths, strict=True)):
             if level:
                 self.transforms.append(BlockTransform(haar_matrix(channels), haar_inverse_matrix(channels)))
                 channels *= 4
-            self.levels.append(
-                nn.ModuleList(InvBlock(low, channels - low, config.growth, config.shared_trunk) for _ in range(count))
-            )
+            self.levels.append(nn.ModuleList(InvBlock(low, channels - low, growth, config.shared_trunk) for _ in range(count)))
         self.autoencoder = None
         if config.variant.latent:
             self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init, config.latent_gain)
