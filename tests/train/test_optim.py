@@ -45,21 +45,23 @@ def test_muon_turns_a_gradient_into_an_orthogonal_step(recipe_of: RecipeOf, layo
     assert float(step.abs().max()) < 0.1
 
 
-def test_memory_formats_do_not_change_the_step(recipe_of: RecipeOf) -> None:
-    recipe, moved = recipe_of(optimiser="muon"), []
+@pytest.mark.parametrize("optimiser", ["muon", "soap"])
+def test_memory_formats_do_not_change_the_step(recipe_of: RecipeOf, optimiser: str) -> None:
+    recipe, moved = recipe_of(optimiser=optimiser), []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(1)
         net = build(recipe.net).to(memory_format=layout)  # type: ignore[call-overload]
         optimiser = Optimiser(net, recipe.train)
-        for p in net.parameters():
-            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))  # laid out like the weight, as autograd does
-        optimiser.step(0.01)
+        for _ in range(3):
+            for p in net.parameters():
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))  # laid out like the weight, as autograd does
+            optimiser.step(0.01)
         moved.append([p.detach().clone() for p in net.parameters()])
     for a, b in zip(*moved, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.0, atol=3e-4)  # Muon computes in bfloat16
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-3)  # Muon computes in bfloat16
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "soap"])
 def test_a_run_resumed_is_the_run_unbroken(recipe_of: RecipeOf, sampler_of: SamplerOf, tmp_path: Path, optimiser: str) -> None:
     recipe = recipe_of("irn_a", optimiser=optimiser, steps=8)
     (tmp_path / "a").mkdir()
@@ -77,8 +79,9 @@ def test_a_run_resumed_is_the_run_unbroken(recipe_of: RecipeOf, sampler_of: Samp
         assert torch.equal(p, q)
 
 
-def test_muon_trains(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
-    recipe = recipe_of("irn_a", optimiser="muon", steps=60, warmup=5, lr_peak=5e-3)
+@pytest.mark.parametrize("optimiser", ["muon", "soap"])
+def test_it_trains(recipe_of: RecipeOf, sampler_of: SamplerOf, optimiser: str) -> None:
+    recipe = recipe_of("irn_a", optimiser=optimiser, steps=60, warmup=5, lr_peak=5e-3)
     trainer, sampler = Trainer(recipe, CPU), sampler_of(recipe)
     losses = [terms["total"] for _ in range(60) if (terms := trainer.train_step(sampler)) is not None]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

@@ -19,7 +19,7 @@ from rescale_train.content.mix import MixConfig
 ALPHA_SPLITS = ("pre", "post")
 ALPHA_BASES = ("paper", "orthonormal")
 Z_MODES = ("zero", "random")
-OPTIMISERS = ("adamw", "muon")
+OPTIMISERS = ("adamw", "muon", "soap")
 DENSE_MODES = ("concat", "sum")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 SUBNET_DTYPES = ("float32", "tf32", "bfloat16", "float16")
@@ -229,7 +229,8 @@ class TrainConfig:
         lr_peak: peak learning rate.
         lr_end: last learning rate as a share of the peak.
         warmup: steps of linear warm-up.
-        optimiser: ``adamw``, or ``muon`` for the inner filters of the dense blocks (and AdamW for the rest).
+        optimiser: ``adamw``; or ``muon`` for the inner filters of the dense blocks, or ``soap`` for all filters, and AdamW for
+            the rest.
         weight_decay: decoupled decay.
         betas: AdamW's betas.
         clip: gradient norm limit as a multiple of the running median norm; 0 for none.

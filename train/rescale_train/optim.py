@@ -1,4 +1,4 @@
-"""Optimisers: AdamW for every parameter, or Muon for the inner filters of the dense blocks and AdamW for the rest."""
+"""Optimisers: AdamW for every parameter, or for the filters Muon or SOAP and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rescale_train.config import TrainConfig
 from rescale_train.models import DenseBlock
+from rescale_train.soap import Soap
 
 
 def inner_filters(net: nn.Module) -> list[nn.Parameter]:
@@ -31,50 +32,57 @@ class Optimiser:
     """
 
     def __init__(self, net: nn.Module, train: TrainConfig) -> None:
-        filters = inner_filters(net) if train.optimiser == "muon" else []
-        self._flat = {p: nn.Parameter(_rows(p.detach(), _channels_last(p))) for p in filters}
-        rest = [p for p in net.parameters() if p.requires_grad and p not in self._flat]
-        self._adamw = torch.optim.AdamW(rest, lr=train.lr_peak, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        muon = inner_filters(net) if train.optimiser == "muon" else []
+        soap = [p for p in trained if p.ndim == 4] if train.optimiser == "soap" else []
+        self._flat = {p: nn.Parameter(_rows(p.detach(), _channels_last(p))) for p in muon}
+        rest = [p for p in trained if p not in {*muon, *soap}]
+        rate, decay = train.lr_peak, train.weight_decay
+        self._adamw = torch.optim.AdamW(rest, lr=rate, betas=train.betas, weight_decay=decay, fused=True)
+        self._soap = Soap(soap, rate, train.betas, decay) if soap else None
         self._muon = None
-        if filters:
-            decay = train.weight_decay
+        if muon:
             flat = list(self._flat.values())
-            self._muon = torch.optim.Muon(flat, lr=train.lr_peak, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self._muon = torch.optim.Muon(flat, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        self._all = [o for o in (self._adamw, self._soap, self._muon) if o is not None]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self._flat:
             p.grad = None
-        self._adamw.zero_grad(set_to_none=True)
+        for optimiser in self._all:
+            optimiser.zero_grad(set_to_none=True)
 
     def step(self, rate: float) -> None:
         """Apply the gradients at a learning rate."""
-        for optimiser in (self._adamw, self._muon):
-            if optimiser is not None:
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-        self._adamw.step()
-        if self._muon is not None:
-            for p, flat in self._flat.items():
-                flat.grad = None if p.grad is None else _rows(p.grad, _channels_last(p))
-            self._muon.step()  # type: ignore[no-untyped-call]
+        for p, flat in self._flat.items():
+            flat.grad = None if p.grad is None else _rows(p.grad, _channels_last(p))
+        for optimiser in self._all:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
 
     def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments and counters of a parameter, empty before its first step."""
-        flat = self._flat.get(p)
-        state = self._adamw.state.get(p, {}) if flat is None or self._muon is None else self._muon.state.get(flat, {})
-        return {key: torch.as_tensor(value) for key, value in state.items()}
+        owner, key = self._owner(p)
+        return {name: torch.as_tensor(value) for name, value in owner.state.get(key, {}).items()}
 
     def restore(self, p: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Put back what `state_of` gave."""
-        flat = self._flat.get(p)
-        if flat is None or self._muon is None:
-            # Moments in the parameter's own memory format; the step counter is a scalar.
-            self._adamw.state[p] = {
-                k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in state.items()
-            }
-        else:
-            self._muon.state[flat] = {k: torch.empty_like(flat).copy_(v) for k, v in state.items()}
+        owner, key = self._owner(p)
+        # Moments in the parameter's own memory format; counters are scalars, SOAP's bases are matrices.
+        owner.state[key] = {
+            name: torch.empty_like(key).copy_(value) if value.shape == key.shape else value.to(p.device).clone()
+            for name, value in state.items()
+        }
+
+    def _owner(self, p: nn.Parameter) -> tuple[torch.optim.Optimizer, nn.Parameter]:
+        """The optimiser of a parameter, and what stands for the parameter there."""
+        if self._muon is not None and p in self._flat:
+            return self._muon, self._flat[p]
+        if self._soap is not None and p.ndim == 4:
+            return self._soap, p
+        return self._adamw, p
 
 
 def _channels_last(weight: Tensor) -> bool:
