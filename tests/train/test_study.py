@@ -12,8 +12,8 @@ from rescale.errors import CheckpointError, ConfigError
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.cli import main
-from rescale_train.data import file_digest, find_pictures
-from rescale_train.loop import Options
+from rescale_train.data import file_digest, find_pictures, load_held
+from rescale_train.loop import Options, validate
 from rescale_train.options import spread
 from rescale_train.study import load_study, run_arm, samplers, study_names, table
 
@@ -222,3 +222,40 @@ def test_many_seeds_are_refused(tiny: Path, recipe_of: Callable[..., object]) ->
 
     with pytest.raises(RescaleError, match="5 combinations of scale, seed"):
         samplers(load_study(str(tiny)), [probe_picture(64, 64)], CPU)
+
+
+def test_arms_start_from_weights_and_are_measured_on_what_those_held_out(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, kept = tmp_path / "first", find_pictures([pictures])[1]
+    changes = [f"--set={k}" for k in ("net.blocks=[1]", "net.growth=3", "train.steps=1", "train.batch=1", "train.final_batch=1")]
+    crops = [f"--set=train.{k}=16" for k in ("patch", "final_patch")]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / kept.name).write_bytes(kept.read_bytes())
+    run = ["run", "irn_x2_lite", "--data", str(pictures), "--val", str(tmp_path / "val"), "--out", str(first)]
+    assert main([*run, *changes, *crops]) == 0
+    capsys.readouterr()
+
+    weights, out = first / "checkpoint.safetensors", tmp_path / "study"
+    tiny.write_text(TINY.replace('"train.steps" = 4', '"train.steps" = 1').replace("1e-5", "0.0"))
+    study = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "2", "--json"]
+    assert main([*study, "--init-from", str(weights)]) == 0
+    content = json.loads(capsys.readouterr().out)
+    found = checkpoint.read(out / "other_rate" / "checkpoint.safetensors")
+    assert found.progress["held_out"] == [file_digest(kept)]
+    start = checkpoint.load_net(checkpoint.read(weights), "first")
+    after = validate(checkpoint.load_net(found, "arm"), list(load_held([kept], 2).values()))
+    assert after == content["arms"][1]["figures"]["held"]
+    assert after["hr_psnr_y"] == pytest.approx(validate(start, list(load_held([kept], 2).values()))["hr_psnr_y"], abs=0.02)
+    assert json.loads((out / "study.json").read_text())["start"] == checkpoint.weights_digest(start)
+
+    assert main(study) == 1
+    assert "its arms began with weights" in capsys.readouterr().err
+    (tmp_path / "some").mkdir()
+    for path in find_pictures([pictures]):
+        if path != kept:
+            (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
+    elsewhere = ["study", str(tiny), "--data", str(tmp_path / "some"), "--out", str(tmp_path / "other")]
+    capsys.readouterr()
+    assert main([*elsewhere, "--init-from", str(weights)]) == 1
+    assert "none of the pictures that it was not trained on is in" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.console import new_app, print_json, require, run_app, warn
-from rescale.errors import CheckpointError, ConfigError, InputError, OutputError
+from rescale.errors import CheckpointError, InputError, OutputError
 from rescale.threads import usable_threads
 from rescale_train.config import Recipe, to_dict
 from rescale_train.importers.command import import_file
@@ -94,11 +94,10 @@ def start_run(
     import torch
     import torch.distributed as dist
 
-    from rescale_train import checkpoint
     from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, too_small
-    from rescale_train.grow import grow
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
+    from rescale_train.start import read_start
 
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = pick_device(device_name)
@@ -141,22 +140,11 @@ def start_run(
     try:
         init = None
         if init_from is not None:
-            given = checkpoint.read(init_from)
-            earlier = checkpoint.held_out(given, str(init_from))
-            held_out = [d for d in held_out if earlier is None or d in earlier]
-            start = checkpoint.load_net(given, str(init_from))
-            if given.recipe.net != recipe.net:
-                try:
-                    start = grow(start, recipe.net)
-                except ConfigError as e:
-                    raise CheckpointError(f"{init_from}: {e}") from None
-                if rank == 0:
-                    small = given.recipe.net
-                    count = sum(small.blocks)
-                    near = ", left without its dual latent variable" if small.dlv_channels > recipe.net.dlv_channels else ""
-                    blocks = f"{count} block{'s'[: count != 1]}"
-                    print(f"grown from {small.model} x{small.scale} with {blocks}, growth {small.growth}{near}")
-            init = start.state_dict()
+            start = read_start(init_from, recipe.net)
+            held_out = start.held_out_of(held_out)
+            init = start.weights
+            if start.grown and rank == 0:
+                print(start.grown)
         trainer = Trainer(recipe, device, rank, world, init)
         trainer.held_out = held_out
         if resume:

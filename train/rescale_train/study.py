@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rescale.errors import ConfigError, InputError, RescaleError
 from rescale.files import atomic_write
@@ -125,6 +126,7 @@ def run_arm(
     sets: dict[str, list[Picture]],
     device: torch.device,
     options: Options,
+    init: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Train one arm, or take it up where it stopped, and measure it.
 
@@ -138,6 +140,7 @@ def run_arm(
         sets: pictures to measure on, by name of the set.
         device: where to train.
         options: its folder is set here.
+        init: weights to start from instead of fresh ones.
 
     Returns:
         Name, group, steps, parameters, MACs, milliseconds a step and mean dB by set; ``failed`` for a run that diverged.
@@ -156,7 +159,7 @@ def run_arm(
         "parameters": sum(p.numel() for p in build(arm.recipe.net).parameters()),
         "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
     }
-    trainer = Trainer(arm.recipe, device)
+    trainer = Trainer(arm.recipe, device, init=init)
     trainer.held_out = held_out
     if target.exists():
         trainer.resume(target)
@@ -209,28 +212,40 @@ def table(study: Study, records: list[dict[str, Any]]) -> str:
     return f"{study.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def write_results(study: Study, records: list[dict[str, Any]], folder: Path) -> None:
-    """study.json and study.md in the study's folder."""
-    content = {"title": study.title, "torch": torch.__version__, "arms": records}
+def write_results(study: Study, records: list[dict[str, Any]], folder: Path, start: str | None = None) -> None:
+    """study.json and study.md in the study's folder.
+
+    Args:
+        study: what was asked.
+        records: of its arms, as `run_arm` returns them.
+        folder: of the study.
+        start: digest of the weights that all arms began with; None: fresh ones.
+    """
+    content = {"title": study.title, "torch": torch.__version__, "start": start, "arms": records}
     atomic_write(folder / "study.json", as_json(content).encode())
     atomic_write(folder / "study.md", table(study, records).encode())
 
 
-def read_results(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+def read_results(study: Study, folder: Path, start: str | None = None) -> dict[str, dict[str, Any]]:
     """Records that `write_results` left in a study's folder, by name of the arm; those of arms that have changed are left out.
 
     Raises:
-        InputError: study.json is not one.
+        InputError: study.json is not one, or its arms began with other weights.
     """
     path = folder / "study.json"
     changes = {a.name: a.changes for a in study.arms}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["arms"]
-        return {r["name"]: r for r in found if r["name"] in changes and r["changes"] == changes[r["name"]]}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {r["name"]: r for r in content["arms"] if r["name"] in changes and r["changes"] == changes[r["name"]]}
+        before = content.get("start")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: not the results of a study ({e}); remove it or give another --out") from None
+    if before != start:
+        names = [f"weights {d[:12]}" if isinstance(d, str) else "fresh weights" for d in (before, start)]
+        raise InputError(f"{path}: its arms began with {names[0]}, these would with {names[1]}; give another --out")
+    return found
 
 
 def samplers(study: Study, pictures: list[Picture], device: torch.device) -> dict[str, CropSampler]:

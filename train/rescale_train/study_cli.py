@@ -21,7 +21,17 @@ def study(
     data: Annotated[list[Path] | None, typer.Option(help="Folder of training pictures; repeat for several.")] = None,
     measure: Annotated[list[Path] | None, typer.Option(help="Folder of pictures to measure on; repeat for several.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs, study.json and study.md.")] = Path("runs/study"),
-    holdout: Annotated[int, typer.Option(help="Training pictures held out and measured on, at most half of them.", min=1)] = 16,
+    holdout: Annotated[
+        int,
+        typer.Option(
+            help="Training pictures held out and measured on, at most half of them; with --init-from those that these weights "
+            "were not trained on, if they name them.",
+            min=1,
+        ),
+    ] = 16,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Weights that every arm starts from; a smaller network grows into the arm's.")
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat for several.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -36,6 +46,7 @@ def study(
 
     from rescale_train.data import by_content, find_pictures, least_side, load_held, load_measured, load_picture, too_small
     from rescale_train.loop import Options
+    from rescale_train.start import read_start
     from rescale_train.study import load_study, read_results, run_arm, samplers, study_names, table, write_results
 
     if name == "list":
@@ -58,7 +69,14 @@ def study(
         torch.set_num_threads(threads or usable_threads())
     found = by_content(find_pictures(data))
     paths = list(found.values())
+    starts = {a.name: read_start(init_from, a.recipe.net) for a in plan.arms} if init_from is not None else {}
+    start = starts[names[0]] if starts else None
     held_paths = spread(paths, holdout)
+    if start is not None and start.held_out is not None:
+        # Only these tell anything of weights that were trained on the others.
+        held_paths = [path for digest, path in found.items() if digest in start.held_out]
+        if not held_paths:
+            raise InputError(f"{init_from}: none of the pictures that it was not trained on is in {', '.join(map(str, data))}")
     held_out = [digest for digest, path in found.items() if path in held_paths]
     scale = max(a.recipe.net.scale for a in plan.arms)
     held = list(load_held(held_paths, scale).values())
@@ -76,7 +94,9 @@ def study(
     except OSError as e:
         raise OutputError(f"{out}: cannot create the folder: {e.strerror}") from None
 
-    done = read_results(plan, out)
+    began = start.digest if start is not None else None
+    done = read_results(plan, out, began)
+    write_results(plan, [done[name] for name in names if name in done], out, began)
     torch.set_flush_denormal(True)
     try:
         with stop_on_signals() as stopped_by:
@@ -85,9 +105,9 @@ def study(
                     continue
                 typer.echo(f"{chosen.name} ...", err=True)
                 options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
-                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options)
-                records = [done[name] for name in names if name in done]
-                write_results(plan, records, out)
+                init = starts[chosen.name].weights if starts else None
+                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, init)
+                write_results(plan, [done[name] for name in names if name in done], out, began)
     finally:
         torch.set_flush_denormal(False)
     records = [done[name] for name in names if name in done]

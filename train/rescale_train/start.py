@@ -1,0 +1,61 @@
+"""What `--init-from` gives a run: trained weights, grown where the network is larger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rescale.errors import CheckpointError, ConfigError
+from rescale_train import checkpoint
+from rescale_train.config import NetConfig
+from rescale_train.grow import grow
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a run begins with.
+
+    Attributes:
+        weights: parameters of the run's network.
+        digest: `checkpoint.weights_digest` of the weights as they were given.
+        held_out: `data.file_digest` of each picture kept from their training; None: they do not say.
+        grown: what they were grown from, to be told; empty if they are of the same network.
+    """
+
+    weights: dict[str, Tensor]
+    digest: str
+    held_out: list[str] | None
+    grown: str
+
+    def held_out_of(self, digests: Iterable[str]) -> list[str]:
+        """Those of some pictures that the weights were not trained on either, as far as they say."""
+        return [d for d in digests if self.held_out is None or d in self.held_out]
+
+
+def read_start(path: Path, config: NetConfig) -> Start:
+    """Read weights to start from.
+
+    Args:
+        path: checkpoint or weights file.
+        config: of the network to train.
+
+    Raises:
+        CheckpointError: the file is not readable, or its network does not grow into that of `config`.
+    """
+    given = checkpoint.read(path)
+    net = checkpoint.load_net(given, str(path))
+    digest, grown = checkpoint.weights_digest(net), ""
+    if given.recipe.net != config:
+        try:
+            net = grow(net, config)
+        except ConfigError as e:
+            raise CheckpointError(f"{path}: {e}") from None
+        small = given.recipe.net
+        count = sum(small.blocks)
+        near = ", left without its dual latent variable" if small.dlv_channels > config.dlv_channels else ""
+        growth = " and ".join(map(str, dict.fromkeys(small.growths)))
+        grown = f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {growth}{near}"
+    return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown)
