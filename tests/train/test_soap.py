@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescale_train.soap import REFRESH, Soap, _turned, _turned_back
+from rescale_train.soap import REFRESH, Soap, turned, turned_back
 
 
 def orthonormal(n: int, seed: int) -> Tensor:
@@ -31,11 +31,11 @@ def losses(optimiser: str, turn: Tensor, steps: int = 60) -> list[float]:
 
 
 def test_bases_are_turned_into_and_back() -> None:
-    values = torch.randn(5, 9, 7, dtype=torch.float64)
-    bases = [orthonormal(n, n) for n in values.shape]
-    turned = _turned(values, bases)
-    torch.testing.assert_close(turned, torch.einsum("oki,oa,kb,ic->abc", values, *bases))
-    torch.testing.assert_close(_turned_back(turned, bases), values)
+    values = torch.randn(2, 5, 9, 7, dtype=torch.float64)
+    bases = [torch.stack([orthonormal(side, side + i) for i in range(2)]) for side in values.shape[1:]]
+    there = turned(values, bases)
+    torch.testing.assert_close(there, torch.einsum("noki,noa,nkb,nic->nabc", values, *bases))
+    torch.testing.assert_close(turned_back(there, bases), values)
 
 
 def test_what_channels_are_called_does_not_matter() -> None:
@@ -78,6 +78,26 @@ def test_the_first_step_only_looks_and_the_next_goes_downhill() -> None:
     assert torch.equal(weight, before)
     optimiser.step()
     assert float(((weight.detach() - before) * weight.grad).sum()) < 0.0
+
+
+def test_filters_of_one_shape_do_not_touch_each_other() -> None:
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(4, 2, 3, 3), (3, 5, 3, 3), (4, 2, 3, 3), (4, 2, 3, 3)]
+    start = [torch.randn(s, generator=generator) for s in shapes]
+    grads = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(2 * REFRESH + 5)]
+
+    def train(chosen: list[int]) -> list[Tensor]:
+        weights = [nn.Parameter(start[i].clone()) for i in chosen]
+        optimiser = Soap(weights, 0.01, (0.9, 0.99), 1e-3)
+        for every in grads:
+            for i, w in zip(chosen, weights, strict=True):
+                w.grad = every[i]
+            optimiser.step()
+        return [w.detach() for w in weights]
+
+    together = train([0, 1, 2, 3])
+    for i in range(4):
+        torch.testing.assert_close(train([i])[0], together[i], rtol=0, atol=1e-4)
 
 
 def test_weight_decay_shrinks_what_has_no_gradient() -> None:

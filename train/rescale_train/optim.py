@@ -65,14 +65,17 @@ class Optimiser:
     def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments and counters of a parameter, empty before its first step."""
         owner, key = self._owner(p)
-        return {name: torch.as_tensor(value) for name, value in owner.state.get(key, {}).items()}
+        return {name: torch.as_tensor(value).clone() for name, value in owner.state.get(key, {}).items()}
 
     def restore(self, p: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Put back what `state_of` gave."""
         owner, key = self._owner(p)
-        # Moments in the parameter's own memory format; counters are scalars, SOAP's bases are matrices.
+        if isinstance(owner, Soap):
+            owner.restore(key, state)
+            return
+        # Moments in the parameter's own memory format; the step counter is a scalar.
         owner.state[key] = {
-            name: torch.empty_like(key).copy_(value) if value.shape == key.shape else value.to(p.device).clone()
+            name: torch.empty_like(key).copy_(value) if value.shape == key.shape else value.to(p.device)
             for name, value in state.items()
         }
 

@@ -7,7 +7,7 @@ directions from the gradients of a filter and takes Adam's step along each by it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,29 +19,26 @@ REFRESH = 10
 EPS = 1e-8
 
 
-def _modes(grad: Tensor) -> list[Tensor]:
-    """G G^T along each axis of (out, 9, in)."""
-    out, taps, inputs = grad.shape
-    rows, columns, middle = grad.reshape(out, -1), grad.reshape(-1, inputs), grad.transpose(0, 1).reshape(taps, -1)
-    return [rows @ rows.T, middle @ middle.T, columns.T @ columns]
+def grams(grads: Tensor) -> list[Tensor]:
+    """G G^T along each axis of n filters (n, out, 9, in): (n, out, out), (n, 9, 9), (n, in, in)."""
+    rows, middle, columns = grads.flatten(2), grads.transpose(1, 2).flatten(2), grads.flatten(1, 2)
+    return [rows @ rows.mT, middle @ middle.mT, columns.mT @ columns]
 
 
-def _turned(values: Tensor, bases: list[Tensor]) -> Tensor:
-    """(out, 9, in) in the bases, whose columns are the directions."""
-    out, taps, inputs = values.shape
-    values = (bases[0].T @ values.reshape(out, -1)).view(out, taps, inputs)
-    return bases[1].T @ (values @ bases[2])
+def turned(values: Tensor, bases: list[Tensor]) -> Tensor:
+    """(n, out, 9, in) in the bases, whose columns are the directions."""
+    values = (bases[0].mT @ values.flatten(2)).view_as(values)
+    return bases[1].mT.unsqueeze(1) @ (values @ bases[2].unsqueeze(1))
 
 
-def _turned_back(values: Tensor, bases: list[Tensor]) -> Tensor:
-    """The inverse of `_turned`."""
-    out, taps, inputs = values.shape
-    values = bases[1] @ (values @ bases[2].T)
-    return (bases[0] @ values.reshape(out, -1)).view(out, taps, inputs)
+def turned_back(values: Tensor, bases: list[Tensor]) -> Tensor:
+    """The inverse of `turned`."""
+    values = bases[1].unsqueeze(1) @ (values @ bases[2].mT.unsqueeze(1))
+    return (bases[0] @ values.flatten(2)).view_as(values)
 
 
 class Soap(torch.optim.Optimizer):
-    """For 4-d filters (out, in, 3, 3), in channels_last without a copy.
+    """For 4-d filters (out, in, 3, 3). Filters of one shape are worked on together; each has its own bases.
 
     Args:
         params: filters.
@@ -52,47 +49,87 @@ class Soap(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                shapes.setdefault(p.shape, []).append(p)
+        self._stacks = [_Stack(same) for same in shapes.values()]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step. The first of a filter only looks at its gradient."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad.permute(0, 2, 3, 1).flatten(1, 2), group)
+        """One step. The first of a filter only looks at its gradient. A filter without one counts as having zeros.
 
-    def _update(self, p: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
-        rate, decay = group["lr"], group["weight_decay"]
+        `state` holds, for each filter, views of what its stack holds.
+        """
+        group = self.param_groups[0]
         beta1, beta2 = group["betas"]
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
-            for k, gram in enumerate(_modes(grad)):
-                state[f"gram{k}"], state[f"basis{k}"] = gram, torch.linalg.eigh(gram).eigenvectors.flip(1).contiguous()
+        for stack in self._stacks:
+            stack.step(group["lr"], beta1, beta2, group["weight_decay"])
+            for i, p in enumerate(stack.params):
+                self.state[p] = {name: value[i] for name, value in stack.state.items()}
+
+    def restore(self, p: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` held of a filter."""
+        stack = next(s for s in self._stacks if s.params[0].shape == p.shape)
+        at = next(i for i, q in enumerate(stack.params) if q is p)
+        stack.begin()
+        for name, value in stack.state.items():
+            value[at].copy_(state[name])
+        self.state[p] = {name: value[at] for name, value in stack.state.items()}
+
+
+class _Stack:
+    """Filters of one shape, (n, out, 9, in) where they are worked on together."""
+
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        self.params = params
+        self.state: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Make room for the state."""
+        if not self.state:
+            first = self.params[0]
+            n, (out, inputs, height, width) = len(self.params), first.shape
+            sides = (out, height * width, inputs)
+            self.state["step"] = first.new_zeros(n)
+            self.state["mean"], self.state["square"] = first.new_zeros(n, *sides), first.new_zeros(n, *sides)
+            for k, side in enumerate(sides):
+                self.state[f"gram{k}"], self.state[f"basis{k}"] = (first.new_zeros(n, side, side) for _ in range(2))
+
+    def step(self, rate: float, beta1: float, beta2: float, decay: float) -> None:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        grad = torch.stack([g.permute(0, 2, 3, 1).flatten(1, 2) for g in grads])
+        if not self.state:
+            self.begin()
+            for k, gram in enumerate(grams(grad)):
+                self.state[f"gram{k}"].copy_(gram)
+                self.state[f"basis{k}"].copy_(torch.linalg.eigh(gram).eigenvectors.flip(-1))
             return
+        state = self.state
         bases = [state[f"basis{k}"] for k in range(3)]
         state["step"] += 1
-        count = int(state["step"])
-        turned = _turned(grad, bases)
+        count = int(state["step"][0])
         state["mean"].lerp_(grad, 1.0 - beta1)
-        state["square"].lerp_(turned.square(), 1.0 - beta2)
+        state["square"].lerp_(turned(grad, bases).square_(), 1.0 - beta2)
         scale = (state["square"] / (1.0 - beta2**count)).sqrt_().add_(EPS)
-        step = _turned_back(_turned(state["mean"], bases).div_(scale), bases)
-        if decay:
+        step = turned_back(turned(state["mean"], bases).div_(scale), bases)
+        for p, one in zip(self.params, step, strict=True):
+            out, inputs, height, width = p.shape
             p.mul_(1.0 - rate * decay)
-        p.sub_(step.view(p.shape[0], *p.shape[2:], p.shape[1]).permute(0, 3, 1, 2), alpha=rate / (1.0 - beta1**count))
-        for k, gram in enumerate(_modes(grad)):
+            p.sub_(one.view(out, height, width, inputs).permute(0, 3, 1, 2), alpha=rate / (1.0 - beta1**count))
+        for k, gram in enumerate(grams(grad)):
             state[f"gram{k}"].lerp_(gram, 1.0 - beta2)
         if count % REFRESH == 0:
-            self._refresh(state)
+            self._refresh()
 
-    @staticmethod
-    def _refresh(state: dict[str, Tensor]) -> None:
+    def _refresh(self) -> None:
         """One power iteration and a QR decomposition of each basis, its directions in order of their gradient's size."""
+        square = self.state["square"]
         for k in range(3):
-            gram, basis = state[f"gram{k}"], state[f"basis{k}"]
+            gram, basis = self.state[f"gram{k}"], self.state[f"basis{k}"]
             product = gram @ basis
-            order = (basis * product).sum(0).argsort(descending=True)
-            state["square"] = state["square"].index_select(k, order)
-            state[f"basis{k}"] = torch.linalg.qr(product[:, order]).Q
+            order = (basis * product).sum(1).argsort(1, descending=True)
+            basis.copy_(torch.linalg.qr(torch.take_along_dim(product, order.unsqueeze(1), 2)).Q)
+            along = [1, 1, 1]
+            along[k] = -1
+            square.copy_(torch.take_along_dim(square, order.view(len(order), *along), k + 1))
