@@ -27,14 +27,15 @@ def grams(grads: Tensor) -> list[Tensor]:
 
 def turned(values: Tensor, bases: list[Tensor]) -> Tensor:
     """(n, out, 9, in) in the bases, whose columns are the directions."""
-    values = (bases[0].mT @ values.flatten(2)).view_as(values)
-    return bases[1].mT.unsqueeze(1) @ (values @ bases[2].unsqueeze(1))
+    n, out, taps, inputs = values.shape
+    values = (bases[0].mT @ values.flatten(2)).view(n, out * taps, inputs) @ bases[2]
+    swapped = values.view(n, out, taps, inputs).transpose(1, 2)
+    return (bases[1].mT @ swapped.flatten(2)).view(swapped.shape).transpose(1, 2)
 
 
 def turned_back(values: Tensor, bases: list[Tensor]) -> Tensor:
     """The inverse of `turned`."""
-    values = bases[1].unsqueeze(1) @ (values @ bases[2].mT.unsqueeze(1))
-    return (bases[0] @ values.flatten(2)).view_as(values)
+    return turned(values, [b.mT for b in bases])
 
 
 class Soap(torch.optim.Optimizer):
