@@ -29,7 +29,6 @@ from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import findings, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_worker import DIRECTIONS
-from rescale_train.config import DEFAULT_SIZE
 
 FORMAT = "rescale-report/1"
 FILES = ("report.json", "report.md", "report.html")
@@ -49,7 +48,7 @@ class Options:
     bundle: Path | None = None
     model: str = "dlv_irn_a"
     scale: int = 2
-    size: str = DEFAULT_SIZE
+    size: str | None = None
     backends: Sequence[str] = ()
     resolutions: Sequence[str] = ()
     minutes: float = 4.0

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from rescale.console import require
-from rescale_train.config import DEFAULT_SIZE
 
 REGRESSION = 4
 """Exit code of `compare` for a regression."""
@@ -23,7 +22,9 @@ def report(
     bundle: Annotated[Path | None, typer.Option(help="Bundle made by rescale-export. Default: the model below, exported.")] = None,
     model: Annotated[str, typer.Option(help="Model whose shipped weights are measured.")] = "dlv_irn_a",
     scale: Annotated[int, typer.Option(help="Its scale, 2 or 4.")] = 2,
-    size: Annotated[str, typer.Option(help="Its size, lite or full.")] = DEFAULT_SIZE,
+    size: Annotated[
+        str | None, typer.Option(help="Its size, lite, medium or full; without it that which rescale-export takes.")
+    ] = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="Such as onnxruntime or openvino; repeat for several. Default: all that run.")
     ] = None,

@@ -20,7 +20,7 @@ from rescale_bench.speed_worker import BACKEND
 from rescale_export.bundles import write_bundle
 from rescale_export.probe import photograph
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZE, NetConfig, from_dict, net_config
+from rescale_train.config import DEFAULT_SIZES, NetConfig, from_dict, net_config
 from rescale_train.models import RescalingNet
 from rescale_train.shipped import find_shipped, list_shipped
 
@@ -128,7 +128,7 @@ def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> It
     precisions = sorted({c.precision for c in wanted if c.kind == BACKEND} - {"fp32"})
     for model in options.models or ("dlv_irn_a",):
         for scale in options.scales or (2,):
-            for size in options.sizes or (DEFAULT_SIZE,):
+            for size in options.sizes or (_usual_size(model, scale),):
                 config = net_config(model, scale, size)
                 try:
                     found = find_shipped(model, scale, size)
@@ -137,6 +137,14 @@ def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> It
                 else:
                     net, weights = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval(), "same"
                 yield Subject(write_bundle(net, folder / f"{model}_x{scale}_{size}", None, precisions), net, weights)
+
+
+def _usual_size(model: str, scale: int) -> str:
+    """What `rescale-export` takes where no size is named; of a model without weights, the smallest."""
+    try:
+        return find_shipped(model, scale).size
+    except UnknownModelError:
+        return DEFAULT_SIZES[-1]
 
 
 def _config(bundle: Bundle) -> NetConfig:

@@ -18,7 +18,7 @@ app = new_app("Export a network as a bundle of ONNX graphs, checked against PyTo
 def export(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(VARIANTS)}.")] = "dlv_irn_a",
     scale: Annotated[int, typer.Option(help="2 or 4.")] = 2,
-    size: Annotated[str | None, typer.Option(help="lite or full; without it lite where it ships.")] = None,
+    size: Annotated[str | None, typer.Option(help="lite, medium or full; without it medium where it ships, else lite.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights or checkpoint file instead of shipped weights.")] = None,
     precision: Annotated[
         list[str], typer.Option(help="Graphs beside the float32 ones: mixed, fp16; repeat for several, fp32 for no more.")

@@ -345,7 +345,7 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
         (["--minutes", "0"], "--minutes 0: wanted is more than 0"),
         (["--minutes", "nan"], "--minutes nan: wanted is more than 0"),
         (["--model", "nonesuch"], "unknown model 'nonesuch'"),
-        (["--model", "irn_m", "--scale", "4"], "no weights ship for irn_m x4 lite"),
+        (["--model", "irn_m", "--scale", "4"], "no weights ship for irn_m x4 (shipped: irn x2 lite)"),
         (["--bundle", "nonesuch"], "nonesuch"),
     ],
 )

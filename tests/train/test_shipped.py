@@ -28,6 +28,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_of_the_default_sizes_the_first_that_ships_is_taken(folder: Path) -> None:
+    add(folder, "irn", 2, "medium", BSD100=28.0)
+    assert find_shipped("irn", 2, folder=folder).size == "medium"
+
+
 def test_the_default_size_is_taken_even_if_another_is_better(folder: Path) -> None:
     add(folder, "irn", 2, "lite", BSD100=29.0)
     found = find_shipped("irn", 2, folder=folder)

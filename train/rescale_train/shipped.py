@@ -13,7 +13,7 @@ import torch
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZE, SIZES, Recipe, size_name, to_dict
+from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name, to_dict
 from rescale_train.importers.convert import provenance
 from rescale_train.models import RescalingNet
 
@@ -76,7 +76,7 @@ def list_shipped(folder: Path | None = None) -> list[Shipped]:
 
 
 def find_shipped(model: str, scale: int, size: str | None = None, folder: Path | None = None) -> Shipped:
-    """The shipped weights of a model and scale: of a named size, or of the default one; without
+    """The shipped weights of a model and scale: of a named size, or of the first of `DEFAULT_SIZES` that ships; without
     these, those with the best measured PSNR.
 
     Raises:
@@ -93,7 +93,8 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
         there = ", ".join(s.title for s in every) or "none"
         cure = "train them with rescale-train and give --checkpoint"
         raise UnknownModelError(f"no weights ship for {wanted} (shipped: {there}); {cure}")
-    return max(fitting, key=lambda s: (s.size == DEFAULT_SIZE, s.headline()[1]))
+    preferred = {name: -rank for rank, name in enumerate(DEFAULT_SIZES)}
+    return max(fitting, key=lambda s: (preferred.get(s.size, -len(preferred)), s.headline()[1]))
 
 
 def make_card(
