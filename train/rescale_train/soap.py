@@ -76,6 +76,7 @@ class Soap(torch.optim.Optimizer):
         stack.begin()
         for name, value in stack.state.items():
             value[at].copy_(state[name])
+        stack.count = int(state["step"])
         self.state[p] = {name: value[at] for name, value in stack.state.items()}
 
 
@@ -85,6 +86,8 @@ class _Stack:
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.params = params
         self.state: dict[str, Tensor] = {}
+        # What state["step"] holds, at hand without waiting for a device.
+        self.count = 0
 
     def begin(self) -> None:
         """Make room for the state."""
@@ -109,7 +112,7 @@ class _Stack:
         state = self.state
         bases = [state[f"basis{k}"] for k in range(3)]
         state["step"] += 1
-        count = int(state["step"][0])
+        self.count = count = self.count + 1
         state["mean"].lerp_(grad, 1.0 - beta1)
         state["square"].lerp_(turned(grad, bases).square_(), 1.0 - beta2)
         scale = (state["square"] / (1.0 - beta2**count)).sqrt_().add_(EPS)
