@@ -131,9 +131,9 @@ class NetConfig:
 SIZES: dict[str, dict[str, Any]] = {
     # The paper's network: 8 blocks a level, growth 32, separate F, G and H.
     "full": {"blocks_per_level": 8, "growth": 32, "shared_trunk": False},
-    # A third of its arithmetic at x2, a quarter at x4: lite, wider where a multiply-accumulate buys most.
+    # A third of full's arithmetic at x2, a quarter at x4: lite, wider where a multiply-accumulate buys most.
     "medium": {"blocks_per_level": 4, "growth": 16, "lr_growth": 32, "shared_trunk": True},
-    # About a ninth of its arithmetic.
+    # An eighth of full's arithmetic at x2, a seventh at x4.
     "lite": {"blocks_per_level": 4, "growth": 16, "shared_trunk": True},
 }
 """Named sizes. Data, so that a new one is a new row."""

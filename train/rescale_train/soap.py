@@ -66,8 +66,8 @@ class Soap(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         for stack in self._stacks:
             stack.step(group["lr"], beta1, beta2, group["weight_decay"])
-            for i, p in enumerate(stack.params):
-                self.state[p] = {name: value[i] for name, value in stack.state.items()}
+            if stack.params[0] not in self.state:
+                self._show(stack)
 
     def restore(self, p: nn.Parameter, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` held of a filter."""
@@ -77,7 +77,12 @@ class Soap(torch.optim.Optimizer):
         for name, value in stack.state.items():
             value[at].copy_(state[name])
         stack.count = int(state["step"])
-        self.state[p] = {name: value[at] for name, value in stack.state.items()}
+        self._show(stack)
+
+    def _show(self, stack: _Stack) -> None:
+        """Views into a stack, which changes its tensors in place."""
+        for i, p in enumerate(stack.params):
+            self.state[p] = {name: value[i] for name, value in stack.state.items()}
 
 
 class _Stack:

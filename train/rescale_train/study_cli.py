@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,7 +96,11 @@ def study(
 
     began = start.digest if start is not None else None
     done = read_results(plan, out, began)
-    write_results(plan, [done[name] for name in names if name in done], out, began)
+
+    def in_order() -> list[dict[str, Any]]:
+        return [done[name] for name in names if name in done]
+
+    write_results(plan, in_order(), out, began)
     torch.set_flush_denormal(True)
     try:
         with stop_on_signals() as stopped_by:
@@ -107,10 +111,9 @@ def study(
                 options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
                 init = starts[chosen.name].weights if starts else None
                 done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, init)
-                write_results(plan, [done[name] for name in names if name in done], out, began)
+                write_results(plan, in_order(), out, began)
     finally:
         torch.set_flush_denormal(False)
-    records = [done[name] for name in names if name in done]
-    print_json({"title": plan.title, "arms": records}) if json_ else print(table(plan, records))
+    print_json({"title": plan.title, "arms": in_order()}) if json_ else print(table(plan, in_order()))
     if stopped_by():
         raise typer.Exit(stopped_by())
