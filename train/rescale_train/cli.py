@@ -229,7 +229,8 @@ def recipes(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         return
     for name, row in table.items():
         net, train = row["net"], row["train"]
-        print(f"{name}: {net['model']} x{net['scale']}, blocks {net['blocks']}, growth {net['growth']}, {train['steps']} steps")
+        growth = f"{net['growth']}" + (f" and {net['lr_growth']} at LR" if net["lr_growth"] else "")
+        print(f"{name}: {net['model']} x{net['scale']}, blocks {net['blocks']}, growth {growth}, {train['steps']} steps")
 
 
 def main(argv: list[str] | None = None) -> int:
