@@ -7,6 +7,7 @@ import glob
 import hashlib
 import importlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescale.bundle import Bundle
+from rescale.bundle import PRECISIONS, Bundle
 from rescale.console import PACKAGE
+from rescale.contract import graph_names
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, EngineInfo, check_belongs, read_info, read_whole, sidecar
 from rescale.errors import EngineError, ForeignEngineError, MissingExtraError, OutputError
 from rescale.files import TEMPORARY_GLOB
+from rescale.flavour import NAMES
+from rescale.variants import VARIANTS
 
 POLL_SECONDS = 0.1
 ABANDONED_SECONDS = 3600.0
 """Age after which a temporary file belongs to nobody."""
+
+_GRAPHS = sorted({name for v in VARIANTS.values() for name in graph_names(v)})
+_SIZE = r"\d+x\d+x\d+"
+_NAME = re.compile(
+    rf"(?:{'|'.join(_GRAPHS)})\.(?:{'|'.join(PRECISIONS)})\.(?:{'|'.join(NAMES)})"
+    rf"\.{_SIZE}-{_SIZE}-{_SIZE}\.[0-9a-f]{{12}}{re.escape(ENGINE_SUFFIX)}"
+)
+"""What `rescale.engine_file.engine_name` makes of a profile and a key: the folder may hold other people's engines."""
 
 
 def engine_key(parts: dict[str, Any]) -> str:
@@ -90,7 +102,7 @@ class Entry:
 
 
 def scan(folder: Path, bundle: Bundle | None = None, versions: dict[str, str] | None = None) -> list[Entry]:
-    """All engines of a folder, each read and verified.
+    """All engines of a folder, each read and verified. Files whose names no build gives are left out, whatever they hold.
 
     Args:
         folder: may be missing.
@@ -99,7 +111,7 @@ def scan(folder: Path, bundle: Bundle | None = None, versions: dict[str, str] | 
     """
     engines = set(folder.glob(f"*{ENGINE_SUFFIX}"))
     engines |= {p.with_name(p.name.removesuffix(SIDECAR_SUFFIX) + ENGINE_SUFFIX) for p in folder.glob(f"*{SIDECAR_SUFFIX}")}
-    return [_entry(path, bundle, versions or {}) for path in sorted(engines)]
+    return [_entry(path, bundle, versions or {}) for path in sorted(engines) if _NAME.fullmatch(path.name)]
 
 
 def _entry(path: Path, bundle: Bundle | None, versions: dict[str, str]) -> Entry:

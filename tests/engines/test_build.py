@@ -310,7 +310,7 @@ def test_scan_and_remove(own_bundle, profile, options):
     good = ensure(own_bundle, "upscale", profile, options=options).info
     bad = ensure(own_bundle, "downscale", profile, options=options).info
     bad.path.write_bytes(b"")
-    lonely = options.folder / "half.engine"
+    lonely = good.path.with_name(good.path.name.replace(good.key[:12], "0" * 12))
     lonely.write_bytes(b"x")
     found = {e.path.name: e.problem for e in scan(options.folder, own_bundle, {"tensorrt-rtx": good.library})}
     assert found[good.path.name] is None

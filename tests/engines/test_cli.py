@@ -89,6 +89,26 @@ def test_build_list_inspect_clean(bundle, capsys, cache):
     assert "no engines; make some with rescale-engine build" in run(capsys, "list", bundle)[1]
 
 
+def test_clean_leaves_what_no_build_named(bundle, capsys, tmp_path):
+    run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
+    (engine,) = tmp_path.glob("*.engine")
+    engine.with_name(engine.name + ".json").unlink()
+    others = [
+        "yolov8n.engine",
+        "settings.engine.json",
+        "upscale.engine",
+        f"my.{engine.name}",
+        engine.name.replace("1x64x64", "b", 1),
+    ]
+    for name in others:
+        (tmp_path / name).write_bytes(b"somebody else's")
+    for argv in (["clean", bundle], ["clean", bundle, "--all"], ["clean", "--all"]):
+        assert run(capsys, *argv, "--out", tmp_path)[0] == 0
+    assert not engine.exists()
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == set(others)
+    assert "no engines" in run(capsys, "list", bundle, "--out", tmp_path)[1]
+
+
 def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
     run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
     (engine,) = tmp_path.glob("*.engine")
