@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rescale.console import binary_input, binary_output, fail, progress_bar
 from rescale.errors import InputError, LrFileError, OutputError
@@ -164,12 +164,16 @@ def raw_frames(net: Rescaler, source: Path, target: Path, raw: str, max_pixels: 
         raise OutputError(f"{target}: raw frames go to a file or to -, not to a folder")
     with ExitStack() as stack:
         try:
-            # Unbuffered: a thread that waits in a buffered stdin would abort the interpreter at its end.
+            # Unbuffered, as the target is: a thread that waits in a buffered stream holds up or aborts the interpreter's end.
             where, keep = (binary_input().fileno(), False) if source == STREAM else (source, True)
             reader = stack.enter_context(open(where, "rb", buffering=0, closefd=keep))
         except OSError as e:
             raise InputError(f"{source}: cannot read: {e.strerror}") from None
-        writer = binary_output() if target == STREAM else stack.enter_context(atomic_stream(target))
+        writer: BinaryIO
+        if target == STREAM:
+            writer = stack.enter_context(open(binary_output().fileno(), "wb", buffering=0, closefd=False))
+        else:
+            writer = stack.enter_context(atomic_stream(target, buffering=0))
         count = run(net, size, reader, writer)
         if not count:
             raise InputError(f"{source}: holds no frame; does what should fill it work?")

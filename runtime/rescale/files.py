@@ -50,17 +50,18 @@ def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> 
 
 
 @contextlib.contextmanager
-def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends without an error, and vanishes otherwise.
 
     A symbolic link stays, and what it points to is replaced. A pipe or device has no place to take: it is written to as it is.
+    `buffering` is that of `open`.
 
     Raises:
         OutputError: as `atomic_write`.
     """
     if _is_special(path):
         try:
-            with open(path, "wb") as special:
+            with open(path, "wb", buffering) as special:
                 yield special
         except OSError as e:
             raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
@@ -70,7 +71,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     # Not the target's name with something added either: that could be too long.
     name = place.with_name(f".rescale.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(name, "xb") as f:
+        with open(name, "xb", buffering) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())

@@ -6,7 +6,9 @@ stream must be stored losslessly, and the reader of it must know the size. -M ha
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import select
 import threading
 from collections.abc import Callable
 from typing import BinaryIO
@@ -23,6 +25,9 @@ Array = npt.NDArray[np.uint8]
 
 QUEUE_FRAMES = 4
 """Frames that may wait between two stages."""
+
+PARTING_SECONDS = 1.0
+"""How long an interrupted run waits for the frame that is being written."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -88,6 +93,9 @@ def _read_frame(source: BinaryIO, size: int, index: int) -> bytes:
     parts, missing = [], size
     while missing:
         part = source.read(missing)
+        if part is None:  # an unbuffered stream that does not block, with nothing to read yet
+            select.select([source], [], [])
+            continue
         if not part:
             break
         parts.append(part)
@@ -95,6 +103,18 @@ def _read_frame(source: BinaryIO, size: int, index: int) -> bytes:
     if missing not in (0, size):
         raise InputError(f"frame {index}: the stream ends after {size - missing} of {size} bytes; is the size right?")
     return b"".join(parts)
+
+
+def _write_frame(target: BinaryIO, frame: bytes) -> None:
+    """All of a frame, to a target that may take it in parts, as unbuffered ones do."""
+    rest = memoryview(frame)
+    while rest:
+        written = target.write(rest)
+        if written is None:  # as in `_read_frame`
+            select.select([], [target], [])
+            continue
+        rest = rest[written:]
+    target.flush()  # small frames would wait in a buffer for those that follow
 
 
 def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[bytes], bytes]) -> int:
@@ -130,8 +150,7 @@ def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[
                 return
             if not failed:
                 try:
-                    target.write(frame)
-                    target.flush()  # small frames would wait in the buffer of standard output for those that follow
+                    _write_frame(target, frame)
                 except BaseException as e:  # as above
                     failed.append(e)
 
@@ -140,6 +159,7 @@ def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[
     reader.start()
     writer.start()
     count = 0
+    patience: float | None = None
     try:
         while not failed:
             try:
@@ -152,11 +172,17 @@ def _pipe(source: BinaryIO, target: BinaryIO, frame_bytes: int, work: Callable[[
                 break
             outgoing.put(work(frame))
             count += 1
+    except KeyboardInterrupt:
+        # Whoever reads the target may have stopped reading, and would hold up the end for ever.
+        patience = PARTING_SECONDS
+        while not outgoing.empty():
+            with contextlib.suppress(queue.Empty):
+                outgoing.get_nowait()
+        raise
     finally:
         stop.set()
         outgoing.put(None)
-        writer.join()
+        writer.join(patience)
     if failed:
         raise failed[0]
-    target.flush()
     return count

@@ -122,6 +122,48 @@ def test_a_signal_leaves_nothing_half_written(here, tmp_path, sent, code):
 
 
 @posix
+@pytest.mark.parametrize("target", ["-", "pipe.raw"])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_whose_frames_nobody_takes(here, target, sent, code):
+    batch.Path("f.raw").write_bytes(bytes(60 * 320 * 240 * 3))  # an LR frame is more than a pipe holds
+    os.mkfifo("pipe.raw")
+    process = spawn(["down", "f.raw", target, "--raw", "320x240", *here], stdout=subprocess.PIPE)
+    with process.stdout if target == "-" else open(target, "rb") as frames:
+        assert len(frames.read(1)) == 1
+        time.sleep(1.5)  # the queues fill
+        process.send_signal(sent)
+        try:
+            assert process.wait(20) == code
+        finally:
+            process.kill()
+    assert process.stderr.read().decode().strip() == "error: interrupted"
+
+
+@posix
+def test_streams_that_do_not_block_lose_no_frame(here):
+    """They have nothing to read, or no room, now and then, which is not their end."""
+    (source, feed), (out, target) = os.pipe(), os.pipe()
+    for end in (source, target):
+        os.set_blocking(end, False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rescale", "down", "-", "-", "--raw", "320x240", *here],
+        stdin=source, stdout=target, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(source)
+    os.close(target)
+    size = 160 * 120 * 4
+    with open(feed, "wb", buffering=0) as frames, open(out, "rb") as results:
+        for _ in range(2):
+            frames.write(bytes(320 * 240 * 3 // 2))
+            time.sleep(0.5)
+            frames.write(bytes(320 * 240 * 3 // 2))
+            assert len(results.read(size)) == size
+        frames.close()
+        assert results.read() == b""
+    assert (process.wait(60), process.stderr.read()) == (0, b"2 frames\n")
+
+
+@posix
 @pytest.mark.parametrize(
     ("shell", "code", "message"),
     [
