@@ -12,8 +12,10 @@ from rescale_train import checkpoint
 from rescale_train.cli import main
 from rescale_train.config import NetConfig, Recipe, TrainConfig
 from rescale_train.grow import grow
+from rescale_train.loop import Trainer
 from rescale_train.losses import Objective
 from rescale_train.models import RescalingNet
+from rescale_train.start import read_start
 
 NetOf = Callable[..., RescalingNet]
 SMALL = {
@@ -135,11 +137,47 @@ def test_a_dual_latent_variable_can_be_left_out(net_of: NetOf, name: str) -> Non
         torch.testing.assert_close(large.upscale(b.lr), small.upscale(a.lr), rtol=0, atol=1e-9)
 
 
-def test_from_the_command_line(net_of: NetOf, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small, weights = SMALL["irn"], tmp_path / "small.safetensors"
-    checkpoint.write(
-        weights, net_of(small, 0.1, True).state_dict(), Recipe(small, TrainConfig(steps=1)), {"step": 1, "seconds": 0.0}
-    )
+@pytest.fixture
+def small_weights(net_of: NetOf, tmp_path: Path) -> Path:
+    """Trained-looking weights of the small plain network."""
+    path = tmp_path / "small.safetensors"
+    recipe = Recipe(SMALL["irn"], TrainConfig(steps=1))
+    checkpoint.write(path, net_of(SMALL["irn"], 0.1, True).state_dict(), recipe, {"step": 1, "seconds": 0.0})
+    return path
+
+
+def test_fresh_filters_follow_the_recipes_seed_alone(small_weights: Path) -> None:
+    config = replace(SMALL["irn"], model="dlv_irn_m", dlv_channels=2, blocks=(3,), growth=7)
+    found = []
+    for seed, at_start in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(at_start)
+        found.append(read_start(small_weights, Recipe(config, TrainConfig(steps=1, seed=seed))).weights)
+        assert torch.initial_seed() == at_start, "the caller's generator is left alone"
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    assert any(not torch.equal(value, found[2][key]) for key, value in found[0].items())
+
+
+@pytest.mark.parametrize("train", [{"ae_pretrain_steps": 3, "ae_frozen": True}, {"ae_pretrain_steps": 0}])
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_a_fresh_autoencoder_begins_as_the_recipe_says(
+    small_weights: Path, recipe_of: Callable[..., Recipe], train: dict[str, int], zero_init: bool
+) -> None:
+    recipe = recipe_of("irn_m", net={"shared_trunk": True, "ae_zero_init": zero_init}, **train)
+    trainer = Trainer(recipe, torch.device("cpu"), start=read_start(small_weights, recipe))
+    assert bool(trainer.net.autoencoder.decoder[-1].weight.any()) == (train["ae_pretrain_steps"] > 0 or not zero_init)
+    small = checkpoint.load_net(checkpoint.read(small_weights), "small").state_dict()
+    assert all(torch.equal(trainer.net.state_dict()[key], value) for key, value in small.items())
+
+
+def test_a_trained_autoencoder_is_not_pre_trained_again(net_of: NetOf, recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe, path = recipe_of("irn_m", ae_pretrain_steps=3), tmp_path / "m.safetensors"
+    net = net_of(recipe.net, 0.05, True)
+    checkpoint.write(path, net.state_dict(), recipe, {"step": 1, "seconds": 0.0})
+    again = Trainer(recipe, torch.device("cpu"), start=read_start(path, recipe)).net.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in net.state_dict().items())
+
+
+def test_from_the_command_line(small_weights: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "large.toml"
     recipe.write_text("""
         [net]
@@ -164,7 +202,7 @@ def test_from_the_command_line(net_of: NetOf, pictures: Path, tmp_path: Path, ca
         "--out",
         str(tmp_path / "out"),
         "--init-from",
-        str(weights),
+        str(small_weights),
         "--holdout",
         "1",
     ]

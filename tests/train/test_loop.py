@@ -36,6 +36,7 @@ from rescale_train.loop import (
 )
 from rescale_train.models import RescalingNet, build
 from rescale_train.plot import loss_plot
+from rescale_train.start import Start
 
 CPU = torch.device("cpu")
 RecipeOf = Callable[..., Recipe]
@@ -314,7 +315,7 @@ def test_a_16_bit_step_keeps_float32_weights(recipe_of: RecipeOf, sampler_of: Sa
 
 def test_initial_weights_are_taken(recipe_of: RecipeOf, net_of: Callable[..., RescalingNet]) -> None:
     net = net_of(recipe_of().net, 0.05, True)
-    trainer = Trainer(recipe_of(), CPU, init=net.state_dict())
+    trainer = Trainer(recipe_of(), CPU, start=Start(net.state_dict(), "", None))
     assert same(weights(trainer), [p.detach() for p in net.parameters()])
     assert same(weights(trainer), trainer.average)
 

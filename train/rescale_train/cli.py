@@ -138,14 +138,13 @@ def start_run(
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     trainer: Trainer | None = None
     try:
-        init = None
+        start = None
         if init_from is not None:
-            start = read_start(init_from, recipe.net)
+            start = read_start(init_from, recipe)
             held_out = start.held_out_of(held_out)
-            init = start.weights
             if start.grown and rank == 0:
                 print(start.grown)
-        trainer = Trainer(recipe, device, rank, world, init)
+        trainer = Trainer(recipe, device, rank, world, start)
         trainer.held_out = held_out
         if resume:
             trainer.resume(source)

@@ -2,15 +2,14 @@
 variable, an autoencoder, x4 for x2.
 
 The grown network computes what the small one computes. New filters are fresh but feed nothing yet, new blocks are the
-identity, the autoencoder decodes to z-hat = 0; all of them receive gradients from the first step on. A plain x2 network
-becomes an x4 one that applies it twice, without 8 bits in between. The one step down is a dual latent variable left out:
-what it carried between blocks is lost, and the result only a near start.
+identity, the autoencoder decodes to z-hat = 0 unless ``ae_zero_init`` is false; all of them receive gradients from the first
+step on. A plain x2 network becomes an x4 one that applies it twice, without 8 bits in between. The one step down is a dual
+latent variable left out: what it carried between blocks is lost, and the result only a near start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
 
 import torch
 
@@ -55,7 +54,10 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
     Args:
         source: trained network.
         config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true), from x2
-            to x4 (plain ``irn`` only), or by an autoencoder, which must start at zero; or without its dual latent variable.
+            to x4 (plain ``irn`` only), or by an autoencoder, which is fresh; or without its dual latent variable.
+
+    Returns:
+        The grown network; what is fresh in it comes from torch's global generator.
 
     Raises:
         ConfigError: it is not larger, or in another way different; the message says which.
@@ -63,9 +65,7 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
     small = source.config
     if reason := obstacle(small, config):
         raise ConfigError(f"the network to start from does not grow into the recipe's: {reason}")
-    fresh_autoencoder = config.variant.latent and source.autoencoder is None
-    net = build(replace(config, ae_zero_init=True) if fresh_autoencoder else config)
-    net.config = config
+    net = build(config)
     twice = small.scale < config.scale
     low, old_width, width = small.low_channels, 12 + small.dlv_channels, 12 + config.dlv_channels
     # Where each channel of the source is in the grown network, by its number.

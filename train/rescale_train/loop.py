@@ -32,6 +32,7 @@ from rescale_train.data import CropSampler, Picture
 from rescale_train.losses import Objective
 from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
+from rescale_train.start import Start
 
 MAX_SKIPPED = 50
 """Consecutive non-finite steps after which a run gives up."""
@@ -168,12 +169,10 @@ class Trainer:
         device: where to train.
         rank: this process's number.
         world: number of processes; the recipe's batch is shared among them.
-        init: weights to start from instead of fresh ones.
+        start: weights to start from instead of fresh ones.
     """
 
-    def __init__(
-        self, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1, init: dict[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1, start: Start | None = None) -> None:
         for count in (recipe.train.batch, recipe.train.final_batch):
             if count % world:
                 raise RescaleError(f"a batch of {count} crops cannot be shared by {world} processes")
@@ -188,10 +187,10 @@ class Trainer:
         for block in self.net.modules():
             if isinstance(block, DenseBlock):
                 block.sums = recipe.train.dense == "sum"
-        self.continued = init is not None
-        if init is not None:
-            self.net.load_state_dict(init)
-        elif recipe.train.ae_pretrain_steps:
+        self.continued = start is not None
+        if start is not None:
+            self.net.load_state_dict(start.weights)
+        if recipe.train.ae_pretrain_steps and (start is None or start.fresh_autoencoder):
             pretrain_autoencoder(self.net, recipe, device)
         if recipe.train.ae_frozen and self.net.autoencoder is not None:
             self.net.autoencoder.requires_grad_(False)

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rescale.errors import CheckpointError, ConfigError
 from rescale_train import checkpoint
-from rescale_train.config import NetConfig
+from rescale_train.config import Recipe
 from rescale_train.grow import grow
 
 
@@ -23,34 +24,39 @@ class Start:
         digest: `checkpoint.weights_digest` of the weights as they were given.
         held_out: `data.file_digest` of each picture kept from their training; None: they do not say.
         grown: what they were grown from, to be told; empty if they are of the same network.
+        fresh_autoencoder: the network has an autoencoder that was not trained yet.
     """
 
     weights: dict[str, Tensor]
     digest: str
     held_out: list[str] | None
-    grown: str
+    grown: str = ""
+    fresh_autoencoder: bool = False
 
     def held_out_of(self, digests: Iterable[str]) -> list[str]:
         """Those of some pictures that the weights were not trained on either, as far as they say."""
         return [d for d in digests if self.held_out is None or d in self.held_out]
 
 
-def read_start(path: Path, config: NetConfig) -> Start:
+def read_start(path: Path, recipe: Recipe) -> Start:
     """Read weights to start from.
 
     Args:
         path: checkpoint or weights file.
-        config: of the network to train.
+        recipe: of the run; its seed decides what is fresh in a grown network.
 
     Raises:
-        CheckpointError: the file is not readable, or its network does not grow into that of `config`.
+        CheckpointError: the file is not readable, or its network does not grow into that of `recipe`.
     """
     given = checkpoint.read(path)
     net = checkpoint.load_net(given, str(path))
-    digest, grown = checkpoint.weights_digest(net), ""
+    digest, grown, config = checkpoint.weights_digest(net), "", recipe.net
+    fresh_autoencoder = config.variant.latent and net.autoencoder is None
     if given.recipe.net != config:
         try:
-            net = grow(net, config)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(recipe.train.seed)
+                net = grow(net, config)
         except ConfigError as e:
             raise CheckpointError(f"{path}: {e}") from None
         small = given.recipe.net
@@ -58,4 +64,4 @@ def read_start(path: Path, config: NetConfig) -> Start:
         near = ", left without its dual latent variable" if small.dlv_channels > config.dlv_channels else ""
         growth = " and ".join(map(str, dict.fromkeys(small.growths)))
         grown = f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {growth}{near}"
-    return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown)
+    return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown, fresh_autoencoder)

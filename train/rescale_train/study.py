@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rescale.errors import ConfigError, InputError, RescaleError
 from rescale.files import atomic_write
@@ -35,6 +34,7 @@ from rescale_train.data import CropSampler, Picture, Sampling
 from rescale_train.loop import DivergedError, Options, Trainer, validate
 from rescale_train.models import build
 from rescale_train.recipe import load_recipe
+from rescale_train.start import Start
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run_arm(
     sets: dict[str, list[Picture]],
     device: torch.device,
     options: Options,
-    init: dict[str, Tensor] | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Train one arm, or take it up where it stopped, and measure it.
 
@@ -140,7 +140,7 @@ def run_arm(
         sets: pictures to measure on, by name of the set.
         device: where to train.
         options: its folder is set here.
-        init: weights to start from instead of fresh ones.
+        start: weights to start from instead of fresh ones.
 
     Returns:
         Name, group, steps, parameters, MACs, milliseconds a step and mean dB by set; ``failed`` for a run that diverged.
@@ -159,7 +159,7 @@ def run_arm(
         "parameters": sum(p.numel() for p in build(arm.recipe.net).parameters()),
         "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
     }
-    trainer = Trainer(arm.recipe, device, init=init)
+    trainer = Trainer(arm.recipe, device, start=start)
     trainer.held_out = held_out
     if target.exists():
         trainer.resume(target)

@@ -69,7 +69,7 @@ def study(
         torch.set_num_threads(threads or usable_threads())
     found = by_content(find_pictures(data))
     paths = list(found.values())
-    starts = {a.name: read_start(init_from, a.recipe.net) for a in plan.arms} if init_from is not None else {}
+    starts = {a.name: read_start(init_from, a.recipe) for a in plan.arms} if init_from is not None else {}
     start = starts[names[0]] if starts else None
     held_paths = spread(paths, holdout)
     if start is not None and start.held_out is not None:
@@ -109,8 +109,8 @@ def study(
                     continue
                 typer.echo(f"{chosen.name} ...", err=True)
                 options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
-                init = starts[chosen.name].weights if starts else None
-                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, init)
+                begin = starts.get(chosen.name)
+                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, begin)
                 write_results(plan, in_order(), out, began)
     finally:
         torch.set_flush_denormal(False)
