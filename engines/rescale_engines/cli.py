@@ -85,10 +85,10 @@ def build(
     print(f"{opened.title}: {outcome.choice}")
     for built in outcome.engines:
         print(_line(built))
-    if outcome.parity is None:
-        print(f"the engines were not run: {outcome.unmeasured}")
-    else:
-        print(f"the engines lose {outcome.parity.lost:.3f} dB against PyTorch")
+    for words, found in outcome.parity.items():
+        print(f"the engines of profile {words} lose {found.lost:.3f} dB against PyTorch")
+    for words, why in outcome.unmeasured.items():
+        print(f"the engines of profile {words} were not run: {why}")
 
 
 def _refused(reasons: dict[str, str]) -> str:

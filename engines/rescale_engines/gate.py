@@ -24,7 +24,8 @@ from rescale_engines.cache import Entry, remove
 from rescale_engines.network import Progress
 from rescale_engines.profiles import Profile
 
-Open = Callable[[Bundle, str, str, Path | None], Runner]
+Open = Callable[[Bundle, str, str, Sequence[Path]], Runner]
+"""Bundle, backend, precision, and the engines that run: no others of their folder."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,15 @@ class Outcome:
     Attributes:
         choice: how that precision was chosen on the graphs.
         engines: one per graph and profile.
-        parity: agreement of the engines themselves with PyTorch; None where they were not run.
-        unmeasured: why they were not.
+        parity: agreement of the engines themselves with PyTorch, by profile in words.
+        unmeasured: why engines were not run, by profile in words; each profile is here or in `parity`.
         refused: precisions whose engines were built, measured and deleted again, and why.
     """
 
     choice: Choice
     engines: tuple[Built, ...]
-    parity: Parity | None
-    unmeasured: str
+    parity: dict[str, Parity]
+    unmeasured: dict[str, str]
     refused: dict[str, str]
 
     @property
@@ -56,7 +57,7 @@ class Outcome:
             "precision": self.precision,
             "gate": self.choice.to_dict(),
             "engines": [b.to_dict() for b in self.engines],
-            "engine_parity": None if self.parity is None else self.parity.to_dict(),
+            "engine_parity": {profile: found.to_dict() for profile, found in self.parity.items()},
             "engine_parity_missing": self.unmeasured,
             "engines_refused": self.refused,
         }
@@ -108,12 +109,13 @@ def build_checked(
                 if done is not None:
                     done(engines[-1])
         try:
-            parity, reason = measure_engines(bundle, backend, choice.precision, [b.info for b in engines], options.folder)
-            failure = None if parity is None else parity.failure()
+            parity, unmeasured = measure_engines(bundle, backend, choice.precision, [b.info for b in engines])
+            failures = ((profile, found.failure()) for profile, found in parity.items())
+            failure = next((f"{why} (profile {profile})" for profile, why in failures if why is not None), None)
         except ParityError as e:  # results of another shape or dtype
             failure = str(e)
         if failure is None:
-            return Outcome(choice, tuple(engines), parity, reason, refused)
+            return Outcome(choice, tuple(engines), parity, unmeasured, refused)
         # An engine that computes something else is of no use to anybody.
         for built in engines:
             remove(Entry(built.info.path, built.info, failure))
@@ -126,36 +128,50 @@ def build_checked(
 
 
 def measure_engines(
-    bundle: Bundle, backend: str, precision: str, engines: Sequence[EngineInfo], folder: Path | None, runner: Open | None = None
-) -> tuple[Parity | None, str]:
-    """Agreement of engines with PyTorch on the golden pictures that they take, or None and the reason why they were not run."""
+    bundle: Bundle, backend: str, precision: str, engines: Sequence[EngineInfo], runner: Open | None = None
+) -> tuple[dict[str, Parity], dict[str, str]]:
+    """Run each profile's engines, and no others of their folder, on the golden pictures that they take.
+
+    Returns:
+        Agreement with PyTorch by profile in words, and for each other profile why its engines were not run.
+
+    Raises:
+        ParityError: an output that is missing, or whose shape or dtype is not PyTorch's.
+        BackendError: engines that were built for this very GPU do not run.
+    """
+    profiles: dict[str, list[EngineInfo]] = {}
+    for info in engines:
+        words = "-".join("x".join(map(str, info.profile[k])) for k in ("min", "opt", "max"))
+        profiles.setdefault(words, []).append(info)
     try:
         count, reason = probe()
     except MissingExtraError as e:
-        return None, str(e)
+        return {}, dict.fromkeys(profiles, str(e))
     if not count:
-        return None, f"no CUDA device here ({reason})"
-    missing = [g for g in graph_names(bundle.variant) if all(e.graph != g for e in engines)]
-    if missing:
-        return None, f"graph {missing[0]} was not built, and the golden pictures go through all of them"
-    cases = []
-    for case in golden_vectors(bundle):
-        size = case["hr"].shape[:3]
-        if all(any(e.graph == g and e.fits(*size) for e in engines) for g in graph_names(bundle.variant)):
-            cases.append(case)
-    if not cases:
-        return None, "no golden picture is of a size that the profiles take"
-    try:
-        with contextlib.closing((runner or _open)(bundle, backend, precision, folder)) as opened:
-            return measure(bundle, opened.run, cases), ""
-    except BackendError as e:
-        # TensorRT for RTX builds for other GPUs than the one that is here; an engine for this very GPU has to run.
-        if backend == "tensorrt-rtx":
-            return None, str(e)
-        raise
+        return {}, dict.fromkeys(profiles, f"no CUDA device here ({reason})")
+    parity: dict[str, Parity] = {}
+    unmeasured: dict[str, str] = {}
+    for words, mine in profiles.items():
+        missing = [g for g in graph_names(bundle.variant) if all(e.graph != g for e in mine)]
+        if missing:
+            unmeasured[words] = f"graph {missing[0]} was not built, and the golden pictures go through all of them"
+            continue
+        cases = [c for c in golden_vectors(bundle) if all(e.fits(*c["hr"].shape[:3]) for e in mine)]
+        if not cases:
+            unmeasured[words] = "no golden picture is of a size that it takes"
+            continue
+        try:
+            with contextlib.closing((runner or _open)(bundle, backend, precision, [e.path for e in mine])) as opened:
+                parity[words] = measure(bundle, opened.run, cases)
+        except BackendError as e:
+            # TensorRT for RTX builds for other GPUs than the one that is here; an engine for this very GPU has to run.
+            if backend != "tensorrt-rtx":
+                raise
+            unmeasured[words] = str(e)
+    return parity, unmeasured
 
 
-def _open(bundle: Bundle, backend: str, precision: str, folder: Path | None) -> Runner:
+def _open(bundle: Bundle, backend: str, precision: str, engines: Sequence[Path]) -> Runner:
     from rescale.backends.tensorrt import TensorRTRunner
 
-    return TensorRTRunner(bundle, backend, precision, engines=folder)
+    return TensorRTRunner(bundle, backend, precision, engines=engines[0].parent, only=engines)

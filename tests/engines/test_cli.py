@@ -39,15 +39,15 @@ def test_build_list_inspect_clean(bundle, capsys, cache):
     made = json.loads(out)
     assert (made["wanted"], made["precision"], made["backend"]) == ("mixed", "mixed", "tensorrt-rtx")
     assert [e["engine"]["graph"] for e in made["engines"]] == ["downscale", "upscale"]
-    assert made["engine_parity"] is None
-    assert "no CUDA device" in made["engine_parity_missing"]
+    assert made["engine_parity"] == {}
+    assert "no CUDA device" in made["engine_parity_missing"]["1x2x2-1x64x64-1x128x128"]
     path = made["engines"][1]["path"]
 
     code, out, _ = run(capsys, "build", bundle, "--profile", "2x2:64x64:128x128")
     assert code == 0
     assert out.count(", kept\n") == 2
     assert "dB lost against PyTorch" in out
-    assert "the engines were not run: no CUDA device here" in out
+    assert "the engines of profile 1x2x2-1x64x64-1x128x128 were not run: no CUDA device here" in out
 
     code, out, _ = run(capsys, "list", bundle)
     assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["ready", "ready"]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import rescale.backends.tensorrt
 import rescale.flavour
 from rescale.backends import create
 from rescale.bundle import MANIFEST, Bundle
+from rescale.cuda.fake import FakeCuda
+from rescale.engine_file import read_info
 from rescale.errors import BackendError, ParityError
 from rescale_engines import gate
 from rescale_engines.build import Options
 from rescale_engines.gate import build_checked, measure_engines
 from rescale_engines.profiles import parse_profile
+
+_spec = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).parents[1] / "runtime/fake_tensorrt.py")
+fake_tensorrt = importlib.util.module_from_spec(_spec)
+sys.modules.setdefault("fake_tensorrt", fake_tensorrt)
+_spec.loader.exec_module(fake_tensorrt)
 
 pytestmark = pytest.mark.usefixtures("rtx")
 
@@ -60,7 +70,7 @@ def test_all_graphs_and_profiles_pass(own_bundle, profile, options):
         assert built.info.parity["psnr_lost"] <= 0.02
         assert "every float16 result rounded" in built.info.parity["runner"]
     assert json.loads(json.dumps(found.to_dict()))["precision"] == "mixed"
-    assert (found.parity is None) == bool(found.unmeasured)
+    assert found.parity.keys() | found.unmeasured.keys() == {"1x2x2-1x64x64-1x128x128", "1x64x64-1x64x64-1x64x64"}
 
 
 def test_falling_back(own_bundle, other, profile, options):
@@ -111,7 +121,7 @@ def device(monkeypatch):
     monkeypatch.setattr(gate, "probe", lambda: (1, ""))
     wrong: set[str] = set()
 
-    def opened(bundle, backend, precision, folder):
+    def opened(bundle, backend, precision, engines):
         runner = create(bundle, "onnxruntime", precision=precision)
         return Wrong(runner, precision == "fp16") if precision in wrong else runner
 
@@ -121,11 +131,13 @@ def device(monkeypatch):
 
 def test_engines_are_measured_where_they_run(own_bundle, profile, options, device):
     found = build_checked(own_bundle, [profile], options=options)
-    assert found.unmeasured == ""
-    assert found.parity.failure() is None
+    assert found.unmeasured == {}
+    (parity,) = found.parity.values()
+    assert parity.failure() is None
     # The profile ends at 128x128: the photograph is larger.
-    assert 0 < len(found.parity.cases) < 4
-    assert len(build_checked(own_bundle, [parse_profile("hd", 2)], options=options).parity.cases) == 4
+    assert 0 < len(parity.cases) < 4
+    (parity,) = build_checked(own_bundle, [parse_profile("hd", 2)], options=options).parity.values()
+    assert len(parity.cases) == 4
 
 
 def test_engines_that_compute_something_else_are_deleted(own_bundle, profile, options, device):
@@ -143,24 +155,61 @@ def test_engines_that_compute_something_else_are_deleted(own_bundle, profile, op
         build_checked(own_bundle, [profile], options=options, exact=True)
 
 
-def test_why_engines_were_not_measured(own_bundle, profile, options, device, monkeypatch):
-    assert "graph upscale was not built" in build_checked(own_bundle, [profile], ["downscale"], options=options).unmeasured
-    tiny = parse_profile("64x64", 2)
-    assert "no golden picture" in build_checked(own_bundle, [tiny], options=options).unmeasured
-    infos = [b.info for b in build_checked(own_bundle, [profile], options=options).engines]
+def test_each_profile_is_measured_by_its_own_engines(own_bundle, other, tmp_path, monkeypatch):
+    api = FakeCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.Library(api).module)
+    monkeypatch.setattr(rescale.flavour, "_loggers", {})
+    monkeypatch.setattr(rescale.flavour, "probe", lambda: (1, ""))
+    monkeypatch.setattr(rescale.flavour, "device", lambda: rescale.flavour.Device("Fake GPU", "9.9"))
+    monkeypatch.setattr(gate, "probe", lambda: (1, ""))
+    monkeypatch.setattr(rescale.backends.tensorrt, "open_api", lambda *_: api)
 
-    def broken(bundle, backend, precision, folder):
+    def engines(profile, of=own_bundle):
+        written = []
+        for name in ("downscale", "upscale"):
+            true = {"weights": own_bundle.weights, "onnx_sha256": own_bundle.graph(name, "fp32").sha256}
+            written.append(read_info(fake_tensorrt.write_engine(tmp_path / "engines", of, name, profile, **true)))
+        return written
+
+    # All take pictures from the smallest on: by size alone the small engines would run, whoever's these are.
+    small, large, fixed = (
+        engines("1x2x2:1x64x64:1x96x96", other),
+        engines("1x2x2:1x64x64:1x512x512"),
+        engines("1x64x64:1x64x64:1x64x64"),
+    )
+    parity, unmeasured = measure_engines(own_bundle, "tensorrt", "fp32", [*large, *fixed])
+    assert {words: found.failure() for words, found in parity.items()} == {"1x2x2-1x64x64-1x512x512": None}
+    assert unmeasured == {"1x64x64-1x64x64-1x64x64": "no golden picture is of a size that it takes"}
+    parity, _ = measure_engines(own_bundle, "tensorrt", "fp32", [*large, *small])
+    assert {words for words, found in parity.items() if found.failure()} == {"1x2x2-1x64x64-1x96x96"}
+    assert api.violations == []
+
+
+def test_why_engines_were_not_measured(own_bundle, profile, options, device, monkeypatch):
+    def why(found):
+        (reason,) = found.unmeasured.values()
+        return reason
+
+    assert "graph upscale was not built" in why(build_checked(own_bundle, [profile], ["downscale"], options=options))
+    tiny = parse_profile("64x64", 2)
+    both = build_checked(own_bundle, [profile, tiny], options=options)
+    assert list(both.parity) == ["1x2x2-1x64x64-1x128x128"]
+    assert "no golden picture" in why(both)
+    infos = [b.info for b in build_checked(own_bundle, [profile], options=options).engines]
+    words = str(profile)
+
+    def broken(bundle, backend, precision, engines):
         raise BackendError("compute capability 9.0 is not supported")
 
     # An engine for another GPU than this one is no failure; one built on this very GPU has to run.
-    assert measure_engines(own_bundle, "tensorrt-rtx", "mixed", infos, Path(), broken)[1].startswith("compute capability 9.0")
+    assert measure_engines(own_bundle, "tensorrt-rtx", "mixed", infos, broken)[1][words].startswith("compute capability 9.0")
     with pytest.raises(BackendError, match=r"9\.0"):
-        measure_engines(own_bundle, "tensorrt", "mixed", infos, Path(), broken)
+        measure_engines(own_bundle, "tensorrt", "mixed", infos, broken)
     monkeypatch.setattr(gate, "probe", lambda: (0, "no driver"))
-    assert measure_engines(own_bundle, "tensorrt", "mixed", infos, None) == (None, "no CUDA device here (no driver)")
+    assert measure_engines(own_bundle, "tensorrt", "mixed", infos) == ({}, {words: "no CUDA device here (no driver)"})
     monkeypatch.undo()
     monkeypatch.setattr(rescale.flavour.importlib, "import_module", _missing)
-    assert "pip install" in measure_engines(own_bundle, "tensorrt", "mixed", infos, None)[1]
+    assert "pip install" in measure_engines(own_bundle, "tensorrt", "mixed", infos)[1][words]
 
 
 def _missing(name):

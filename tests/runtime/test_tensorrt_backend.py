@@ -172,6 +172,17 @@ def test_the_smallest_engine_that_fits_runs(bundle, tmp_path):
         assert runner._engine("downscale", {"hr": (1, 10, 70, 3)}).info.profile["max"][1] == 256
 
 
+def test_only_named_engines_run(bundle, tmp_path):
+    path = bundle("irn", 2)
+    small, large = (write_engine(tmp_path, Bundle(path), "downscale", f"1x2x2:1x32x32:1x{n}x{n}") for n in (64, 128))
+    with opened(path, tmp_path, profiles=(), only=[large]) as (runner, _, _):
+        assert runner._engine("downscale", {"hr": (1, 32, 32, 3)}).info.path == large
+    with opened(path, tmp_path, profiles=(), only=[str(small)]) as (runner, _, _), pytest.raises(EngineError, match="no fp32"):
+        runner._engine("downscale", {"hr": (1, 128, 128, 3)})
+    with pytest.raises(EngineError, match="no fp32 engine"), opened(path, tmp_path, profiles=(), only=["other.engine"]):
+        pass
+
+
 def test_sizes_of_the_latent_grid_are_covered_as_they_were_built(bundle, tmp_path, reference):
     with opened(bundle("irn_m", 2), tmp_path, profiles=("1x2x2:1x32x32:1x90x90",)) as (runner, _, _):
         z = np.random.default_rng(0).normal(size=(1, 9, 48, 48)).astype(np.float32)  # an LR side of 45, padded

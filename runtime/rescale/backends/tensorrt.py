@@ -45,6 +45,7 @@ class TensorRTRunner:
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         precision: of the engines.
         engines: folder with the engines; None for the bundle's folder in the cache.
+        only: files of that folder that may run, by name; None for all.
         cuda: ``cuda-python``, ``pycuda`` or ``torch``, or an opened `CudaApi`, which stays the caller's to close.
         device: ordinal of the GPU.
         slots: runs under way at once: 2 copy while the device computes.
@@ -56,7 +57,7 @@ class TensorRTRunner:
         BundleError: the bundle does not hold that precision.
         MissingExtraError: a package is not installed.
         BackendError: no device, or the library cannot be loaded.
-        EngineError: no engine of this bundle, backend and precision is there.
+        EngineError: no engine of this bundle, backend and precision is there, or none that may run.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TensorRTRunner:
         precision: str = "mixed",
         *,
         engines: str | os.PathLike[str] | None = None,
+        only: Iterable[str | os.PathLike[str]] | None = None,
         cuda: str | CudaApi = "cuda-python",
         device: int = 0,
         slots: int = 2,
@@ -80,10 +82,11 @@ class TensorRTRunner:
         bundle.graph("downscale", precision)
         self._bundle, self._backend, self._precision = bundle, backend, precision
         self._folder = engines_folder(bundle, engines)
+        self._only = None if only is None else frozenset(Path(p).name for p in only)
         self._options: dict[str, Any] = {"strategy": strategy, "cuda_graphs": cuda_graphs, "runtime_cache": runtime_cache}
         self._flavour = libraries.load(backend)
         names = graph_names(bundle.variant)
-        if not any(find_engines(self._folder, bundle, backend, precision, g) for g in names):
+        if not any(self._found(g) for g in names):
             raise EngineError(f"{self._folder}: no {precision} engine of {bundle.path} for {backend}; {self._build('hd')}")
         self._notes = Notes()
         self._api = open_api(cuda, device) if isinstance(cuda, str) else cuda
@@ -278,13 +281,18 @@ class TensorRTRunner:
                 return engine
         return None
 
+    def _found(self, graph: str) -> list[EngineInfo]:
+        """Engines of a graph that may run, the smallest first."""
+        found = find_engines(self._folder, self._bundle, self._backend, self._precision, graph)
+        return [info for info in found if self._only is None or info.path.name in self._only]
+
     def _candidates(
         self, graph: str, shapes: Mapping[str, Shape], passed: list[str] | None = None, any_batch: bool = False
     ) -> Iterator[LoadedEngine]:
         """Loaded engines that may cover some shapes, the smallest first."""
         batch, height, width = self._pixels(graph, shapes)
         grid = LATENT_STRIDE * self._bundle.scale if graph in ("encoder", "decoder") else 1
-        for info in find_engines(self._folder, self._bundle, self._backend, self._precision, graph):
+        for info in self._found(graph):
             low, high = info.profile["min"], info.profile["max"]
             # The -M graphs' sizes are rounded up to the latent's grid; the engine itself knows exactly.
             fits = all(
