@@ -123,22 +123,21 @@ class GpuCase:
         with self._api.current():
             stream = self._api.create_stream()
         arrays: list[DeviceArray] = []
+        results: list[dict[str, Any]] = [{} for _ in items]
         try:
             feeds = [(graph, {n: to_device(self._api, a, stream) for n, a in inputs.items()}) for graph, inputs in items]
             arrays += [a for _, inputs in feeds for a in inputs.values()]
-            # Twice: the first run takes memory, and captures or compiles what it will.
-            for _ in range(2):
-                outputs = []
+            # A graph is captured once the same addresses come a second time, and replayed from the third run on.
+            for _ in range(3):
                 self._wait()
                 start = time.perf_counter()
-                for graph, inputs in feeds:
-                    outputs.append(self._runner.run_device(graph, inputs, stream))
+                for i, (graph, inputs) in enumerate(feeds):
+                    results[i] = self._runner.run_device(graph, inputs, stream, results[i])
                 self._wait()
                 seconds = time.perf_counter() - start
-                arrays += [a for found in outputs for a in found.values()]
             return seconds
         finally:
-            for array in arrays:
+            for array in (*arrays, *(a for found in results for a in found.values())):
                 array.free()
             with self._api.current():
                 self._api.synchronize()

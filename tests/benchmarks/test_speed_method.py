@@ -161,6 +161,16 @@ def test_a_gpu_is_timed_alone_with_copies_and_in_a_row(
         assert "Fake GPU" in case.name
         picture = sample_picture(50, 70)
         lr, latent = case.network.down(picture)
+        compute = case._device
+
+        def watched(items: Any) -> float:
+            start = len(api.calls)
+            seconds = compute(items)
+            timed = [n for n in _names(api)[start:] if n in ("execute", "launch")][-len(items) :]
+            assert timed == ["launch" if mode == "CUDA graphs" else "execute"] * len(items)
+            return seconds
+
+        monkeypatch.setattr(case, "_device", watched)
         for step in (lambda: None, lambda: case.network.up(lr[:, :, :3], lr[:, :, 3] if lr.shape[2] == 4 else None, latent)):
             step()
             before = _names(api)
