@@ -28,6 +28,7 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 
+from rescale.choices import Layout
 from rescale.variants import SCALES
 
 MAGIC = b"RSCL"
@@ -36,7 +37,7 @@ _HEADER = struct.Struct("<4sBBBBIIIIB7x32s32s32s32sI")
 _DIGEST = 32
 MAX_SECTIONS = 16
 
-LAYOUTS = ("none", "alpha", "chunk", "strip")
+LAYOUTS = ("none", Layout.ALPHA.value, Layout.CHUNK.value, Layout.STRIP.value)
 """Places of -A's fourth plane, by their code."""
 
 SOURCE_MODES = ("rgb", "gray")

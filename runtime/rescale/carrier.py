@@ -23,12 +23,13 @@ import numpy.typing as npt
 
 from rescale import colour, jxl, png, riff
 from rescale.block import DamagedBlockError
+from rescale.choices import Carrier, Container
 from rescale.errors import InputError
 
 Array = npt.NDArray[np.uint8]
 
-CONTAINERS = ("png", "webp", "jxl")
-CARRIERS = ("chunk", "text", "sidecar")
+CONTAINERS = tuple(c.value for c in Container)
+CARRIERS = tuple(c.value for c in Carrier)
 PNG_CHUNK, WEBP_CHUNK, JXL_BOX = b"reSc", b"RSCL", b"rscl"
 """PNG: ancillary, private, safe to copy. It survives lossless recompression; our digests catch stale copies."""
 

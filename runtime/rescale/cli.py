@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale import __version__
-from rescale.cli_files import STREAM, check_container, check_paths, one_or_all, raw_frames, stream_in, write_result
-from rescale.console import new_app, print_json, run_app, warn
+from rescale.choices import AlphaRule, Carrier, Container, Layout
+from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
+from rescale.console import new_app, print_json, printable, require, run_app, warn
 from rescale.errors import InputError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -51,10 +52,14 @@ def down(
     source: Annotated[Path, typer.Argument(help="HR picture, folder of them, or - for standard input.")],
     target: Annotated[Path, typer.Argument(help="LR file (.png, .webp, .jxl), folder, or - for standard output.")],
     bundle: BundleOption,
-    layout: Annotated[str, typer.Option(help="-A: fourth plane in the alpha channel, a chunk or a strip of rows below.")] = "alpha",
-    carrier: Annotated[str, typer.Option(help="Marker and latent as chunk, text, or sidecar (FILE.rescale).")] = "chunk",
-    alpha: Annotated[str, typer.Option(help="Real transparency in the source: refuse or keep (losslessly, beside).")] = "refuse",
-    container: Annotated[str, typer.Option(help="Folders and standard output: png, webp or jxl.")] = "png",
+    layout: Annotated[
+        Layout, typer.Option(help="-A: fourth plane in the alpha channel, a chunk or a strip of rows below.")
+    ] = Layout.ALPHA,
+    carrier: Annotated[Carrier, typer.Option(help="Marker and latent as chunk, text, or sidecar (FILE.rescale).")] = Carrier.CHUNK,
+    alpha: Annotated[
+        AlphaRule, typer.Option(help="Real transparency in the source: refuse or keep (losslessly, beside).")
+    ] = AlphaRule.REFUSE,
+    container: Annotated[Container, typer.Option(help="Folders and standard output: png, webp or jxl.")] = Container.PNG,
     raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
@@ -72,11 +77,12 @@ def down(
     from rescale.picture import READABLE, open_picture
 
     check_paths(source, target)
-    check_container(container)
     if raw is not None:
         _unused_with_raw(layout=layout != "alpha", carrier=carrier != "chunk", alpha=alpha != "refuse", overwrite=overwrite)
-    elif source.is_file() and target != STREAM:
-        container_for(target)
+    elif carrier == "sidecar" and target == STREAM:
+        raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
+    elif (container if source.is_dir() or target == STREAM else container_for(target)) == "jxl":
+        require(["imagecodecs"], "jxl")
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if layout != "alpha" and not net.bundle.variant.alpha:
             raise InputError(f"--layout {layout}: {net.bundle.title} makes no fourth plane to lay out; leave the option out")
@@ -88,8 +94,6 @@ def down(
             data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
             if sidecar is None:
                 write_result(goal, data)
-            elif goal == STREAM:
-                raise InputError("--carrier sidecar needs a file to lie beside, not standard output")
             else:
                 atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
             return _lr_facts(small, net) | {"bytes": len(data) + len(sidecar or b"")}
@@ -180,7 +184,7 @@ def info(
         print_json(facts)
         return
     for key, value in facts.items():
-        print(f"{key}: {_printable(value)}")
+        print(f"{key}: {printable(value)}")
 
 
 @app.command()
@@ -206,7 +210,7 @@ def verify(
         return 0 if state is State.EXACT else LrFileError.exit_code
     if state is not State.EXACT:
         raise LrFileError(f"{source}: {state}: {detail}: {ADVICE[state]}", state)
-    print(f"{source}: exact")
+    print(f"{printable(source)}: exact")
     return 0
 
 
@@ -256,11 +260,6 @@ def _unused_with_raw(**given: bool) -> None:
     """
     for name in (n for n, there in given.items() if there):
         raise InputError(f"--{name.replace('_', '-')}: has no meaning for raw frames; leave it out")
-
-
-def _printable(value: Any) -> str:
-    """Text of a file that anybody may have written: no control character reaches the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
 def _lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:

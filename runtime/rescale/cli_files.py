@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rescale.console import binary_input, binary_output, fail, progress_bar
+from rescale.console import binary_input, binary_output, fail, printable, progress_bar
 from rescale.errors import InputError, LrFileError, OutputError
 
 if TYPE_CHECKING:
@@ -39,19 +39,6 @@ def check_paths(source: Path, target: Path) -> None:
         raise OutputError(f"{target}: is the source itself")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{target}: lies inside the source folder, whose results would be taken for sources")
-
-
-def check_container(name: str) -> None:
-    """Refuse an unknown ``--container``, whether this run uses it or not.
-
-    Raises:
-        InputError: it is none of those that exist.
-    """
-    from rescale.container import SUFFIXES
-
-    known = list(SUFFIXES.values())
-    if name not in known:
-        raise InputError(f"--container {name}: unknown; use {' or '.join(known)}")
 
 
 def stream_in(path: Path) -> Any:
@@ -107,7 +94,7 @@ def one_or_all(
     """
     if not source.is_dir():
         facts = {"source": str(source), "target": str(target)} | make(source, target)
-        print(json.dumps(facts) if json_ else describe(facts), file=_told(target))
+        print(json.dumps(facts) if json_ else printable(describe(facts)), file=_told(target))
         return 0
     from rescale import batch
 

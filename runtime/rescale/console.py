@@ -162,21 +162,26 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=printable(name))
+
+
+def printable(value: Any) -> str:
+    """Text of a file that anybody may have written, on one line: no control character reaches the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
 def fail(message: str, code: int = 1) -> int:
     """Print an error as one line and return its exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
 def warn(message: str) -> None:
-    """Print a warning line."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Print a warning as one line."""
+    print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

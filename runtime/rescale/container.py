@@ -19,6 +19,7 @@ from rescale import block as blocks
 from rescale import carrier as carriers
 from rescale import codes, colour, planes
 from rescale.block import Block
+from rescale.choices import Layout
 from rescale.errors import InputError, LrFileError
 from rescale.files import atomic_write, atomic_write_both
 from rescale.limits import MAX_PIXELS
@@ -28,8 +29,7 @@ from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
-LAYOUTS = blocks.LAYOUTS[1:]
-"""Where -A's fourth plane can be put: ``alpha``, ``chunk`` or ``strip``."""
+LAYOUTS = tuple(place.value for place in Layout)
 
 SUFFIXES = {".png": "png", ".webp": "webp", ".jxl": "jxl"}
 """Container of an LR file by the suffix of its name; all lossless."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rescale import colour, jxl, png, riff
+from rescale.choices import AlphaRule
 from rescale.errors import InputError, RescaleError
 from rescale.files import atomic_write
 from rescale.image import check_rgb
@@ -29,8 +30,7 @@ Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_FILE_BYTES = 2 << 30
-ALPHA_RULES = ("refuse", "keep")
-"""What to do with real transparency: refuse the picture, or keep the alpha plane losslessly beside the LR."""
+ALPHA_RULES = tuple(rule.value for rule in AlphaRule)
 
 READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")

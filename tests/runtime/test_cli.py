@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -97,7 +98,6 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, tmp_path, bundle
         (1, ["down", "photo.png", "nowhere/o.png", *here], "the folder nowhere does not exist"),
         (1, ["down", "photo.png", "photo.png", *here], "is the source itself"),
         (1, ["down", "photo.png", "o.png", "-b", "none"], "none: no bundle here"),
-        (1, ["down", "photo.png", "o.png", *here, "--layout", "x"], "layout 'x': choose one of"),
         (1, ["down", "photo.png", "o.png", *here, "--max-pixels", "10"], "33x21 is above the limit of 10 pixels"),
         (1, ["down", "photo.png", "o.png", *here, "--backend", "x"], "unknown backend 'x'"),
         (1, ["up", "short_lr.png", "o.png", *here], "short_lr.png: truncated"),
@@ -120,6 +120,29 @@ def test_usage_errors_are_exit_code_2(here):
     assert main(["fly"]) == 2
     assert main(["down", "--threads", "many", "a", "b", *here]) == 2
     assert main(["--help"]) == 0
+
+
+@pytest.mark.parametrize("option", ["layout", "carrier", "alpha", "container"])
+def test_words_that_an_option_does_not_know_are_wrong_usage(here, capsys, tmp_path, option):
+    assert main(["down", "photo.png", "s.png", f"--{option}", "bmp", *here]) == 2
+    assert f"--{option}" in capsys.readouterr().err
+    assert files(tmp_path) == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    "args", [["in", "out", "--container", "jxl"], ["photo.png", "s.jxl"], ["photo.png", "-", "--container", "jxl"]]
+)
+def test_a_container_whose_package_is_missing_is_refused_before_the_network_runs(
+    here, capsys, tmp_path, monkeypatch, picture, args
+):
+    os.mkdir("in")
+    rescale.write_picture("in/one.png", picture(8, 8))
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagecodecs" else known(name))
+    monkeypatch.setattr(rescale.Rescaler, "downscale", lambda *args: pytest.fail("the network ran"))
+    code, err = error_of(capsys, ["down", *args, *here])
+    assert (code, err) == (1, "error: imagecodecs not installed: pip install 'rescale-toolkit[jxl]'")
+    assert files(tmp_path) == ["in/one.png", "photo.png"]
 
 
 def test_unwritable_target_keeps_the_old_file(here, capsys, tmp_path, monkeypatch):

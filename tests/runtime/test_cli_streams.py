@@ -203,6 +203,17 @@ def test_a_forged_name_does_not_reach_the_terminal(here, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["info", "s.png"]) == 0
     assert "model: \\x1b[31mred\\n\n" in capsys.readouterr().out
+    for command in (["verify", "s.png"], ["up", "s.png", "o.png"], ["up", "s.png", "o.png", "--force"]):
+        assert main([*command, *here]) == (0 if "--force" in command else 3)
+        err = capsys.readouterr().err
+        assert "made by \\x1b[31mred x2" in err
+        assert err.count("\n") == 1
+
+
+def test_a_name_with_control_characters_does_not_reach_the_terminal(here, capsys):
+    assert main(["down", "photo.png", "s\x1b[31m.png", *here]) == 0
+    assert main(["verify", "s\x1b[31m.png", *here]) == 0
+    assert capsys.readouterr().out.count("s\\x1b[31m.png: ") == 2
 
 
 @pytest.mark.parametrize(
@@ -213,7 +224,7 @@ def test_a_forged_name_does_not_reach_the_terminal(here, capsys, monkeypatch):
         (["down", "f.raw", "o.raw", "--raw", "33x21", "--max-pixels", "600"], "--raw 33x21: 693 pixels, at most 600"),
         (["down", "empty.raw", "o.raw", "--raw", "33x21"], "empty.raw: holds no frame"),
         (["up", "f.raw", "o.raw", "--raw", "33x21", "--reference", "photo.png"], "--reference: has no meaning for raw frames"),
-        (["down", "photo.png", "s.png", "--container", "bmp"], "--container bmp: unknown; use png or webp or jxl"),
+        (["down", "photo.png", "-", "--carrier", "sidecar"], "--carrier sidecar: needs a file to lie beside"),
         (["up", "lr", "hr", "--reference", "photo.png"], "--reference photo.png: is one picture"),
         (["up", "photo.png", "hr.png", "--reference", "none.png"], "none.png"),
     ],
