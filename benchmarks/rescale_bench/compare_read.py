@@ -156,7 +156,14 @@ def _speed(found: Measured, report: Mapping[str, Any]) -> Iterator[tuple[Key, Fi
                 yield (case["model"], on, c["name"], direction, "peak memory"), Figure("speed", memory, None, None, "B", "")
     for sweep in report["sweeps"]:
         found.missing |= sweep["missing"]
+        sizes = ["{}x{}".format(*size) for size in sweep["resolutions"]]
         for c in sweep["competitors"]:
+            for direction, reason in c["failed"].items():
+                # One reason is told a direction: it stands for every size without times.
+                timed = ["{}x{}".format(*s["resolution"]) for s in c["directions"].get(direction, {"sizes": ()})["sizes"]]
+                found.failed |= {
+                    (sweep["model"], f"sweep {on}", c["name"], direction): str(reason) for on in sizes if on not in timed
+                }
             for direction, d in c["directions"].items():
                 for s in d["sizes"]:
                     on = "{}x{}".format(*s["resolution"])

@@ -67,6 +67,8 @@ def measure(
 
     Raises:
         InputError: the study or a checkpoint is not there.
+        ConfigError: an unknown precision.
+        ParityError: a network loses more in this precision than the gate of the export allows.
     """
     study = read_study(folder)
     picture = sample_picture(resolution[1], resolution[0])
@@ -78,7 +80,7 @@ def measure(
             if not path.exists():
                 raise InputError(f"{path}: missing; the ladder is measured on the folder of the runs")
             net = checkpoint.load_net(checkpoint.read(path), str(path)).eval()
-            bundle = write_bundle(net, Path(work) / str(number), None, ("fp32",))
+            bundle = write_bundle(net, Path(work) / str(number), None, () if precision is None else (precision,))
             runner = backends.create(bundle, backend, threads, precision)
             runs.append((Network(bundle, runner), net, runner))
             rungs.append({k: arm[k] for k in ("name", "parameters", "macs_per_lr_pixel", "figures")} | {"down": [], "up": []})

@@ -152,6 +152,23 @@ def test_what_fails_in_b_alone_is_a_regression(write: Write) -> None:
     assert refused["regressions"] == 1
 
 
+def test_what_fails_in_the_sweep_of_b_alone_is_a_regression(write: Write) -> None:
+    def swept(**failed: str) -> dict[str, Any]:
+        sizes = [{"resolution": size, **direction([1, 1, 1])} for size in ([64, 48], [128, 96])]
+        there = {d: {"sizes": sizes[:1] if d in failed else sizes} for d in ("downscale", "upscale")}
+        row = {"name": "x", "directions": there, "failed": failed}
+        sweep = {"model": "irn x2 lite", "resolutions": [[64, 48], [128, 96]], "missing": {}, "competitors": [row]}
+        return speed_report({}) | {"sweeps": [sweep]}
+
+    a, b = swept(), swept(upscale="short of memory")
+    found = judged(write, a, b)
+    assert found["broken"] == [{"key": ["irn x2 lite", "sweep 128x96", "x", "upscale"], "reason": "short of memory"}]
+    assert found["regressions"] == 1
+    assert judged(write, b, b)["regressions"] == judged(write, b, a)["regressions"] == 0
+    del b["sweeps"][0]["competitors"][0]["directions"]["upscale"]
+    assert [e["key"][1] for e in judged(write, a, b)["broken"]] == ["sweep 64x48", "sweep 128x96"]
+
+
 def test_what_is_in_one_file_only_is_told_and_no_regression(write: Write) -> None:
     a = speed_report({"x": [1, 1, 1], "y": [1, 1, 1]})
     b = speed_report({"x": [1, 1, 1]}, missing={"y": "not installed"})

@@ -65,6 +65,13 @@ def test_table_json_and_plot(study: Path, tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["resolution"] == "64x48"
 
 
+@pytest.mark.parametrize("precision", ["mixed", "fp16"])
+def test_other_precisions(study: Path, capsys: pytest.CaptureFixture[str], precision: str) -> None:
+    options = ["--resolution", "64x48", "--repeats", "1", "--threads", "1", "--precision", precision, "--json"]
+    assert main(["ladder", str(study), *options]) == 0
+    assert precision in json.loads(capsys.readouterr().out)["backend"]
+
+
 def rung(seconds: float, decibel: float) -> dict[str, Any]:
     return {"seconds": {"down": seconds / 2, "up": seconds / 2}, "figures": {"a": {"hr_psnr_y": decibel}}}
 
