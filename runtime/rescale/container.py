@@ -191,7 +191,8 @@ class Small:
         block = blocks.encode(replace(self.block, layout=layout, sections=sections))
         data = carriers.write(pixels, block, shown, container, carrier)
         sidecar = block if carrier == "sidecar" else None
-        again = Small.from_bytes(data, self.name, pixels.shape[0] * pixels.shape[1], sidecar)
+        width, height = self.block.hr_size
+        again = Small.from_bytes(data, self.name, max(pixels.shape[0] * pixels.shape[1], width * height), sidecar)
         if again.state is not State.EXACT or not _same(again, self):
             raise LrFileError(f"{self.name}: reading back the encoded file gave {again.state}: {again.detail}", again.state)
         return data, sidecar
@@ -221,7 +222,8 @@ class Small:
         A side-car FILE.rescale beside a path is used if the file itself carries no block that can be read.
 
         Raises:
-            InputError: it is not a readable picture at all, or larger than `max_pixels`.
+            InputError: it is not a readable picture at all, or it or the HR transparency that it carries is larger than
+                `max_pixels`.
         """
         data, name = read_bytes(source)
         small = cls.from_bytes(data, name, max_pixels)
@@ -241,7 +243,7 @@ class Small:
         newer: blocks.NewerFormatError | None = None
         for copy in [*copies, *([] if sidecar is None else [sidecar])]:
             try:
-                return _judge(replace(base, block=blocks.decode(copy)), pixels)
+                return _judge(replace(base, block=blocks.decode(copy)), pixels, max_pixels)
             except blocks.NewerFormatError as e:
                 newer = e
             except blocks.DamagedBlockError as e:
@@ -270,8 +272,12 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + carriers.SIDECAR_SUFFIX)
 
 
-def _judge(small: Small, pixels: Array) -> Small:
-    """Compare pixels and auxiliary data with the block; keep only what matches."""
+def _judge(small: Small, pixels: Array, max_pixels: int) -> Small:
+    """Compare pixels and auxiliary data with the block; keep only what matches.
+
+    Raises:
+        InputError: the HR picture's transparency is there and has more than `max_pixels`.
+    """
     block = small.block
     assert block is not None
     width, height = block.lr_size
@@ -289,6 +295,9 @@ def _judge(small: Small, pixels: Array) -> Small:
         unverified = _stored_alpha(pixels) if block.layout == "alpha" else None
         return replace(small, state=State.CHANGED, detail=detail, unverified_alpha=unverified)
     sections = block.sections
+    if blocks.SOURCE_ALPHA_SECTION in sections and block.hr_size[0] * block.hr_size[1] > max_pixels:
+        wanted = f"above the limit of {max_pixels} pixels; raise it with --max-pixels"
+        raise InputError(f"{small.name}: carries the transparency of an HR picture of {_by(block.hr_size)}, {wanted}")
     try:
         if block.layout == "alpha":
             # A missing alpha channel reads as opaque, which is neutral: some writers drop one that is opaque everywhere.

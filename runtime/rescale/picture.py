@@ -222,6 +222,19 @@ def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array
         return np.array(image.convert("RGBA" if _has_alpha(image) else "RGB"))
 
 
+def decode_plane(data: bytes, name: str, max_pixels: int) -> Array:
+    """The one plane of a gray PNG with 8 bits as uint8 (h, w), without the copies that RGB would take.
+
+    Raises:
+        InputError: not readable, too large, or of another kind.
+    """
+    with _opened(data, name, max_pixels) as image:
+        _load(image, name)
+        if image.mode != "L":
+            raise InputError(f"{name}: {image.mode} samples; a coded plane is gray with 8 bits")
+        return np.array(image)
+
+
 def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PIXELS) -> Picture:
     """An HR picture from a path, bytes or a binary stream.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rescale import png
 from rescale.codes import ALPHA_NEUTRAL
 from rescale.errors import InputError
-from rescale.picture import decode_pixels
+from rescale.picture import decode_plane
 
 Array = npt.NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ def decode(data: bytes, shape: tuple[int, ...], name: str) -> Array:
     header = png.read_header(png.read_chunks(data, name), name)
     if (header.width, header.height, header.depth, header.colour) != (width, height, 8, 0):
         raise InputError(f"{name}: a coded plane of {header.width}x{header.height}, wanted {width}x{height} gray with 8 bits")
-    return np.ascontiguousarray(decode_pixels(data, name, width * height)[:, :, 0]).reshape(shape)
+    return decode_plane(data, name, width * height).reshape(shape)
 
 
 def add_strip(rgb: Array, plane: Array) -> Array:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +106,24 @@ def test_coded_plane_of_another_size_is_refused_before_it_is_decoded():
     bomb = png.encode(np.zeros((3000, 3000), np.uint8))
     with pytest.raises(InputError, match="a coded plane of 3000x3000, wanted 5x4"):
         planes.decode(bomb, (4, 5), "x")
+
+
+def test_the_limit_on_pixels_holds_for_the_transparency_that_is_carried():
+    plane = np.full((48, 64), 7, np.uint8)
+    small = replace(small_of("irn", 4, 16, 12), source_alpha=plane)
+    data = small.to_bytes()
+    assert np.array_equal(Small.from_bytes(data, max_pixels=48 * 64).source_alpha, plane)
+    with pytest.raises(InputError, match="transparency of an HR picture of 64x48, above the limit of 3071 pixels; raise it"):
+        Small.from_bytes(data, max_pixels=48 * 64 - 1)
+
+
+def test_a_coded_plane_is_decoded_without_copies_of_three_channels():
+    data = planes.encode(np.zeros((2000, 2000), np.uint8))
+    tracemalloc.start()
+    planes.decode(data, (2000, 2000), "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 2000 * 2000
 
 
 def test_sidecar_lies_beside_and_is_found(tmp_path):
