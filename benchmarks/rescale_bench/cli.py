@@ -74,7 +74,10 @@ def speed(
     scale: Annotated[list[int] | None, typer.Option(help="Its scale, 2 or 4; repeat for several. Default: 2.")] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="Its size, lite or full, with random weights where none ship; repeat for several. Default: lite."),
+        typer.Option(
+            help="Its size, lite, medium or full, with random weights where none ship; repeat for several. Default: that which"
+            " rescale-export takes, or lite where none ship."
+        ),
     ] = None,
     resolution: Annotated[
         list[str] | None, typer.Option(help="WIDTHxHEIGHT of the HR; repeat for several. Default: 1280x720.")

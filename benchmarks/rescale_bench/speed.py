@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -287,7 +288,7 @@ def _subject_head(subject: Subject) -> dict[str, Any]:
 
 
 def _saved(folder: Path, direction: str, name: str) -> Path:
-    return folder / f"{direction}.{name.replace(' ', '.')}.png"
+    return folder / f"{direction}.{quote(name, safe='')}.png"
 
 
 def _size_report(size: Size, timing: Timing) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Competitor:
 
     Attributes:
         kind: as of `rescale_bench.speed_worker.Spec`.
-        backend, precision: of a backend.
+        backend, precision: of a backend, which may name an execution provider of ONNX Runtime.
         asked: it was named, so that its absence is an error.
         mode: of a GPU's engines, one of `rescale_bench.speed_gpu.MODES`.
     """
@@ -101,7 +101,7 @@ def competitors(options: Options) -> list[Competitor]:
         BackendError, ConfigError: an unknown backend or precision.
     """
     for name in options.backends:
-        if name not in NAMES:
+        if name.partition(":")[0] not in NAMES:
             raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
     for precision in options.precisions:
         check_precision(precision)

@@ -413,6 +413,21 @@ def test_the_command(bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFix
     assert "…" not in text
 
 
+def test_an_execution_provider_by_name(bundle: BundleOf) -> None:
+    name = "onnxruntime:CPUExecutionProvider,use_arena=0"
+    found = speed.measure(
+        Options(
+            [bundle("irn", 2)], resolutions=["64x48"], backends=["onnxruntime", name], precisions=["fp32"], repeats=1, peers=False
+        )
+    )
+    (case,) = found["cases"]
+    assert [c["name"] for c in case["competitors"]] == ["onnxruntime fp32", f"{name} fp32"]
+    assert all(c["directions"][d]["agreement"]["largest"] == 0 for c in case["competitors"] for d in DIRECTIONS)
+    slashed = speed._saved(Path("folder"), "downscale", "onnxruntime:X,trt_engine_cache_path=/a/../b fp32")
+    assert slashed.parent == Path("folder")
+    assert not set(slashed.name) & set(":/\\ ")
+
+
 def test_a_sweep(bundle: BundleOf, capsys: pytest.CaptureFixture[str]) -> None:
     options = Options(
         [bundle("irn", 2)], backends=["onnxruntime"], repeats=2, threads=1, sweep=True, sweep_megapixels=(0.003, 0.01)
