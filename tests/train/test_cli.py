@@ -18,7 +18,7 @@ from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.cli import main, with_progress_bar
 from rescale_train.config import Recipe
-from rescale_train.data import CropSampler
+from rescale_train.data import CropSampler, file_digest, find_pictures
 from rescale_train.loop import Options, Trainer, read_log
 from rescale_train.options import pick_device, spread
 from rescale_train.recipe import recipe_names
@@ -62,6 +62,12 @@ def test_an_existing_run_is_kept_unless_resumed(run: Run, tmp_path: Path, capsys
     assert run() == 1
     assert "checkpoint.safetensors: exists; add --resume to continue it, or choose another --out" in error(capsys)
     assert target.read_bytes() == before
+    parts, log = checkpoint.split(target), (tmp_path / "out" / "log.jsonl").read_text()
+    target.unlink()
+    assert run() == 1
+    assert "checkpoint.safetensors.part00: exists; add --resume" in error(capsys)
+    assert checkpoint.join(parts[0]) == before
+    assert (tmp_path / "out" / "log.jsonl").read_text() == log
     assert run("--resume") == 0
     assert checkpoint.read(target).progress["step"] == 4
 
@@ -110,9 +116,56 @@ def test_init_from_another_network_is_an_error(run: Run, tmp_path: Path, capsys:
     assert not path.exists()
 
 
+def held_by(path: Path) -> list[str]:
+    held: list[str] = checkpoint.read(path).progress["held_out"]
+    return held
+
+
+def test_weights_are_validated_on_what_they_were_not_trained_on(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = find_pictures([pictures])[0]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / kept.name).write_bytes(kept.read_bytes())
+    weights, target = tmp_path / "first" / "checkpoint.safetensors", tmp_path / "out" / "checkpoint.safetensors"
+    assert run("--max-minutes", "0", "--val", str(tmp_path / "val"), "--out", str(weights.parent)) == 0
+    assert held_by(weights) == [file_digest(kept)]
+    capsys.readouterr()
+    assert run("--max-minutes", "0", "--holdout", "2", "--init-from", str(weights)) == 0
+    told = capsys.readouterr()
+    assert "3 pictures to train on, 1 held out" in told.out
+    assert "warning" not in told.err
+    assert held_by(target) == held_by(weights)
+    assert run("--resume", "--holdout", "2") == 0
+    assert "3 pictures to train on, 1 held out" in capsys.readouterr().out, "as before"
+    assert held_by(target) == held_by(weights)
+    assert run("--max-minutes", "0", "--holdout", "0", "--init-from", str(weights), "--out", str(tmp_path / "none")) == 0
+    assert "4 pictures to train on, 0 held out" in capsys.readouterr().out
+
+
+def test_a_run_says_where_its_weights_may_know_the_validation(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "first" / "checkpoint.safetensors"
+    assert run("--max-minutes", "0", "--out", str(weights.parent)) == 0
+    capsys.readouterr()
+    assert run("--max-minutes", "0", "--val", str(pictures), "--init-from", str(weights)) == 1
+    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    for i, path in enumerate(find_pictures([pictures])):
+        path.rename(tmp_path / ("val" if i < 3 else "train") / path.name)
+    arguments = ["--max-minutes", "0", "--init-from", str(weights), "--data", str(tmp_path / "train")]
+    run_apart = lambda *extra: main(["run", str(tmp_path / "tiny.toml"), *arguments, "--out", str(tmp_path / "out"), *extra])  # noqa: E731
+    assert run_apart("--val", str(tmp_path / "val")) == 0
+    assert f"warning: validation: {weights} may have been trained on 2 of 3 pictures" in capsys.readouterr().err
+    (held,) = held_by(tmp_path / "out" / "checkpoint.safetensors")
+    assert held in held_by(weights)
+
+
 def test_validation_pictures_can_be_given(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--max-minutes", "0", "--val", str(pictures)) == 1
-    assert "nothing left to train on; lower --holdout" in error(capsys)
+    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
 
 
 def test_without_held_out_pictures_nothing_is_validated(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,9 +191,11 @@ def test_a_checkpoint_names_what_was_kept_from_training(
     assert main(["ship", str(made), str(target), "--held", str(renamed)]) == 0
     assert seen == [{f"copy of {p.name}" for p in first}]
     made.unlink()
-    other = spread(find_pictures([pictures]), 1)
-    assert not set(other) & set(first)
-    assert run("--holdout", "1", "--init-from", str(target)) == 0
+    (other,) = spread(find_pictures([pictures]), 1)
+    assert other not in first
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / other.name).write_bytes(other.read_bytes())
+    assert run("--val", str(tmp_path / "val"), "--init-from", str(target)) == 0
     assert checkpoint.read(made).progress["held_out"] == []
     capsys.readouterr()
     assert main(["ship", str(made), str(target), "--held", str(pictures)]) == 1
@@ -227,10 +229,14 @@ def test_a_held_out_picture_is_not_trained_on_by_another_name(
 
 
 def test_a_run_is_not_resumed_with_pictures_that_it_held_out(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "out" / "checkpoint.safetensors"
     assert run("--holdout", "2", "--max-minutes", "0") == 0
-    assert run("--holdout", "1", "--resume") == 1
+    held = checkpoint.read(made).progress["held_out"]
+    assert run("--holdout", "0", "--resume") == 1
     assert "its run held out other pictures, some of which would now be trained on" in error(capsys)
-    assert run("--holdout", "2", "--resume") == 0
+    assert run("--holdout", "1", "--resume") == 0
+    assert checkpoint.read(made).progress["held_out"] == held
+    assert len(held) == 2
 
 
 def test_a_list_of_held_out_pictures_that_is_none_is_refused(

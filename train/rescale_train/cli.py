@@ -24,9 +24,9 @@ from rescale_train.options import (
     Overrides,
     RecipeName,
     Threads,
+    held_of,
     overrides_of,
     pick_device,
-    spread,
     stop_on_signals,
 )
 from rescale_train.recipe import load_recipe, recipe_names
@@ -44,13 +44,19 @@ app.command()(ship)
 app.command("import")(import_file)
 
 
+HELD_OUT = (
+    "Training pictures held out for validation, at most half of them; with --init-from those that these weights were not trained "
+    "on, if they name some of them. 0: none."
+)
+
+
 @app.command()
 def run(
     recipe: RecipeName,
     data: Annotated[list[Path], typer.Option(help="Folder of training pictures; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, log and plot.")] = Path("runs/latest"),
     val: Annotated[list[Path] | None, typer.Option(help="Folder of validation pictures instead of held-out ones.")] = None,
-    holdout: Annotated[int, typer.Option(help="Training pictures held out for validation, at most half of them.", min=0)] = HOLDOUT,
+    holdout: Annotated[int, typer.Option(help=HELD_OUT, min=0)] = HOLDOUT,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="Weights to start from; a smaller network grows into the recipe's.")
@@ -65,7 +71,7 @@ def run(
     threads: Threads = 0,
 ) -> None:
     """Train a recipe. Ctrl-C and SIGTERM stop after the current step with a resumable checkpoint, with exit code 130 or 143."""
-    require(EXTRA, "train")
+    require((*EXTRA, "matplotlib"), "train")
     from rescale_train.loop import Options
 
     options = Options(
@@ -94,6 +100,7 @@ def start_run(
     import torch
     import torch.distributed as dist
 
+    from rescale_train import checkpoint
     from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, too_small
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
@@ -105,19 +112,24 @@ def start_run(
     if device.type == "cpu":
         torch.set_num_threads(threads or max(1, usable_threads() // world))
     target = options.out / "checkpoint.safetensors"
-    if not resume and target.exists():
-        raise OutputError(f"{target}: exists; add --resume to continue it, or choose another --out")
+    source = target if target.exists() else target.with_name(target.name + ".part00")
+    if not resume and source.exists():
+        raise OutputError(f"{source}: exists; add --resume to continue it, or choose another --out")
     if resume and init_from is not None:
         raise CheckpointError("--resume and --init-from exclude each other")
-    source = target if target.exists() else target.with_name(target.name + ".part00")
     if resume and not source.exists():
         raise CheckpointError(f"{target}: no checkpoint to resume; leave out --resume to start, or give the run's --out")
+    start = None if init_from is None else read_start(init_from, recipe)
+    named = None if start is None else start.held_out
+    if resume:
+        named = checkpoint.held_out(checkpoint.read(source), str(source))
     found = by_content(find_pictures(data))
-    held_paths = find_pictures(val) if val else spread(list(found.values()), holdout)
+    held_paths = find_pictures(val) if val else held_of(found, named, holdout)
     held_out = list(by_content(held_paths))
     train_paths = [p for digest, p in found.items() if digest not in held_out]
     if not train_paths:
-        raise InputError(f"{', '.join(map(str, data))}: nothing left to train on; lower --holdout")
+        whose = "in --val" if val else f"among those that {init_from or source} names as held out"
+        raise InputError(f"{', '.join(map(str, data))}: nothing to train on: all pictures are {whose}; give others as well")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -131,6 +143,16 @@ def start_run(
             raise InputError(f"{', '.join(map(str, val))}: {why}; take them out")
         if rank == 0:
             warn(f"held out: {why}")
+    if start is not None:
+        told = start.held_out_of(held_out)
+        if len(told) < len(held_out) and rank == 0:
+            warn(
+                f"validation: {init_from} may have been trained on {len(held_out) - len(told)} of {len(held_out)} pictures: it "
+                "does not name them as held out. Their figures flatter, and rescale-train ship leaves them out"
+            )
+        held_out = told
+        if start.grown and rank == 0:
+            print(start.grown)
     photographs = [load_picture(p) for p in train_paths]
     sampler = Sampling.of(recipe).sampler(photographs, device)
 
@@ -138,12 +160,6 @@ def start_run(
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     trainer: Trainer | None = None
     try:
-        start = None
-        if init_from is not None:
-            start = read_start(init_from, recipe)
-            held_out = start.held_out_of(held_out)
-            if start.grown and rank == 0:
-                print(start.grown)
         trainer = Trainer(recipe, device, rank, world, start)
         trainer.held_out = held_out
         if resume:

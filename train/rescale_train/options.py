@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,3 +86,15 @@ def spread(paths: list[Path], count: int) -> list[Path]:
     """`count` paths spread evenly over a list, always the same ones; at most half of it."""
     count = min(count, len(paths) // 2)
     return [paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)]
+
+
+def held_of(found: Mapping[str, Path], named: Container[str] | None, count: int) -> list[Path]:
+    """Training pictures to hold out.
+
+    Args:
+        found: pictures by `data.file_digest`.
+        named: digests that the weights to go on with were not trained on; None: they do not say.
+        count: how many to `spread` where none of `named` is there; 0: hold out none.
+    """
+    kept = [path for digest, path in found.items() if digest in (named or ())] if count else []
+    return kept or spread(list(found.values()), count)
