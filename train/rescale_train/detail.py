@@ -58,7 +58,7 @@ class HardPlaces:
         cells = detail_map(picture, scale) + FLOOR
         self._sums = np.pad(cells, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         self._share = share
-        self._cumulated: dict[tuple[int, int], tuple[npt.NDArray[np.float64], int]] = {}
+        self._cumulated: dict[tuple[int, int, int, int], tuple[npt.NDArray[np.float64], int]] = {}
 
     def draw(self, rng: np.random.Generator, margin: int, patch: int, rows: int, cols: int) -> tuple[int, int]:
         """First row and column of a crop with its margin.
@@ -77,7 +77,8 @@ class HardPlaces:
 
     def _density(self, margin: int, side: int, rows: int, cols: int) -> tuple[npt.NDArray[np.float64], int]:
         """Cumulated density of crops that begin in each of rows x cols cells, row by row; how many cells a row has."""
-        if (margin, side) not in self._cumulated:
+        key = margin, side, rows, cols
+        if key not in self._cumulated:
             s = self._sums
             if margin + side + rows > s.shape[0] or margin + side + cols > s.shape[1]:
                 # The picture is smaller than the crop, which is mirrored: there is one place only along that axis.
@@ -87,5 +88,5 @@ class HardPlaces:
             inside = s[low, right] - s[top, right] - s[low, left] + s[top, left]
             density = (1.0 - self._share) + self._share * inside / inside.mean()
             cumulated = density.ravel().cumsum()
-            self._cumulated[margin, side] = cumulated / cumulated[-1], cols
-        return self._cumulated[margin, side]
+            self._cumulated[key] = cumulated / cumulated[-1], cols
+        return self._cumulated[key]
