@@ -19,7 +19,8 @@ from rescale_train import checkpoint
 from rescale_train.cli import main, with_progress_bar
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, file_digest, find_pictures
-from rescale_train.loop import Options, Trainer, read_log
+from rescale_train.log import read_log
+from rescale_train.loop import CEILING, Options, Trainer
 from rescale_train.options import pick_device, spread
 from rescale_train.recipe import recipe_names
 
@@ -260,10 +261,10 @@ def test_a_full_disk_behind_standard_output_does_not_end_a_run(tmp_path: Path, p
     assert read_log(out / "log.jsonl")[-1]["step"] == steps
 
 
-def test_figures_without_a_number_are_json_too(
+def test_figures_of_an_exact_picture_are_json_too(
     run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A flat picture comes back exactly: its PSNR is infinite, which JSON does not know."""
+    """A flat picture comes back exactly: its PSNR would be infinite, which JSON does not know."""
     (val := tmp_path / "val").mkdir()
     Image.new("RGB", (64, 64), (0, 0, 0)).save(val / "black.png")
     assert run("--max-minutes", "0", "--val", str(val), "--set", "train.lr_peak=0.0") == 0
@@ -272,7 +273,7 @@ def test_figures_without_a_number_are_json_too(
         raise AssertionError(name)
 
     text = capsys.readouterr().out
-    assert json.loads(text[text.index("{\n") :], parse_constant=no_constant)["lr_psnr_y"] == "inf"
+    assert json.loads(text[text.index("{\n") :], parse_constant=no_constant)["lr_psnr_y"] == CEILING
     for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=no_constant)
 

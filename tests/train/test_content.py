@@ -23,9 +23,9 @@ from rescale_train.content.__main__ import app
 from rescale_train.content.cast import BLOCK, block_shifts, colour_cast
 from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import LEAST, SIDE, build_pool, counts
-from rescale_train.content.report import CEILING, fidelity, summary
+from rescale_train.content.report import fidelity, summary
 from rescale_train.data import CropSampler, Picture
-from rescale_train.loop import Trainer
+from rescale_train.loop import CEILING, Trainer
 from rescale_train.recipe import load_recipe, recipe_names
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rescale_train import checkpoint
 from rescale_train.data import CropSampler, find_pictures, load_picture
-from rescale_train.loop import Trainer, read_log
+from rescale_train.log import read_log
+from rescale_train.loop import Trainer
 from rescale_train.options import spread
 from rescale_train.recipe import load_recipe
 

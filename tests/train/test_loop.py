@@ -20,7 +20,9 @@ from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler
+from rescale_train.log import read_log, trim_log
 from rescale_train.loop import (
+    CEILING,
     MAX_SKIPPED,
     DivergedError,
     Options,
@@ -28,10 +30,8 @@ from rescale_train.loop import (
     crop_plan,
     learning_rate,
     pretrain_autoencoder,
-    read_log,
     restore,
     subnet_arithmetic,
-    trim_log,
     validate,
 )
 from rescale_train.models import RescalingNet, build
@@ -222,6 +222,21 @@ def test_checkpoints_and_parts_are_written_as_asked(recipe_of: RecipeOf, sampler
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.safetensors", "checkpoint.safetensors.part00", "log.jsonl"}
 
 
+def test_a_checkpoint_has_the_figures_of_its_own_step_alone(recipe_of: RecipeOf, sampler_of: SamplerOf, tmp_path: Path) -> None:
+    """They follow the weights: what is written at a stop does not wait for them."""
+    recipe, held = recipe_of(steps=5), [probe_picture(32, 32)]
+    trainer = Trainer(recipe, CPU)
+    saved: list[tuple[int, bool]] = []
+    save = trainer.save
+    trainer.save = lambda path, figures: (saved.append((trainer.step, bool(figures))), save(path, figures))[1]  # type: ignore[method-assign]
+    options = Options(tmp_path, save_every=1, validate_every=2, should_stop=lambda: trainer.step == 3)
+    trainer.run(sampler_of(recipe), held, options)
+    assert saved == [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    found = checkpoint.read(tmp_path / "checkpoint.safetensors")
+    figures = {k: v for k, v in found.progress.items() if "psnr" in k}
+    assert figures == validate(checkpoint.load_net(found, "c"), held)
+
+
 @pytest.mark.parametrize("layers", [2, 4])
 def test_pretraining_lowers_the_autoencoders_error(recipe_of: RecipeOf, layers: int) -> None:
     errors = []
@@ -366,6 +381,13 @@ def test_validation_is_the_closed_loop_with_8_bits_between(
     assert mean == pytest.approx((figures["hr_psnr_y"] + validate(net, [other])["hr_psnr_y"]) / 2)
 
 
+def test_an_exact_picture_does_not_hide_the_others(net_of: Callable[..., RescalingNet], recipe_of: RecipeOf) -> None:
+    net, flat, other = net_of(recipe_of("irn").net, 0.0), np.zeros((32, 32, 3), np.uint8), probe_picture(32, 32, 4)
+    assert set(validate(net, [flat]).values()) == {CEILING}
+    alone = validate(net, [other])
+    assert validate(net, [flat, other]) == pytest.approx({k: (CEILING + v) / 2 for k, v in alone.items()})
+
+
 def test_a_log_line_cut_short_is_ignored_and_later_ones_are_trimmed(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "to')
@@ -384,3 +406,15 @@ def test_the_plot_takes_any_log(tmp_path: Path, records: list[dict[str, float]])
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     loss_plot(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_takes_an_infinite_figure_as_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[list[float]] = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **kw: drawn.append(list(y)) or plot(self, x, y, **kw))
+    records = [{"step": s, "hr_psnr_y": v, "lr_psnr_y": v} for s, v in ((1, "inf"), (2, 40.0))]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    loss_plot(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert drawn == [[math.inf, 40.0]] * 2

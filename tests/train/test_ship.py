@@ -16,7 +16,7 @@ from rescale_train.config import Recipe
 from rescale_train.content.cast import Cast
 from rescale_train.content.report import Fidelity
 from rescale_train.data import file_digest, find_pictures
-from rescale_train.loop import read_log
+from rescale_train.log import read_log
 from rescale_train.models import RescalingNet, build
 from rescale_train.options import spread
 from rescale_train.recipe import load_recipe

@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rescale.errors import CheckpointError, RescaleError
-from rescale.files import atomic_write
 from rescale.json_text import without_nan
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
+from rescale_train.log import trim_log
 from rescale_train.losses import Objective
 from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
@@ -39,6 +39,10 @@ MAX_SKIPPED = 50
 
 CLIP_WINDOW = 101
 """Steps over which the running median of the gradient norm is taken."""
+
+
+CEILING = 80.0
+"""PSNR in dB above which a picture counts as restored exactly; without it one flat picture makes a mean infinite."""
 
 
 class DivergedError(RescaleError):
@@ -145,7 +149,10 @@ def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
 
 
 def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
-    """Mean Y- and RGB-PSNR of the restored HR, Y-PSNR of the LR against bicubic; `scale` (HR) and 1 (LR) border pixels cropped."""
+    """Mean Y- and RGB-PSNR of the restored HR, Y-PSNR of the LR against bicubic, each picture's at most `CEILING`.
+
+    `scale` (HR) and 1 (LR) border pixels are cropped.
+    """
     scale = net.config.scale
     hr, rgb, lr = [], [], []
     for picture in pictures:
@@ -155,7 +162,8 @@ def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
         hr.append(psnr_y(again, cut, scale))
         rgb.append(psnr(crop_border(again, scale), crop_border(cut, scale)))
         lr.append(psnr_y(small, bicubic_picture(cut, scale), 1))
-    return {"hr_psnr_y": statistics.fmean(hr), "hr_psnr_rgb": statistics.fmean(rgb), "lr_psnr_y": statistics.fmean(lr)}
+    figures = {"hr_psnr_y": hr, "hr_psnr_rgb": rgb, "lr_psnr_y": lr}
+    return {name: statistics.fmean(min(CEILING, value) for value in values) for name, values in figures.items()}
 
 
 class Trainer:
@@ -254,7 +262,7 @@ class Trainer:
                     p.copy_(k)
 
     def save(self, path: Path, validation: dict[str, float]) -> None:
-        """Write everything that `resume` needs."""
+        """Write everything that `resume` needs, and the figures of a validation at this step."""
         names = {id(p): n for n, p in self.net.named_parameters()}
         tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in self.net.state_dict().items()}
         if self.average:
@@ -334,15 +342,19 @@ class Trainer:
                 ms = 1000.0 * (now - last_log) / max(1, self.step - last_step)
                 last_log, last_step = now, self.step
                 self._record(log, options, {"step": self.step, **terms, "ms": ms, "seconds": self.seconds})
+            due = self.rank == 0 and (done or stop or self.step % options.save_every == 0)
+            if due:
+                # Before the validation, which can take longer than a system that stops a process waits.
+                self.save(target, {})
             if done or stop or (options.validate_every and self.step % options.validate_every == 0):
                 validation = self._validate(held)
                 if validation:
                     self._record(log, options, {"step": self.step, **validation})
+                    if due:
+                        self.save(target, validation)
                 last_log, last_step = time.monotonic(), self.step
-            if self.rank == 0 and (done or stop or self.step % options.save_every == 0):
-                self.save(target, validation)
-                if options.split_parts and (done or stop):
-                    checkpoint.split(target)
+            if due and options.split_parts and (done or stop):
+                checkpoint.split(target)
             if stop:
                 break
         return {"step": self.step, "steps": steps, "finished": self.step >= steps, "seconds": self.seconds, **validation}
@@ -367,19 +379,3 @@ class Trainer:
             with log.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(without_nan(record)) + "\n")
             options.report(record)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log; a last line cut short by a kill is ignored."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(cast(dict[str, Any], json.loads(line)))
-    return records
-
-
-def trim_log(path: Path, step: int) -> None:
-    """Drop records after `step`, which a resumed run writes again; of a run that starts, at step 0, all."""
-    if path.exists():
-        kept = [r for r in read_log(path) if step and r["step"] <= step]
-        atomic_write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rescale_train.loop import read_log
+from rescale_train.log import read_log
 
 
 def loss_plot(log: Path, target: Path) -> None:
@@ -26,7 +26,7 @@ def loss_plot(log: Path, target: Path) -> None:
     if losses:
         left.legend()
     for key, label in (("hr_psnr_y", "HR against source"), ("lr_psnr_y", "LR against bicubic")):
-        right.plot([r["step"] for r in checks], [r[key] for r in checks], label=label, marker=".")
+        right.plot([r["step"] for r in checks], [float(r[key]) for r in checks], label=label, marker=".")
     right.set(xlabel="step", ylabel="Y-PSNR (dB), held-out pictures")
     if checks:
         right.legend()

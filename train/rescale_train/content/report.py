@@ -13,13 +13,10 @@ import numpy.typing as npt
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.content.cast import SHADOW, Cast, colour_cast
-from rescale_train.loop import restore
+from rescale_train.loop import CEILING, restore
 from rescale_train.models import RescalingNet
 
 Picture = npt.NDArray[np.uint8]
-
-CEILING = 80.0
-"""PSNR in dB above which a picture counts as restored exactly; without it one flat picture makes a mean infinite."""
 
 
 @dataclass(frozen=True)
