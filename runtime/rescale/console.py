@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -51,6 +52,7 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
     143 for SIGTERM, which ends a command as Ctrl-C does.
     """
     _settle_streams()
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is told in one line
     with _sigterm_interrupts() as terminated:
         code = _carry_out(app, argv)
     if code == INTERRUPTED and terminated:

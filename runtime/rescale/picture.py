@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rescale import colour, jxl, png, riff
 from rescale.choices import AlphaRule
@@ -146,12 +145,9 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
         png.require_rows(chunks, header, name)
         data = png.critical_only(chunks)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = _open_large(data) if max_pixels > MAX_PIXELS else Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _open_image(data)
     except Image.DecompressionBombError:
-        advice = _TOO_LARGE if max_pixels > MAX_PIXELS else f"above the limit of {MAX_PIXELS} pixels; raise it with --max-pixels"
-        raise InputError(f"{name}: {advice}") from None
+        raise InputError(f"{name}: {_TOO_LARGE}") from None
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
         raise InputError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
@@ -163,14 +159,18 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
         yield image
 
 
-def _open_large(data: bytes) -> Image.Image:
-    """`Image.open` without Pillow's limit, which is one for the whole process: the caller has a limit of its own."""
+def _open_image(data: bytes) -> Image.Image:
+    """`Image.open` without Pillow's limit and its warning, which are one for the whole process: the caller has a limit of its own.
+
+    Raises:
+        UnidentifiedImageError: none of `FORMATS`; decoders raise other classes on garbage.
+    """
     Image.init()
     for kind in FORMATS:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if factory is not None and accept is not None and accept(data[:16]) is True:
             return cast(Image.Image, factory(io.BytesIO(data), ""))
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    raise UnidentifiedImageError
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -186,9 +186,7 @@ def _load(image: Image.Image, name: str) -> None:
 @contextlib.contextmanager
 def _damage_is_named(name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except RescaleError:
         raise
     except Image.DecompressionBombError:

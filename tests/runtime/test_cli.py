@@ -372,6 +372,16 @@ def test_system_errors_are_one_line(here, capsys):
     assert err.startswith("error: ")
 
 
+def test_what_a_decoder_warns_of_is_told_in_the_one_line(here, tmp_path, picture):
+    whole = io.BytesIO()
+    Image.fromarray(picture(40, 40)).save(whole, "TIFF")
+    (tmp_path / "short.tif").write_bytes(whole.getvalue()[:100])  # within its tags
+    done = run(["down", "short.tif", "s.png", *here])
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: short.tif: ")
+    assert done.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("command", [["strip", "s.png", "-"], ["info", "s.png"], ["down", "photo.png", "-"], ["--help"]])
 def test_output_onto_a_full_disk_is_one_error_line(here, monkeypatch, command, unbuffered):
