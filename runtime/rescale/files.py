@@ -1,4 +1,4 @@
-"""Writing files so that an interruption leaves the old file or none, never half of one."""
+"""Reading streams that may have nothing yet, and writing files so that an interruption leaves the old file or none, never half."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 def machine_mark() -> str:
     """Eight hexadecimal digits that tell this machine or container from others that write to the same folder."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def read_some(source: BinaryIO, size: int) -> bytes:
+    """At most `size` bytes; empty at the end of the stream alone. Waits for one that does not block and has nothing yet."""
+    while (part := source.read(size)) is None:
+        select.select([source], [], [])
+    return part
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rescale import codes
 from rescale.errors import InputError
+from rescale.files import read_some
 from rescale.image import MAX_SIDE
 from rescale.rescaler import Rescaler
 
@@ -92,10 +93,7 @@ def _read_frame(source: BinaryIO, size: int, index: int) -> bytes:
     """One frame; empty at the end of the stream."""
     parts, missing = [], size
     while missing:
-        part = source.read(missing)
-        if part is None:  # an unbuffered stream that does not block, with nothing to read yet
-            select.select([source], [], [])
-            continue
+        part = read_some(source, missing)
         if not part:
             break
         parts.append(part)
@@ -110,7 +108,7 @@ def _write_frame(target: BinaryIO, frame: bytes) -> None:
     rest = memoryview(frame)
     while rest:
         written = target.write(rest)
-        if written is None:  # as in `_read_frame`
+        if written is None:  # a stream that does not block, and has no room
             select.select([], [target], [])
             continue
         rest = rest[written:]

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from rescale import colour, jxl, png, riff
 from rescale.choices import AlphaRule
 from rescale.errors import InputError, RescaleError
-from rescale.files import atomic_write
+from rescale.files import atomic_write, read_some
 from rescale.image import check_rgb
 from rescale.limits import MAX_PIXELS
 
@@ -29,6 +29,7 @@ Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_FILE_BYTES = 2 << 30
+PIECE_BYTES = 16 << 20
 ALPHA_RULES = tuple(rule.value for rule in AlphaRule)
 
 READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
@@ -112,13 +113,22 @@ def read_bytes(source: Source) -> tuple[bytes, str]:
         path = Path(source)
         try:
             with path.open("rb") as f:
-                return _bounded(f.read(MAX_FILE_BYTES + 1), str(path))
+                return _bounded(_read_all(f), str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (OSError, ValueError) as e:
             raise InputError(f"{path}: cannot read: {getattr(e, 'strerror', None) or e}") from None
     name = getattr(source, "name", "stream")
-    return _bounded(source.read(MAX_FILE_BYTES + 1), str(name))
+    return _bounded(_read_all(source), str(name))
+
+
+def _read_all(source: BinaryIO) -> bytes:
+    """A stream to its end, or to one byte beyond the limit. A reader makes room for all that it is asked for, so in pieces."""
+    parts, left = [], MAX_FILE_BYTES + 1
+    while left and (part := read_some(source, min(left, PIECE_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _bounded(data: bytes, name: str) -> tuple[bytes, str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
+import time
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +21,7 @@ from rescale import Picture, Small, colour, png
 from rescale.errors import InputError, OutputError
 from rescale.image import MAX_SIDE, check_rgb
 from rescale.limits import MAX_PIXELS
+from rescale.picture import read_bytes
 
 ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))
 EXIF = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # orientation 6
@@ -269,6 +274,31 @@ def test_paths_that_cannot_be_read_or_written(tmp_path, picture):
         rescale.write_picture(tmp_path / "no" / "o.png", picture(2, 2))
     with pytest.raises(InputError, match=r"restored pictures are written as .png or .webp, not as .jpg"):
         rescale.write_picture(tmp_path / "o.jpg", picture(2, 2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_small_file_takes_little_memory_and_a_slow_stream_is_read_to_its_end(tmp_path, picture):
+    data = png.encode(picture(40, 40))
+    (tmp_path / "x.png").write_bytes(data)
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+
+    def feed() -> None:
+        with open(into, "wb", buffering=0) as target:
+            for half in (data[:100], data[100:]):
+                time.sleep(0.2)
+                target.write(half)
+
+    writer = threading.Thread(target=feed)
+    tracemalloc.start()
+    with open(tmp_path / "x.png", "rb") as file, open(out, "rb") as pipe:
+        writer.start()
+        for source in (tmp_path / "x.png", file, pipe):
+            assert read_bytes(source)[0] == data
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    writer.join()
+    assert peak < 64 << 20
 
 
 def test_names_with_spaces_and_other_scripts(tmp_path, bundle, picture):
