@@ -7,7 +7,7 @@ direction. Tiles with it may differ from the whole picture where a value lies th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ LIMIT = 0.05
 CANDIDATES = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72)
 CORE = 32
 """LR pixels a side of the core that is compared."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 _LEVELS = {"lr.levels.out": 1.0, "alpha.levels.out": 1.0, "hr.levels.out": 1.0, "z": 255.0}
 """Values before rounding, and what one of them is in grey levels."""
@@ -42,22 +44,23 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: int)
     """
     candidates = [h for h in CANDIDATES if h < receptive_field]
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
-    pictures = _pictures(scale, max(candidates, default=0))
-    feeds = [(down, {"hr": p}, scale) for p in pictures]
+    pictures = _pictures(scale, receptive_field)
+    cases: list[tuple[_Levels, Arrays, int, list[npt.NDArray[np.float32]]]] = []
     for picture in pictures:
-        out = down.all({"hr": picture})
-        feed = {"lr": out["lr"]} | ({"z": out["z"]} if "z" in up.inputs else {})
-        feeds.append((up, feed, 1))
-    wholes = [graph.levels(feed) for graph, feed, _ in feeds]
+        feed: Arrays = {"hr": picture}
+        out = down.all(feed)
+        cases.append((down, feed, scale, down.of(out)))
+        feed = {name: out[name] for name in up.inputs}
+        cases.append((up, feed, 1, up.of(up.all(feed))))
     for halo in candidates:
-        worst = max(_deviation(graph, feed, step, whole, halo) for (graph, feed, step), whole in zip(feeds, wholes, strict=True))
+        worst = float(np.max([_deviation(*case, halo) for case in cases]))
         if worst <= LIMIT:
             return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
     return {"lr_pixels": receptive_field, "deviation": 0.0, "limit": LIMIT}
 
 
 def _pictures(scale: int, halo: int) -> list[npt.NDArray[np.uint8]]:
-    """A photograph and a drawn picture with room for the largest halo on every side."""
+    """A photograph and a drawn picture with room for a halo on every side: nothing beyond it may matter."""
     side = (CORE + 2 * halo) * scale
     photo = photograph()
     # Mirrored copies keep the statistics of a photograph at any size.
@@ -82,20 +85,18 @@ class _Levels:
         options = SessionOptions()
         options.log_severity_level = 3
         self.session: Any = InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        self.inputs = {i.name for i in self.session.get_inputs()}
+        self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
-    def all(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def all(self, feed: Arrays) -> Arrays:
         return dict(zip(self.outputs, self.session.run(self.outputs, dict(feed)), strict=True))
 
-    def levels(self, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-        found = self.session.run(self.names, dict(feed))
-        return [value * np.float32(_LEVELS[name]) for name, value in zip(self.names, found, strict=True)]
+    def of(self, found: Arrays) -> list[npt.NDArray[np.float32]]:
+        """The unrounded values among all outputs, in grey levels."""
+        return [found[name] * np.float32(_LEVELS[name]) for name in self.names]
 
 
-def _deviation(
-    graph: _Levels, feed: Mapping[str, npt.NDArray[Any]], step: int, whole: list[npt.NDArray[np.float32]], halo: int
-) -> float:
+def _deviation(graph: _Levels, feed: Arrays, step: int, whole: Sequence[npt.NDArray[np.float32]], halo: int) -> float:
     """Largest difference in the core between the whole picture and the core with a halo; `step` input pixels are one LR pixel."""
     first = next(iter(feed.values()))
     side = first.shape[1] // step
@@ -107,11 +108,11 @@ def _deviation(
         name: np.ascontiguousarray(value[:, :, rows, columns] if name == "z" else value[:, rows, columns])
         for name, value in feed.items()
     }
-    worst = 0.0
-    for got, want in zip(graph.levels(tile), whole, strict=True):
+    worst = []
+    for got, want in zip(graph.of(graph.all(tile)), whole, strict=True):
         factor = got.shape[2] // region.height
         top, left = (s.start * factor for s in core.within(region))
         rows, columns = core.slices(factor)
         inner = got[:, :, top : top + CORE * factor, left : left + CORE * factor]
-        worst = max(worst, float(np.abs(inner - want[:, :, rows, columns]).max()))
-    return worst
+        worst.append(np.abs(inner - want[:, :, rows, columns]).max())
+    return float(np.max(worst))

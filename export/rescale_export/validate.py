@@ -123,12 +123,12 @@ def compare(net: RescalingNet, models: Mapping[str, bytes]) -> dict[str, dict[st
         tally["downscale"].add(got[0], want["lr"], f"downscale {where}")
         feed = {"lr": want["lr"]}
         if latent:
-            z_error = max(z_error, float(np.abs(got[1] - want["z"]).max()))
+            z_error = float(np.maximum(z_error, np.abs(got[1] - want["z"]).max()))
             code = sessions["encoder"].run(None, {"z": pad_planes(want["z"], LATENT_STRIDE)})[0]
             tally["encoder"].add(code, want["code"], f"encoder {where}")
             z_hat = sessions["decoder"].run(None, {"code": want["code"]})[0]
             z_hat = z_hat[:, :, : want["z_hat"].shape[2], : want["z_hat"].shape[3]]
-            z_hat_error = max(z_hat_error, float(np.abs(z_hat - want["z_hat"]).max()))
+            z_hat_error = float(np.maximum(z_hat_error, np.abs(z_hat - want["z_hat"]).max()))
             feed["z"] = want["z_hat"]
         tally["upscale"].add(sessions["upscale"].run(None, feed)[0], want["restored"], f"upscale {where}")
     for name, comparison in tally.items():

@@ -30,7 +30,7 @@ def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, s
         graphs = {"downscale": module._Levels(models(net)["downscale"])}
         picture = module._pictures(scale, 40)[0]
         feed = {"hr": picture}
-        whole = graphs["downscale"].levels(feed)
+        whole = graphs["downscale"].of(graphs["downscale"].all(feed))
         exact = module._deviation(graphs["downscale"], feed, scale, whole, receptive_field(net))
         short = module._deviation(graphs["downscale"], feed, scale, whole, 0)
         assert exact < 1e-2 < short
@@ -38,8 +38,8 @@ def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, s
 
 def test_a_net_for_which_nothing_less_will_do_gets_its_receptive_field(make_net, monkeypatch):
     net = make_net("irn", 2)
-    monkeypatch.setattr(module, "LIMIT", -1.0)
-    assert measured_halo(models(net), 2, receptive_field(net)) == {"lr_pixels": 10, "deviation": 0.0, "limit": -1.0}
+    monkeypatch.setattr(module, "LIMIT", 0.0)
+    assert measured_halo(models(net), 2, receptive_field(net)) == {"lr_pixels": 10, "deviation": 0.0, "limit": 0.0}
 
 
 def test_a_net_without_subnets_needs_nearly_none(make_net):

@@ -103,6 +103,13 @@ def test_perturbed_weights_are_refused(make_net: MakeNet, models_of: ModelsOf, g
         compare(net, bytes_of(models | {graph: scaled(models[graph], constant, 1.5)}))
 
 
+def test_a_graph_that_gives_no_number_is_refused(make_net: MakeNet, models_of: ModelsOf) -> None:
+    net = make_net("irn_m", 2)
+    models = models_of(net)
+    with pytest.raises(ParityError, match=r"decoder: z differs from PyTorch by nan, allowed is 0\.001"):
+        compare(net, bytes_of(models | {"decoder": scaled(models["decoder"], "decoder.8.bias", float("nan"))}))
+
+
 @pytest.mark.parametrize(("graph", "after"), [("downscale", "lr.round"), ("upscale", "hr.round"), ("encoder", "latent.round")])
 def test_a_graph_off_by_one_level_is_refused(make_net: MakeNet, models_of: ModelsOf, graph: str, after: str) -> None:
     net = make_net("irn_m", 2)
