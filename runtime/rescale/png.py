@@ -23,6 +23,9 @@ MAX_CHUNKS = 100_000
 PIECE = 1 << 20
 """Bytes that are inflated at a time where only their number counts."""
 
+FEED = 1 << 16
+"""Bytes that are handed to the inflater at a time: what it has not used yet it copies with every piece."""
+
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples of a pixel by colour type."""
 
@@ -109,10 +112,12 @@ def require_rows(chunks: Iterable[Chunk], header: Header, name: str) -> None:
     try:
         for chunk in chunks:
             if chunk.kind == b"IDAT":
-                data, before = chunk.data[before:], max(0, before - len(chunk.data))
-                while data and missing > 0 and not inflate.eof:
-                    missing -= len(inflate.decompress(data, PIECE))
-                    data = inflate.unconsumed_tail
+                data, before = memoryview(chunk.data)[before:], max(0, before - len(chunk.data))
+                for at in range(0, len(data), FEED):
+                    rest: bytes | memoryview = data[at : at + FEED]
+                    while rest and missing > 0 and not inflate.eof:
+                        missing -= len(inflate.decompress(rest, PIECE))
+                        rest = inflate.unconsumed_tail
     except zlib.error as e:
         raise InputError(f"{name}: truncated or damaged picture: {e}") from None
     if missing > 0:

@@ -355,6 +355,16 @@ def test_a_png_whose_data_end_early_is_refused(width: int, height: int, depth: i
             rescale.open_picture(png_of(short, width, height, depth, colour, interlaced), alpha="keep")
 
 
+def test_the_rows_of_one_long_chunk_are_counted_without_copies_of_it() -> None:
+    header = png.Header(4096, 4096, 8, 0, False)
+    chunk = png.Chunk(b"IDAT", zlib.compress(bytes(4097 * 4096), 0), True)
+    tracemalloc.start()
+    png.require_rows([chunk], header, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * png.PIECE
+
+
 def test_a_png_whose_data_are_no_deflate_stream_is_refused() -> None:
     whole = png_of(bytes(10), 9, 1, 8, 0, False)
     chunks = [c if c.kind != b"IDAT" else png.Chunk(c.kind, b"\x78\x9c" + bytes(20), True) for c in png.read_chunks(whole, "x")]
