@@ -425,9 +425,11 @@ def test_compiled_kernels_are_kept_beside_the_engine(bundle, tmp_path):
     # Less than what another process has written meanwhile does not replace it.
     assert use(b"few") == ([b"more kernels"], ())
     assert cache.read_bytes() == b"more kernels"
+    # What the library refuses does not hold its place against what was compiled instead.
     read, notes = use(b"x", accepts=False)
     assert read == [b"more kernels"]
     assert "of another GPU, driver or version, or damaged" in notes[0]
+    assert cache.read_bytes() == b"x"
     assert [p.name for p in tmp_path.glob(".rescale*")] == []
 
 

@@ -79,14 +79,16 @@ class RuntimeCache:
         self._notes = notes
         self._cache = config.create_runtime_cache()
         data = self._read()
+        self._refused = b""
         # The library checks version, GPU and driver by itself.
         if data and not self._cache.deserialize(data):
+            self._refused = data
             notes.add(f"{self.path}: of another GPU, driver or version, or damaged: kernels are compiled again")
         if not config.set_runtime_cache(self._cache):
             notes.add(f"{self.path}: the library takes no runtime cache")
 
     def save(self) -> None:
-        """Write what was compiled, unless another process has written more."""
+        """Write what was compiled, unless another process has written more that is of use here."""
         memory = self._cache.serialize()
         data = b"" if memory is None else bytes(memory)
         if not data:
@@ -97,7 +99,8 @@ class RuntimeCache:
         try:
             filelock = optional("filelock", "filelock")
             with filelock.FileLock(str(self.path.with_name(f".{self.path.name}.lock")), timeout=LOCK_SECONDS):
-                if len(self._read()) < len(data):
+                there = self._read()
+                if len(there) < len(data) or there == self._refused:
                     atomic_write(self.path, data)
         except (OutputError, OSError, BackendError) as e:  # filelock's Timeout is an OSError
             self._notes.add(f"{self.path}: not written: {e}")
