@@ -25,6 +25,15 @@ PIECE_PIXELS = 1 << 20
 PIECE_WORK = 1.05
 """Work that pieces of that size may repeat in their halos; with a larger halo the whole picture is run if it fits."""
 
+NO_LIMIT = 1 << 62
+"""From here on a control group of version 1 has no limit: it says the largest number of whole pages."""
+
+_ACCOUNTS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Control groups of version 2 and 1: folder, limit, use, and the name of the cached files in memory.stat."""
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "G": 1 << 30, "GB": 1 << 30}
 
 
@@ -44,24 +53,34 @@ def parse_memory(text: str) -> int:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process can still get: what the system has free, at most what its control group leaves; None if unknown."""
+    """Bytes that this process can still get: what the system has free, at most what its control group leaves; None if unknown.
+
+    Args:
+        meminfo: the kernel's account of the system.
+        cgroup: where control groups are mounted, of version 2, or of version 1 with a folder for each kind of limit.
+    """
     found = []
     try:
         match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M)
         found += [int(match.group(1)) << 10] if match else []
     except OSError:
         pass
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        if limit != "max":
-            # Cached files count as used, though they give way.
-            stat = cgroup / "memory.stat"
-            cached = re.search(r"^inactive_file (\d+)$", stat.read_text() if stat.exists() else "", re.M)
-            used = int((cgroup / "memory.current").read_text()) - (int(cached.group(1)) if cached else 0)
-            found.append(max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass
+    for folder, most, used, cached in _ACCOUNTS:
+        try:
+            limit = (cgroup / folder / most).read_text().strip()
+            if limit != "max" and int(limit) < NO_LIMIT:
+                found.append(max(0, int(limit) - _held(cgroup / folder, used, cached)))
+            break
+        except (OSError, ValueError):
+            continue
     return min(found) if found else None
+
+
+def _held(group: Path, used: str, cached: str) -> int:
+    """Bytes of a control group that do not give way: cached files count as used in it."""
+    stat = group / "memory.stat"
+    match = re.search(rf"^{cached} (\d+)$", stat.read_text() if stat.exists() else "", re.M)
+    return int((group / used).read_text()) - (int(match.group(1)) if match else 0)
 
 
 def default_budget() -> int:

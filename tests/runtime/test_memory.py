@@ -46,6 +46,19 @@ def test_available_memory_is_the_smaller_of_system_and_control_group(tmp_path):
     assert default_budget() > 0
 
 
+def test_control_groups_of_version_1_limit_memory_as_well(tmp_path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "memory"
+    meminfo.write_text("MemAvailable:    2048 kB\n")
+    group.mkdir()
+    (group / "memory.usage_in_bytes").write_text("48576\n")
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert available_memory(meminfo, tmp_path) == 2 << 20
+    (group / "memory.limit_in_bytes").write_text("1048576\n")
+    assert available_memory(meminfo, tmp_path) == 1_000_000
+    (group / "memory.stat").write_text("cache 5\ninactive_file 7\ntotal_inactive_file 40000\n")
+    assert available_memory(meminfo, tmp_path) == 1_040_000
+
+
 @settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(0, 250), st.integers(100, 6000), st.integers(1 << 27, 1 << 34))
 def test_chosen_tiles_stay_within_the_budget(height, width, halo, cost, budget):
