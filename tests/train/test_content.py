@@ -372,6 +372,12 @@ def test_the_report_command(pictures: Path, monkeypatch: pytest.MonkeyPatch, cap
     found = json.loads(capsys.readouterr().out)["irn_x2_lite"]
     assert list(found) == ["generated", "pictures"]
     assert found["pictures"]["summary"]["count"] == 4
+    monkeypatch.chdir(pictures)
+    assert run_app(app, ["irn_x2_lite", "--data", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["irn_x2_lite"] == found
+    (pictures / "pictures").mkdir()
+    assert run_app(app, [*arguments, "--data", "pictures"]) == 2
+    assert "two sets would be called 'pictures'" in " ".join(capsys.readouterr().err.split())
     line = next(line for line in table.splitlines() if line.startswith("| odd |"))
     assert f"| {found['generated']['each']['odd']['hr_psnr_y']:.2f} |" in line
 

@@ -49,6 +49,15 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def tests(tmp_path: Path) -> Path:
+    """A folder of two pictures to measure on."""
+    (folder := tmp_path / "tests").mkdir()
+    for i in range(2):
+        Image.fromarray(probe_picture(40, 48, 10 + i)).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_differ_where_they_say(name: str) -> None:
     study = load_study(name)
@@ -79,16 +88,16 @@ def test_the_papers_ablations_are_all_there() -> None:
 
 
 def test_from_the_command_line_and_taken_up_again(
-    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, pictures: Path, tests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    command = ["study", str(tiny), "--data", str(pictures), "--measure", str(pictures), "--out", str(out), "--holdout", "1"]
+    command = ["study", str(tiny), "--data", str(pictures), "--measure", str(tests), "--out", str(out), "--holdout", "1"]
     assert main([*command, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [a["name"] for a in content["arms"]] == ["first", "other rate"]
     assert content["arms"] == json.loads((out / "study.json").read_text())["arms"]
     for arm in content["arms"]:
-        assert set(arm["figures"]) == {"held", pictures.name}
+        assert set(arm["figures"]) == {"held", "tests"}
         assert arm["steps"] == 4
         assert arm["ms"] > 0
     weights = (out / "first" / "checkpoint.safetensors").read_bytes()
@@ -100,21 +109,91 @@ def test_from_the_command_line_and_taken_up_again(
     assert (out / "first" / "checkpoint.safetensors").read_bytes() == weights, "a finished arm is not run again"
 
 
-def test_an_arm_can_be_run_alone(tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_arm_can_be_run_alone(
+    tiny: Path, pictures: Path, tests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "study"
     arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1", "--arm"]
     assert main([*arguments, "other rate", "--json"]) == 0
     assert [a["name"] for a in json.loads(capsys.readouterr().out)["arms"]] == ["other rate"]
     assert main([*arguments, "nothing"]) == 2
     assert "the study has first, other rate" in capsys.readouterr().err
-    assert main([*arguments, "first", "--json", "--measure", str(pictures)]) == 0
+    assert main([*arguments, "first", "--json", "--measure", str(tests)]) == 0
     both = json.loads(capsys.readouterr().out)["arms"]
     assert [a["name"] for a in both] == ["first", "other rate"], "what the other arm reached stays in the results"
-    assert [set(a["figures"]) for a in both] == [{"held", pictures.name}, {"held"}]
+    assert [set(a["figures"]) for a in both] == [{"held", "tests"}, {"held"}]
     assert both == json.loads((out / "study.json").read_text())["arms"]
-    (out / "study.json").write_text('{"arms": 3}')
-    assert main([*arguments, "first"]) == 1
-    assert "study.json: not the results of a study" in capsys.readouterr().err
+    for nothing in ('{"arms": 3}', "[]", '{"arms": [3]}'):
+        (out / "study.json").write_text(nothing)
+        assert main([*arguments, "first"]) == 1
+        assert "study.json: not the results of a study" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_do_not_stay(
+    tiny: Path, pictures: Path, tests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table compares arms of one length, trained on the same pictures and measured on the same."""
+    out = tmp_path / "study"
+    first = [
+        "study",
+        str(tiny),
+        "--data",
+        str(pictures),
+        "--out",
+        str(out),
+        "--holdout",
+        "1",
+        "--measure",
+        str(tests),
+        "--arm",
+        "first",
+    ]
+    other = [*first[:-1], "other rate", "--json"]
+    assert main(first) == 0
+    (tests / "0.png").rename(tests / "2.png")
+    capsys.readouterr()
+    assert main(other) == 0, "the same pictures in another order"
+    assert [a["name"] for a in json.loads(capsys.readouterr().out)["arms"]] == ["other rate"]
+    assert main(first) == 0
+    tiny.write_text(TINY.replace('"train.ema" = 0.0', '"train.ema" = 0.5'))
+    capsys.readouterr()
+    assert main(other) == 1, "its own checkpoint is of another recipe too"
+    assert "written by another recipe" in capsys.readouterr().err
+    assert json.loads((out / "study.json").read_text())["arms"] == []
+
+
+def test_arms_of_a_study_are_trained_on_the_same_pictures(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1", "--arm"]
+    assert main([*arguments, "first"]) == 0
+    before = (out / "study.json").read_text()
+    held = checkpoint.read(out / "first" / "checkpoint.safetensors").progress["held_out"]
+    spare = next(p for p in find_pictures([pictures]) if file_digest(p) not in held)
+    (tmp_path / "spare").mkdir()
+    spare.rename(tmp_path / "spare" / spare.name)
+    capsys.readouterr()
+    assert main([*arguments, "other rate"]) == 1
+    assert "study.json: its arms were trained on other pictures; give the --data, --holdout" in capsys.readouterr().err
+    assert (out / "study.json").read_text() == before
+    assert not (out / "other_rate").exists()
+
+
+def test_what_is_measured_on_is_not_trained_on(
+    tiny: Path, pictures: Path, tests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, both = tmp_path / "study", find_pictures([pictures])[:2]
+    for path in both:
+        (tests / f"copy of {path.name}").write_bytes(path.read_bytes())
+    command = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1", "--arm", "first", "--measure"]
+    assert main([*command, str(tests)]) == 0
+    held = checkpoint.read(out / "first" / "checkpoint.safetensors").progress["held_out"]
+    assert {file_digest(p) for p in both} < set(held)
+    assert len(held) == 3, "and one of the two others"
+    capsys.readouterr()
+    assert main([*command, str(pictures)]) == 1
+    assert "4 picture(s), 4 of them in --measure; a study wants at least 2 others" in capsys.readouterr().err
 
 
 def test_a_study_says_what_it_cannot_measure_on(
@@ -134,6 +213,7 @@ def test_a_study_names_what_it_held_out(tiny: Path, pictures: Path, tmp_path: Pa
     held = checkpoint.read(out / "first" / "checkpoint.safetensors").progress["held_out"]
     assert held == [file_digest(p) for p in spread(find_pictures([pictures]), 1)]
     (next(p for p in pictures.iterdir() if file_digest(p) == held[0])).rename(tmp_path / "away.png")
+    (out / "study.json").unlink()
     capsys.readouterr()
     assert main([*arguments, "1"]) == 1
     assert "its run held out other pictures" in capsys.readouterr().err

@@ -81,6 +81,15 @@ def by_content(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
+def pictures_digest(pictures: Iterable[Picture]) -> str:
+    """SHA-256 over the pixels of pictures in their order, which decides what a sampler draws."""
+    h = hashlib.sha256()
+    for picture in pictures:
+        h.update(f"{picture.shape}\n".encode())
+        h.update(np.ascontiguousarray(picture).data)
+    return h.hexdigest()
+
+
 def least_side(scale: int) -> int:
     """Pixels that both sides of a picture must have for its PSNR to say something."""
     return 8 * scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,3 +98,23 @@ def held_of(found: Mapping[str, Path], named: Container[str] | None, count: int)
     """
     kept = [path for digest, path in found.items() if digest in (named or ())] if count else []
     return kept or spread(list(found.values()), count)
+
+
+def named_sets(option: str, folders: Iterable[Path], taken: str) -> dict[str, Path]:
+    """Folders of pictures to measure on by the names of their sets, which are the folders'.
+
+    Args:
+        option: that the folders come from.
+        folders: any paths of them, also `.`.
+        taken: name of a set that is there without a folder.
+
+    Raises:
+        typer.BadParameter: two sets would have one name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in found or name == taken:
+            raise typer.BadParameter(f"{option}: two sets would be called {name!r}; the folder's name is the set's")
+        found[name] = folder
+    return found

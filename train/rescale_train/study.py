@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from rescale.errors import ConfigError, InputError, RescaleError
 from rescale.files import atomic_write
 from rescale.json_text import as_json
 from rescale_train import checkpoint
-from rescale_train.config import Recipe
+from rescale_train.config import Recipe, to_dict
 from rescale_train.cost import macs_per_lr_pixel
-from rescale_train.data import CropSampler, Picture, Sampling
+from rescale_train.data import CropSampler, Picture, Sampling, pictures_digest
 from rescale_train.loop import DivergedError, Options, Trainer, validate
 from rescale_train.models import build
 from rescale_train.recipe import load_recipe
@@ -62,6 +62,19 @@ class Study:
 
     title: str
     arms: tuple[Arm, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the arms of a study share beside their recipes.
+
+    Attributes:
+        start: digest of the weights that they begin with; None: fresh ones.
+        trained_on: `data.pictures_digest` of the training pictures.
+    """
+
+    start: str | None
+    trained_on: str
 
 
 def study_names() -> list[str]:
@@ -143,7 +156,8 @@ def run_arm(
         start: weights to start from instead of fresh ones.
 
     Returns:
-        Name, group, steps, parameters, MACs, milliseconds a step and mean dB by set; ``failed`` for a run that diverged.
+        Name, group, recipe, steps, parameters, MACs, milliseconds a step and mean dB by set with `data.pictures_digest` of each;
+        ``failed`` for a run that diverged.
 
     Raises:
         CheckpointError: the folder holds a run of another recipe, or of one that held out other pictures.
@@ -155,6 +169,8 @@ def run_arm(
         "name": arm.name,
         "group": arm.group,
         "changes": arm.changes,
+        "recipe": to_dict(arm.recipe),
+        "measured_on": {name: pictures_digest(pictures) for name, pictures in sets.items()},
         "paper": arm.paper,
         "parameters": sum(p.numel() for p in build(arm.recipe.net).parameters()),
         "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
@@ -212,39 +228,48 @@ def table(study: Study, records: list[dict[str, Any]]) -> str:
     return f"{study.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def write_results(study: Study, records: list[dict[str, Any]], folder: Path, start: str | None = None) -> None:
+def write_results(study: Study, records: list[dict[str, Any]], folder: Path, setting: Setting) -> None:
     """study.json and study.md in the study's folder.
 
     Args:
         study: what was asked.
         records: of its arms, as `run_arm` returns them.
         folder: of the study.
-        start: digest of the weights that all arms began with; None: fresh ones.
+        setting: of all arms.
     """
-    content = {"title": study.title, "torch": torch.__version__, "start": start, "arms": records}
+    content = {"title": study.title, "torch": torch.__version__, **asdict(setting), "arms": records}
     atomic_write(folder / "study.json", as_json(content).encode())
     atomic_write(folder / "study.md", table(study, records).encode())
 
 
-def read_results(study: Study, folder: Path, start: str | None = None) -> dict[str, dict[str, Any]]:
-    """Records that `write_results` left in a study's folder, by name of the arm; those of arms that have changed are left out.
+def read_results(study: Study, folder: Path, setting: Setting, sets: dict[str, list[Picture]]) -> dict[str, dict[str, Any]]:
+    """Records that `write_results` left in a study's folder, by name of the arm.
+
+    Those of arms whose recipe has changed are left out, and those measured on other pictures than `sets` has under that name.
 
     Raises:
-        InputError: study.json is not one, or its arms began with other weights.
+        InputError: study.json is not one, or its arms began with other weights or were trained on other pictures.
     """
     path = folder / "study.json"
-    changes = {a.name: a.changes for a in study.arms}
+    recipes = {a.name: to_dict(a.recipe) for a in study.arms}
+    digests = {name: pictures_digest(pictures) for name, pictures in sets.items()}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {r["name"]: r for r in content["arms"] if r["name"] in changes and r["changes"] == changes[r["name"]]}
-        before = content.get("start")
+        found = {r["name"]: r for r in content["arms"] if r["name"] in recipes and r.get("recipe") == recipes[r["name"]]}
+        found = {k: r for k, r in found.items() if all(digests.get(n, d) == d for n, d in r["measured_on"].items())}
+        before, trained_on = content.get("start"), content.get("trained_on")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{path}: not the results of a study ({e}); remove it or give another --out") from None
-    if before != start:
-        names = [f"weights {d[:12]}" if isinstance(d, str) else "fresh weights" for d in (before, start)]
+    if before != setting.start:
+        names = [f"weights {d[:12]}" if isinstance(d, str) else "fresh weights" for d in (before, setting.start)]
         raise InputError(f"{path}: its arms began with {names[0]}, these would with {names[1]}; give another --out")
+    if trained_on not in (None, setting.trained_on):
+        raise InputError(
+            f"{path}: its arms were trained on other pictures; give the --data, --holdout and --measure that they had, "
+            "or another --out"
+        )
     return found
 
 

@@ -10,7 +10,7 @@ import typer
 from rescale.console import print_json, require, warn
 from rescale.errors import InputError, OutputError
 from rescale.threads import usable_threads
-from rescale_train.options import EXTRA, Device, Threads, pick_device, spread, stop_on_signals
+from rescale_train.options import EXTRA, Device, Threads, held_of, named_sets, pick_device, stop_on_signals
 
 HELD = "held"
 """The set of held-out training pictures in a study's results."""
@@ -19,7 +19,9 @@ HELD = "held"
 def study(
     name: Annotated[str, typer.Argument(help="Name of a shipped study, or a .toml file; `list` lists them.", metavar="STUDY")],
     data: Annotated[list[Path] | None, typer.Option(help="Folder of training pictures; repeat for several.")] = None,
-    measure: Annotated[list[Path] | None, typer.Option(help="Folder of pictures to measure on; repeat for several.")] = None,
+    measure: Annotated[
+        list[Path] | None, typer.Option(help="Folder of pictures to measure on, none of which is trained on; repeat for several.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs, study.json and study.md.")] = Path("runs/study"),
     holdout: Annotated[
         int,
@@ -44,10 +46,19 @@ def study(
     require(EXTRA, "train")
     import torch
 
-    from rescale_train.data import by_content, find_pictures, least_side, load_held, load_measured, load_picture, too_small
+    from rescale_train.data import (
+        by_content,
+        find_pictures,
+        least_side,
+        load_held,
+        load_measured,
+        load_picture,
+        pictures_digest,
+        too_small,
+    )
     from rescale_train.loop import Options
     from rescale_train.start import read_start
-    from rescale_train.study import load_study, read_results, run_arm, samplers, study_names, table, write_results
+    from rescale_train.study import Setting, load_study, read_results, run_arm, samplers, study_names, table, write_results
 
     if name == "list":
         for each in study_names():
@@ -60,47 +71,48 @@ def study(
             raise typer.BadParameter(f"--arm {wanted}: the study has {', '.join(names)}")
     if not data:
         raise typer.BadParameter("--data: give a folder of training pictures")
-    titles = [HELD, *(folder.resolve().name for folder in measure or [])]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise typer.BadParameter(f"--measure: two sets would be called {title!r}; the folder's name is the set's")
+    folders = named_sets("--measure", measure or [], HELD)
     where = pick_device(device)
     if where.type == "cpu":
         torch.set_num_threads(threads or usable_threads())
-    found = by_content(find_pictures(data))
-    paths = list(found.values())
+    everything = by_content(find_pictures(data))
+    measured = {digest for folder in folders.values() for digest in by_content(find_pictures([folder]))}
+    found = {digest: path for digest, path in everything.items() if digest not in measured}
     starts = {a.name: read_start(init_from, a.recipe) for a in plan.arms} if init_from is not None else {}
     start = starts[names[0]] if starts else None
-    held_paths = spread(paths, holdout)
-    if start is not None and start.held_out is not None:
-        # Only these tell anything of weights that were trained on the others.
-        held_paths = [path for digest, path in found.items() if digest in start.held_out]
-        if not held_paths:
-            raise InputError(f"{init_from}: none of the pictures that it was not trained on is in {', '.join(map(str, data))}")
-    held_out = [digest for digest, path in found.items() if path in held_paths]
+    named = start.held_out if start is not None else None
+    # Of weights that were trained on the others only these tell anything.
+    if named is not None and not any(digest in named for digest in found):
+        raise InputError(
+            f"{init_from}: none of the pictures that it was not trained on is in {', '.join(map(str, data))}, --measure left aside"
+        )
+    held_paths = held_of(found, named, holdout)
+    train_paths = [path for path in found.values() if path not in held_paths]
+    held_out = [digest for digest, path in everything.items() if path not in train_paths]
     scale = max(a.recipe.net.scale for a in plan.arms)
     held = list(load_held(held_paths, scale).values())
-    if not held:
+    if not (held and train_paths):
         raise InputError(
-            f"{', '.join(map(str, data))}: {len(paths)} picture(s); a study wants at least 2, "
-            f"of at least {least_side(scale)} pixels a side"
+            f"{', '.join(map(str, data))}: {len(everything)} picture(s), {len(everything) - len(found)} of them in --measure; "
+            f"a study wants at least 2 others, of at least {least_side(scale)} pixels a side"
         )
     if len(held) < len(held_paths):
         warn(f"held out: {too_small(len(held), len(held_paths), scale)}")
-    sets = {HELD: held} | {folder.resolve().name: load_measured(folder, scale) for folder in measure or []}
-    crops = samplers(plan, [load_picture(p) for p in paths if p not in set(held_paths)], where)
+    sets = {HELD: held} | {title: load_measured(folder, scale) for title, folder in folders.items()}
+    pictures = [load_picture(path) for path in train_paths]
+    crops = samplers(plan, pictures, where)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{out}: cannot create the folder: {e.strerror}") from None
 
-    began = start.digest if start is not None else None
-    done = read_results(plan, out, began)
+    setting = Setting(start.digest if start is not None else None, pictures_digest(pictures))
+    done = read_results(plan, out, setting, sets)
 
     def in_order() -> list[dict[str, Any]]:
         return [done[name] for name in names if name in done]
 
-    write_results(plan, in_order(), out, began)
+    write_results(plan, in_order(), out, setting)
     torch.set_flush_denormal(True)
     try:
         with stop_on_signals() as stopped_by:
@@ -111,7 +123,7 @@ def study(
                 options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
                 begin = starts.get(chosen.name)
                 done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, begin)
-                write_results(plan, in_order(), out, began)
+                write_results(plan, in_order(), out, setting)
     finally:
         torch.set_flush_denormal(False)
     print_json({"title": plan.title, "arms": in_order()}) if json_ else print(table(plan, in_order()))

@@ -11,6 +11,7 @@ import typer
 
 from rescale.console import new_app, print_json, require, run_app
 from rescale.errors import InputError, UnknownModelError
+from rescale_train.options import named_sets
 
 app = new_app("Measure weights on pictures that no photographer took, and on photographs.")
 
@@ -31,14 +32,15 @@ def report(
     from rescale_train.content.report import HEAD, load_pictures, measure, row, summary
     from rescale_train.shipped import weights_folder
 
+    folders = named_sets("--data", data or [], "generated")
     shipped = {p.stem: p for p in sorted(weights_folder().glob("*.safetensors"))}
     sets = {"generated": held.generated_set()}
-    for folder in data or []:
+    for title, folder in folders.items():
         photographs = load_pictures(folder)
-        sets[folder.name] = photographs
+        sets[title] = photographs
         if degraded:
             made = held.degraded_set(photographs)
-            sets |= {f"{folder.name} {k}": {n: p for n, p in made.items() if n.endswith(f" {k}")} for k in KINDS}
+            sets |= {f"{title} {k}": {n: p for n, p in made.items() if n.endswith(f" {k}")} for k in KINDS}
     if any(min(p.shape[:2]) < 8 for s in sets.values() for p in s.values()):
         raise InputError("a picture has a side below 8 pixels; there is nothing to measure in it")
     result: dict[str, object] = {}
