@@ -227,6 +227,15 @@ def test_a_missing_part_is_refused(weights_file: Path, lost: int) -> None:
         checkpoint.read(parts[0])
 
 
+def test_damaged_parts_are_named(weights_file: Path) -> None:
+    parts = checkpoint.split(weights_file, 10_000)
+    weights_file.unlink()
+    parts[0].write_bytes(b"x" * 10_000)
+    with pytest.raises(CheckpointError) as e:
+        checkpoint.read(parts[0])
+    assert str(e.value).startswith(f"{parts[0]} and its other parts: not a readable checkpoint")
+
+
 @torch.no_grad()
 def test_the_digest_changes_with_any_weight(net: RescalingNet) -> None:
     digests = {checkpoint.weights_digest(net)}

@@ -259,6 +259,11 @@ def test_the_card_says_where_the_weights_came_from(tmp_path: Path, capsys: pytes
     source = card["imported"]
     assert (source["file"], source["layout"], source["bytes"]) == ("IRN_x2.pth", "IRN (pkuxmq)", path.stat().st_size)
     assert source["sha256"] == reading.read(path).sha256
+    before = target.read_bytes()
+    assert main(["import", str(path), str(target)]) == 1
+    assert "w.safetensors: exists; remove it or choose another name" in capsys.readouterr().err
+    assert target.read_bytes() == before
+    target.unlink()
     assert main(["import", str(path), str(target), "--licence", " "]) == 0
     text = capsys.readouterr().out
     assert "irn x2, blocks [2], growth 4, " in text

@@ -78,27 +78,32 @@ def read(path: Path) -> Checkpoint:
     """
     if path.name.endswith(".part00"):
         with tempfile.TemporaryDirectory() as folder:
-            whole = Path(folder) / path.name.removesuffix(".part00")
+            whole = Path(folder) / "whole"
             whole.write_bytes(join(path))
-            return read(whole)
+            return _read(whole, f"{path} and its other parts")
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder; give the checkpoint.safetensors in it")
+    return _read(path, str(path))
+
+
+def _read(path: Path, name: str) -> Checkpoint:
+    """`read` of a whole file; errors call it by `name`."""
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}
             if metadata.get("format") != FORMAT:
                 found = metadata.get("format", "none")
-                raise CheckpointError(f"{path}: checkpoint format {found!r}, wanted {FORMAT!r}; train or import it again")
+                raise CheckpointError(f"{name}: checkpoint format {found!r}, wanted {FORMAT!r}; train or import it again")
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         table = json.loads(metadata["recipe"])
         recipe = Recipe(from_dict(NetConfig, table["net"], "net"), from_dict(TrainConfig, table["train"], "train"))
         progress = json.loads(metadata["progress"])
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise CheckpointError(f"{name}: no such checkpoint") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, ConfigError, UnknownModelError) as e:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {e}") from None
+        raise CheckpointError(f"{name}: not a readable checkpoint: {e}") from None
     if not isinstance(progress, dict):
-        raise CheckpointError(f"{path}: not a readable checkpoint: progress is not a table")
+        raise CheckpointError(f"{name}: not a readable checkpoint: progress is not a table")
     return Checkpoint(recipe, progress, tensors)
 
 

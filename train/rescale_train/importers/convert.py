@@ -30,7 +30,7 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
 
     Raises:
         CheckpointError: the source cannot be read or imported.
-        OutputError: the target is the source, has another suffix, or cannot be written.
+        OutputError: the target is there already, has another suffix, or cannot be written.
     """
     if target.suffix != ".safetensors":
         raise OutputError(f"{target}: weights are written as .safetensors; choose such a name")
@@ -40,6 +40,8 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
         raise OutputError(f"{target}: there is no folder {target.parent}")
     if target.exists() and source.exists() and target.samefile(source):
         raise OutputError(f"{target}: is the file to be imported; choose another name")
+    if target.exists():
+        raise OutputError(f"{target}: exists; remove it or choose another name")
     found = read(source)
     network = translate(found)
     config = network.config
