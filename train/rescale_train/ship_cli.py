@@ -23,8 +23,8 @@ def ship(
     held: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Where WEIGHTS exists: folder of the run's training pictures; repeat for several. Old and new weights are "
-            "measured on those it held out and on the generated set, and the better ones stay."
+            help="Where WEIGHTS exists: folder of the pictures that the run held out, which is its --data, or its --val if it had "
+            "one; repeat for several. Old and new weights are measured on those and on the generated set, and the better ones stay."
         ),
     ] = None,
     holdout: Annotated[
@@ -96,7 +96,7 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held
         raise CheckpointError(f"{target}: holds {there}, not {wanted}; choose another path")
     if not folders:
         raise OutputError(
-            f"{target}: exists; choose another path, or give --held DIR, the training pictures: better weights replace it"
+            f"{target}: exists; choose another path, or give --held DIR, the run's --val or else --data: better weights replace it"
         )
     paths = find_pictures(folders)
     if held_out is None:
