@@ -38,9 +38,10 @@ def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -
     """Jobs for all files below `source` with one of `suffixes`, in the same tree below `target`.
 
     Raises:
-        InputError: nothing to do, or two sources would be written to one target.
+        InputError: nothing to do, a folder below cannot be read, or two sources would be written to one target.
     """
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
+    paths = (Path(folder) / name for folder, _, names in os.walk(source, onerror=_refuse_folder) for name in names)
+    found = sorted(p for p in paths if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
     if not found:
         raise InputError(f"{source}: no picture found; wanted are {' '.join(suffixes)}")
     jobs: dict[Path, Job] = {}
@@ -50,6 +51,10 @@ def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -
             raise InputError(f"{path} and {jobs[goal].source.name} would both become {goal}; rename one")
         jobs[goal] = Job(path, goal)
     return list(jobs.values())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot read: {error.strerror}; make it readable, or move it elsewhere") from None
 
 
 def run(

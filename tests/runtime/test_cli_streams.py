@@ -15,7 +15,7 @@ import pytest
 import rescale
 from rescale import batch
 from rescale.cli import main
-from rescale.errors import RescaleError
+from rescale.errors import InputError, RescaleError
 from rescale.files import atomic_write, machine_mark
 
 posix = pytest.mark.skipif(os.name == "nt", reason="pipes, links and signals of POSIX")
@@ -94,6 +94,21 @@ def test_a_folder_in_the_place_of_a_result_is_an_error_and_a_defect_costs_one_pi
     [(source, error)] = batch.run(jobs, make, overwrite=False).errors
     assert isinstance(error, RescaleError)
     assert str(error) == f"{source}: unexpected IndexError: list index out of range; please report it with the picture"
+
+
+def test_a_folder_below_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    (tmp_path / "in" / "x.png").write_bytes(b"")
+    listed = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="closed: cannot read: Permission denied; make it readable"):
+        batch.plan(tmp_path / "in", tmp_path / "out", [".png"], ".png")
 
 
 def test_a_folder_of_lrs_that_cannot_be_restored_has_exit_code_3(here, picture):
