@@ -227,9 +227,9 @@ def test_a_checkpoint_has_the_figures_of_its_own_step_alone(recipe_of: RecipeOf,
     saved: list[tuple[int, bool]] = []
     save = trainer.save
     trainer.save = lambda path, figures: (saved.append((trainer.step, bool(figures))), save(path, figures))[1]  # type: ignore[method-assign]
-    options = Options(tmp_path, save_every=1, validate_every=2, should_stop=lambda: trainer.step == 3)
+    options = Options(tmp_path, save_every=1, validate_every=2, should_stop=lambda: trainer.step == 4)
     trainer.run(sampler_of(recipe), held, options)
-    assert saved == [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    assert saved == [(1, False), (2, False), (2, True), (3, False), (4, False), (4, True)]
     found = checkpoint.read(tmp_path / "checkpoint.safetensors")
     figures = {k: v for k, v in found.progress.items() if "psnr" in k}
     assert figures == validate(checkpoint.load_net(found, "c"), held)
