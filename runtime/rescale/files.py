@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -37,7 +38,8 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, flush it to disk and rename it over `path`.
 
     Raises:
-        OutputError: the folder does not exist or is not writable, or the disk is full; an old file is untouched.
+        OutputError: the folder does not exist or is not writable, `path` is a folder, or the disk is full; an old file is
+            untouched.
     """
     with atomic_stream(path) as f:
         f.write(data)
@@ -47,7 +49,8 @@ def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> 
     """`atomic_write` of two files that belong together: neither takes its place before both are on the disk.
 
     Raises:
-        OutputError: as `atomic_write`; both old files are untouched.
+        OutputError: as `atomic_write`; both old files are untouched. Only a system that refuses the last renaming, of the
+            second, leaves the first one new.
     """
     # Left in reverse order: the first takes its place first.
     with atomic_stream(second[0]) as b, atomic_stream(first[0]) as a:
@@ -75,6 +78,8 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
         return
     place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise OutputError(f"{path}: cannot write: {os.strerror(errno.EISDIR)}")
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
     # Not the target's name with something added either: that could be too long.
     name = place.with_name(f".rescale.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -407,6 +407,18 @@ def test_sidecar_and_picture_change_together_or_not_at_all(tmp_path, monkeypatch
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", "s.png.rescale"]
 
 
+@pytest.mark.parametrize("old", [None, b"of another picture"])
+def test_a_picture_that_cannot_take_its_place_leaves_no_sidecar(tmp_path, old):
+    path = tmp_path / "s.png"
+    path.mkdir()
+    if old is not None:
+        (tmp_path / "s.png.rescale").write_bytes(old)
+    with pytest.raises(OutputError, match=r"s.png: cannot write: Is a directory"):
+        small_of("irn_m", 2, 12, 10).save(path, carrier="sidecar")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", *(["s.png.rescale"] if old else [])]
+    assert old is None or (tmp_path / "s.png.rescale").read_bytes() == old
+
+
 def test_names_as_long_as_the_file_system_allows(tmp_path):
     small = small_of("irn", 2, 4, 4)
     path = tmp_path / ("写" * 80 + ".png")
