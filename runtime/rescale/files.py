@@ -17,6 +17,9 @@ from typing import BinaryIO
 
 from rescale.errors import OutputError
 
+PROCESS_NAMESPACE = Path("/proc/self/ns/pid")
+"""On Linux, what process numbers are counted in; elsewhere it does not exist."""
+
 TEMPORARY_GLOB = ".rescale.*.tmp"
 TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 """Names of the files that become results: the machine and the process that write one, and chance."""
@@ -24,7 +27,11 @@ TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 
 def machine_mark() -> str:
     """Eight hexadecimal digits that tell this machine or container from others that write to the same folder."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    try:
+        processes = PROCESS_NAMESPACE.stat().st_ino  # containers may share a name, and number their processes each from 1
+    except OSError:
+        processes = 0
+    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:8]
 
 
 def read_some(source: BinaryIO, size: int) -> bytes:

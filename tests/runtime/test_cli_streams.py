@@ -80,6 +80,17 @@ def test_only_files_of_ours_that_nothing_writes_are_removed(tmp_path):
     assert kept - {"left over"} == {"being written", "of another machine, young", "of another program"}
 
 
+def test_containers_of_one_name_do_not_take_each_other_for_one_machine(tmp_path, monkeypatch):
+    marks = []
+    for name in ("one", "two", "two"):
+        (tmp_path / name).touch()
+        monkeypatch.setattr("rescale.files.PROCESS_NAMESPACE", tmp_path / name)
+        marks.append(machine_mark())
+    assert marks[0] != marks[1] == marks[2]
+    monkeypatch.setattr("rescale.files.PROCESS_NAMESPACE", tmp_path / "none")
+    assert len(machine_mark()) == 8
+
+
 def test_a_folder_in_the_place_of_a_result_is_an_error_and_a_defect_costs_one_picture(here, tmp_path, capsys):
     os.makedirs("in")
     os.makedirs("out/photo.png")
