@@ -9,7 +9,9 @@ from rescale.errors import UnknownModelError
 from rescale.variants import check_scale, variant
 
 
-def bundles_of(given: Sequence[Path], models: Sequence[str], scales: Sequence[int], folder: Path) -> list[Path]:
+def bundles_of(
+    given: Sequence[Path], models: Sequence[str], scales: Sequence[int], folder: Path, refine: bool = False
+) -> list[Path]:
     """Paths of the bundles that a command shall measure.
 
     Args:
@@ -17,6 +19,7 @@ def bundles_of(given: Sequence[Path], models: Sequence[str], scales: Sequence[in
         models: names; empty for all that ship.
         scales: 2, 4; empty for both.
         folder: shipped weights are exported into it.
+        refine: export them with the gradient graph.
 
     Raises:
         UnknownModelError: unknown, or no weights ship for a named model or scale.
@@ -45,5 +48,5 @@ def bundles_of(given: Sequence[Path], models: Sequence[str], scales: Sequence[in
     found = list(given)
     for shipped in wanted:
         net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path)).eval()
-        found.append(write_bundle(net, folder / bundle_name(net), shipped.card, ()).path)
+        found.append(write_bundle(net, folder / bundle_name(net), shipped.card, (), refine).path)
     return found

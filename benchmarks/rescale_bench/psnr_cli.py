@@ -31,6 +31,7 @@ def psnr(
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
     threads: options.Threads = 0,
     precision: options.Precision = "fp32",
+    refine: Annotated[int, typer.Option(help="Steps of refining each LR; of bundles exported with --refine.", min=0)] = 0,
     each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder for each picture's figures: a stopped run goes on from them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
@@ -63,13 +64,15 @@ def psnr(
         "bicubic": [],
     }
     with ExitStack() as stack:
-        paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        paths = bundles_of(bundles or (), model or (), scale or (), folder, refine > 0)
         scales = sorted({Bundle(p).scale for p in paths})
         advance = stack.enter_context(progress_bar((len(paths) + len(scales)) * sum(len(s.pictures) for s in sets)))
         for path in paths:
             with load(path, backend, threads or None, precision=precision) as net:
-                head = {"bundle": str(path), "model": net.bundle.title, "backend": net.runner.name}
-                report["results"] += [head | measure_set(net, s, advance, store) for s in sets]
+                title = net.bundle.title + (f", refined in {refine} steps" if refine else "")
+                head = {"bundle": str(path), "model": title, "backend": net.runner.name}
+                report["results"] += [head | measure_set(net, s, advance, store, refine) for s in sets]
         report["bicubic"] += [measure_set_bicubic(n, s, advance, store) for n in scales for s in sets]
     report["tables"] = tables(report)
     text = as_json(report)

@@ -74,17 +74,18 @@ class PictureQuality:
     bits_per_lr_pixel_jxl: float
 
 
-def measure_picture(net: Rescaler, name: str, picture: Picture) -> PictureQuality:
+def measure_picture(net: Rescaler, name: str, picture: Picture, steps: int = 0) -> PictureQuality:
     """Take one picture down to an LR file and up again.
 
     Args:
         net: open bundle.
         name: of the picture, for the report.
         picture: uint8 (H, W, 3); cut to multiples of the scale first. `scale` border pixels do not count at either size.
+        steps: of refining the LR.
     """
     scale = net.bundle.scale
     hr = np.ascontiguousarray(crop_to_multiple(picture, scale))
-    made = net.downscale(hr)
+    made = net.downscale(hr, steps)
     files = {c: made.to_bytes(c) for c in _containers(made.size)}
     small = Small.from_bytes(files["png"])
     sizes = {c: len(data) for c, data in files.items()}
@@ -146,25 +147,30 @@ def _silent(name: str) -> None:
     """No progress is shown."""
 
 
-def measure_set(net: Rescaler, pictures: PictureSet, progress: Progress = _silent, store: Store | None = None) -> dict[str, Any]:
+def measure_set(
+    net: Rescaler, pictures: PictureSet, progress: Progress = _silent, store: Store | None = None, steps: int = 0
+) -> dict[str, Any]:
     """Mean figures of a set: the mean of the pictures' values (for PSNR: of their dB).
 
     Args:
         net: open bundle.
         pictures: the set.
         progress: called with each picture's name when it is done.
-        store: what was measured before, of the same weights and the same backend.
+        store: what was measured before, of the same weights, backend and steps.
+        steps: of refining each LR.
 
     Returns:
-        ``set``, ``weights`` (SHA-256), ``count``, ``border``, ``mean`` by figure, ``pictures``, and ``paper``: the rows of
-        table 3 for this set.
+        ``set``, ``weights`` (SHA-256), ``refined`` (steps), ``count``, ``border``, ``mean`` by figure, ``pictures``, and
+        ``paper``: the rows of table 3 for this set.
     """
-    key = {"weights": net.bundle.weights, "model": net.bundle.title, "runner": net.runner.name}
-    rows = _measured(lambda name, hr: measure_picture(net, name, hr), pictures, key, progress, store)
+    key: dict[str, Any] = {"weights": net.bundle.weights, "model": net.bundle.title, "runner": net.runner.name}
+    key |= {"refined": steps} if steps else {}
+    rows = _measured(lambda name, hr: measure_picture(net, name, hr, steps), pictures, key, progress, store)
     paper = published(net.bundle.scale, pictures.name)
     return {
         **_head(pictures, net.bundle.scale, rows),
         "weights": net.bundle.weights,
+        "refined": steps,
         "paper": {k: {"hr_psnr_y": v[0], "hr_ssim_y": v[1]} for k, v in paper.items()},
     }
 

@@ -20,13 +20,15 @@ import torch
 
 from rescale import __version__
 from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, check_precision, graph_file
-from rescale.contract import Tensor, graph_names
+from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.errors import OutputError
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
+from rescale_export.gradient import compare_gradient, gradient
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.halo import measured_halo
 from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
+from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import size_name, to_dict
 from rescale_train.models import RescalingNet
@@ -44,7 +46,11 @@ DEFAULT_PRECISIONS = ("mixed",)
 
 
 def write_bundle(
-    net: RescalingNet, target: Path, card: dict[str, Any] | None = None, precisions: Sequence[str] = DEFAULT_PRECISIONS
+    net: RescalingNet,
+    target: Path,
+    card: dict[str, Any] | None = None,
+    precisions: Sequence[str] = DEFAULT_PRECISIONS,
+    refine: bool = False,
 ) -> Bundle:
     """Export a network, check it against PyTorch, and write its bundle.
 
@@ -53,6 +59,7 @@ def write_bundle(
         target: folder to write; an existing bundle there is replaced once the new one is complete.
         card: what is known of the weights (data, steps, measured PSNR), kept in the manifest.
         precisions: of `rescale.bundle.PRECISIONS`; float32 is always written.
+        refine: write the gradient graph too.
 
     Returns:
         The written bundle, read back and verified.
@@ -68,9 +75,13 @@ def write_bundle(
     digest = weights_digest(net)
     metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
     files: dict[str, bytes] = {}
-    entries = {p: _graphs(net, p, metadata, files) for p in PRECISIONS if p == "fp32" or p in precisions}
+    entries = {p: _graphs(net, split_graphs(net, p), p, metadata, files) for p in PRECISIONS if p == "fp32" or p in precisions}
     models = {name: files[entry["file"]] for name, entry in entries["fp32"].items()}
     parity = compare(net, models)
+    extra: dict[str, Any] = {}
+    if refine:
+        extra = _graphs(net, {GRADIENT: gradient(net)}, "fp32", metadata, files)
+        parity[GRADIENT] = compare_gradient(net, files[extra[GRADIENT]["file"]])
     scale = net.config.scale
     cases = golden_cases(net)
     buffer = io.BytesIO()
@@ -91,6 +102,7 @@ def write_bundle(
         "weights": {"sha256": digest, "card": card or {}},
         "graphs": entries["fp32"],
         "precisions": {p: e for p, e in entries.items() if p != "fp32"},
+        **extra,
         "golden": {"file": GOLDEN, "sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)},
         "parity": {"backend": f"onnxruntime {onnxruntime.__version__} CPU", **parity},
         "exporter": {
@@ -113,10 +125,12 @@ def write_bundle(
     return Bundle(target)
 
 
-def _graphs(net: RescalingNet, precision: str, metadata: dict[str, str], files: dict[str, bytes]) -> dict[str, Any]:
-    """Manifest entries of all graphs in one precision; their bytes go into `files`."""
+def _graphs(
+    net: RescalingNet, writers: dict[str, GraphWriter], precision: str, metadata: dict[str, str], files: dict[str, bytes]
+) -> dict[str, Any]:
+    """Manifest entries of graphs in one precision; their bytes go into `files`."""
     entries: dict[str, Any] = {}
-    for name, writer in split_graphs(net, precision).items():
+    for name, writer in writers.items():
         model = writer.model(metadata | {"precision": precision})
         check_contract(model, tuple(writer.inputs), tuple(writer.outputs))
         data = model.SerializeToString(deterministic=True)
@@ -154,7 +168,7 @@ def _is_bundle_or_empty(folder: Path) -> bool:
     names = {p.name for p in folder.iterdir()}
     if not names:
         return True
-    graphs = {graph_file(g, p) for v in VARIANTS.values() for g in graph_names(v) for p in PRECISIONS}
+    graphs = {graph_file(g, p) for v in VARIANTS.values() for g in (*graph_names(v), GRADIENT) for p in PRECISIONS}
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -31,6 +31,9 @@ def export(
     ] = None,
     triton_engines: Annotated[Path | None, typer.Option(help="Folder of engines for tensorrt; by default the cache's.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List models, scales, sizes and shipped weights, and stop.")] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Also the gradient graph, which `rescale down --refine` needs (docs/refine.md).")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
@@ -71,7 +74,7 @@ def export(
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     if not json_:
         print(f"{model} x{scale}: {said}")
-    bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision)
+    bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision, refine)
     models: list[str] = []
     if triton is not None:
         models = write_repository(bundle, triton, triton_backend, triton_precision, triton_engines)

@@ -115,7 +115,7 @@ def _inverse_block(g: GraphWriter, block: InvBlock, y1: str, y2: str, name: str)
     return g.op("Add", [y1, _dense(g, block.F, x2, f"{name}.F", [-1.0] * block.low)], f"{name}.low"), x2
 
 
-def _to_planes(g: GraphWriter, value: str, name: str) -> str:
+def to_planes(g: GraphWriter, value: str, name: str) -> str:
     """uint8 NHWC -> float32 NCHW. Cast first: TensorRT takes uint8 into a cast only."""
     floats = g.op("Cast", [value], f"{name}.cast", to=onnx.TensorProto.FLOAT)
     return g.op("Transpose", [floats], f"{name}.nchw", perm=[0, 3, 1, 2])
@@ -137,7 +137,7 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The downscale graph."""
     c, v = net.config, net.config.variant
     g = GraphWriter("downscale", precision)
-    planes = _to_planes(g, g.input(contract.hr()), "input")
+    planes = to_planes(g, g.input(contract.hr()), "input")
     state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
@@ -186,7 +186,7 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The upscale graph."""
     c, v = net.config, net.config.variant
     g = GraphWriter("upscale", precision)
-    planes = _to_planes(g, g.input(contract.lr(v)), "input")
+    planes = to_planes(g, g.input(contract.lr(v)), "input")
     a, b = planes, ""
     if v.alpha:
         rgb, code = g.split(planes, [3, 1], "input.split")

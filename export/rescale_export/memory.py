@@ -16,7 +16,8 @@ from rescale.variants import LATENT_STRIDE
 SIDE = 64
 """LR pixels a side of the size at which lifetimes are walked; large enough that constants do not matter."""
 
-_BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1, TensorProto.INT64: 8, TensorProto.INT32: 4, TensorProto.FLOAT16: 2}
+_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.INT64: 8, TensorProto.INT32: 4}
+_BYTES |= {TensorProto.UINT8: 1, TensorProto.BOOL: 1}
 
 
 def bytes_per_lr_pixel(model: ModelProto, scale: int) -> int:

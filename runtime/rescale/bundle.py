@@ -1,6 +1,6 @@
 """The bundle: a folder of graphs with a manifest. One per model, scale and size.
 
-    manifest.json  downscale.onnx  upscale.onnx  [encoder.onnx  decoder.onnx]  golden.npz
+    manifest.json  downscale.onnx  upscale.onnx  [encoder.onnx  decoder.onnx]  [gradient.onnx]  golden.npz
     downscale.mixed.onnx  upscale.mixed.onnx  ...   the same graphs in other precisions
 
 Readers refuse an unknown major version and any file whose SHA-256 does not match the manifest. docs/bundle.md is the
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescale.contract import Tensor, graph_names, interface
+from rescale.contract import GRADIENT, Tensor, gradient_interface, graph_names, interface
 from rescale.errors import BundleError, ConfigError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 
 FORMAT = "rescale-bundle"
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -84,6 +84,7 @@ class Bundle:
         halo: LR pixels on each side that matter for these weights: measured at export, at most the receptive field.
         graphs: by name, in float32.
         precisions: the same for each precision that the bundle holds, float32 included.
+        gradient: the graph that `rescale.refine` descends, in float32; None if it was not exported.
         figures: of the weights' card: figures by test set, such as ``hr_psnr_y`` in dB; empty if it has none.
         manifest: the whole parsed manifest.
     """
@@ -130,6 +131,10 @@ class Bundle:
                 if missing:
                     raise BundleError(f"{target}: graph {missing[0]!r} is missing in {precision}; export the bundle again")
                 _check_interface(self.variant, graphs)
+            self.gradient = None if m.get(GRADIENT) is None else _graph(m[GRADIENT])
+            wanted = gradient_interface(self.variant, self.z_channels if self.variant.latent else 0)
+            if self.gradient is not None and (self.gradient.inputs, self.gradient.outputs) != wanted:
+                raise ValueError(f"graph {GRADIENT!r} does not have the inputs and outputs of {self.variant.name}")
             if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
                 raise ValueError("weights.sha256 is not 64 hexadecimal digits")
         except UnknownModelError as e:
@@ -144,7 +149,7 @@ class Bundle:
 
     @property
     def memory(self) -> int:
-        """Bytes of live tensors per LR pixel of the costliest graph."""
+        """Bytes of live tensors per LR pixel of the costliest graph of the two directions."""
         return max(g.memory for g in self.graphs.values())
 
     @property
@@ -160,12 +165,22 @@ class Bundle:
             BundleError: the bundle does not hold it, or has no such graph.
         """
         check_precision(precision)
+        if name == GRADIENT:
+            return self._gradient(precision)
         if precision not in self.precisions:
             held = ", ".join(self.precisions)
             raise BundleError(f"{self.path}: holds {held}, not {precision!r}; export it with --precision {precision}")
         if name not in self.precisions[precision]:
             raise BundleError(f"{self.path}: {self.title} has no graph {name!r}, only {', '.join(self.precisions[precision])}")
         return self.precisions[precision][name]
+
+    def _gradient(self, precision: str) -> Graph:
+        if self.gradient is None:
+            raise BundleError(f"{self.path}: holds no gradient graph, which refining needs; export it with rescale-export --refine")
+        if precision != "fp32":
+            cure = "refine on onnxruntime or openvino in fp32"
+            raise BundleError(f"{self.path}: the gradient graph is in fp32, not {precision}; {cure}")
+        return self.gradient
 
     def read_graph(self, name: str, precision: str = "fp32") -> bytes:
         """Bytes of a graph's ONNX file, verified against the manifest.
@@ -196,6 +211,8 @@ class Bundle:
         for precision, graphs in self.precisions.items():
             for name in graphs:
                 self.read_graph(name, precision)
+        if self.gradient is not None:
+            self.read_graph(GRADIENT)
         self.read_golden()
 
     def _read(self, file: str, sha256: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from rescale import __version__
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
-from rescale.console import new_app, print_json, printable, require, run_app, warn
+from rescale.console import new_app, print_json, printable, progress_bar, require, run_app, warn
 from rescale.errors import InputError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -60,6 +61,9 @@ def down(
         AlphaRule, typer.Option(help="Real transparency in the source: refuse or keep (losslessly, beside).")
     ] = AlphaRule.REFUSE,
     container: Annotated[Container, typer.Option(help="Folders and standard output: png, webp or jxl.")] = Container.PNG,
+    refine: Annotated[
+        int, typer.Option(help="Steps of a search for better LR codes, slow; for bundles of rescale-export --refine.", min=0)
+    ] = 0,
     raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
     overwrite: Overwrite = False,
     backend: Backend = "auto",
@@ -73,24 +77,31 @@ def down(
 ) -> int:
     """Make small pictures of large ones."""
     from rescale.container import container_for, sidecar_path
+    from rescale.contract import GRADIENT
     from rescale.files import atomic_write_both
     from rescale.picture import READABLE, open_picture
 
     check_paths(source, target)
     if raw is not None:
-        _unused_with_raw(layout=layout != "alpha", carrier=carrier != "chunk", alpha=alpha != "refuse", overwrite=overwrite)
+        others = {"layout": layout != "alpha", "carrier": carrier != "chunk", "alpha": alpha != "refuse"}
+        _unused_with_raw(**others, refine=refine > 0, overwrite=overwrite)
     elif carrier == "sidecar" and target == STREAM:
         raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
     elif (container if source.is_dir() or target == STREAM else container_for(target)) == "jxl":
         require(["imagecodecs"], "jxl")
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
+        if refine:
+            net.bundle.graph(GRADIENT)
         if layout != "alpha" and not net.bundle.variant.alpha:
             raise InputError(f"--layout {layout}: {net.bundle.title} makes no fourth plane to lay out; leave the option out")
         if raw is not None:
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=False)
 
         def make(origin: Path, goal: Path) -> dict[str, Any]:
-            small = net.downscale(open_picture(stream_in(origin), alpha, max_pixels))
+            picture = open_picture(stream_in(origin), alpha, max_pixels)
+            # A folder has a bar of its own.
+            with progress_bar(refine) if refine and not source.is_dir() else nullcontext(lambda name: None) as advance:
+                small = net.downscale(picture, refine, lambda: advance("refining"))
             data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
             if sidecar is None:
                 write_result(goal, data)

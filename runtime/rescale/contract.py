@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from rescale.variants import LATENT_CHANNELS, Variant
 
+GRADIENT = "gradient"
+"""The graph that a bundle may hold beside those that its variant needs: `rescale.refine` descends it."""
+
 LR_AXES = ("lr_height", "lr_width")
 
 
@@ -44,6 +47,16 @@ def code() -> Tensor:
     return Tensor("code", "uint8", ("batch", LATENT_CHANNELS, "latent_height", "latent_width"))
 
 
+def target() -> Tensor:
+    """The HR picture that is to be restored."""
+    return hr("target")
+
+
+def gradient(v: Variant) -> Tensor:
+    """The error's gradient by the LR codes, NHWC."""
+    return Tensor("gradient", "float32", ("batch", *LR_AXES, v.lr_channels))
+
+
 def graph_names(v: Variant) -> tuple[str, ...]:
     """Graphs that a variant's bundle holds."""
     return ("downscale", "upscale", "encoder", "decoder") if v.latent else ("downscale", "upscale")
@@ -65,3 +78,9 @@ def interface(v: Variant, z_channels: int) -> dict[str, tuple[tuple[Tensor, ...]
         "encoder": ((latent,), (code(),)),
         "decoder": ((code(),), (latent,)),
     }
+
+
+def gradient_interface(v: Variant, z_channels: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs of the gradient graph: those of the upscale graph, with the HR picture to restore and the gradient."""
+    inputs, outputs = interface(v, z_channels)["upscale"]
+    return (*inputs, target()), (*outputs, gradient(v))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rescale import codes
 from rescale.backends import Runner, run_each
 from rescale.bundle import Bundle
+from rescale.contract import GRADIENT
 from rescale.errors import BundleError, InputError, OutOfMemoryError
 from rescale.image import pad_planes
 from rescale.memory import FIXED_BYTES, choose_tile, default_budget, least_budget
@@ -57,15 +58,21 @@ class Network:
         self.turn: AbstractContextManager[Any] = nullcontext()
         self.halo = bundle.receptive_field if exact else bundle.halo
 
-    def tiles(self, height: int, width: int, budget: int | None = None) -> list[Tile]:
-        """Tiles of an LR picture: as the options say, or as a budget demands; one where it fits whole."""
+    def tiles(self, height: int, width: int, budget: int | None = None, cost: int | None = None) -> list[Tile]:
+        """Tiles of an LR picture: as the options say, or as a budget demands; one where it fits whole.
+
+        Args:
+            height, width: of the LR picture.
+            budget: bytes for one run.
+            cost: bytes of live tensors per LR pixel; None for those of the two directions.
+        """
         latent = self.bundle.variant.latent
         align = LATENT_STRIDE if latent else 1
         halo = self.halo + (LATENT_HALO if latent else 0)
         size = self.tile
         if size is None and budget is not None:
             # Alignment moves a region's edges outwards by less than one stride each.
-            reach, cost = halo + align - 1, self.bundle.memory
+            reach, cost = halo + align - 1, cost or self.bundle.memory
             if self.memory is None:  # nobody asked for a limit, so nobody is refused
                 budget = max(budget, least_budget(reach, cost))
             size = choose_tile(height, width, reach, cost, budget)
@@ -126,28 +133,63 @@ class Network:
         Returns:
             uint8 (h * scale, w * scale, 3).
         """
-        return self._within_memory(lambda budget: self._up(rgb, alpha, latent, budget))
+        lr = rgb
+        if self.bundle.variant.alpha:
+            lr = np.dstack([rgb, np.full(rgb.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha])
+        return self._within_memory(lambda budget: self._up(lr, latent, budget))
 
-    def _up(self, rgb: Array, alpha: Array | None, latent: Array | None, budget: int | None) -> Array:
-        scale, v = self.bundle.scale, self.bundle.variant
-        height, width = rgb.shape[:2]
+    def gradient(self, lr: Array, latent: Array | None, target: Array) -> tuple[Array, npt.NDArray[np.float32]]:
+        """The restored picture, and the gradient of its error by the LR codes (`rescale_export.gradient`).
+
+        Args:
+            lr: uint8 (h, w, 3 or 4) codes, as `down` gives them.
+            latent: as for `up`.
+            target: uint8 (H, W, 3), the picture to restore.
+
+        Returns:
+            uint8 (h * scale, w * scale, 3) and float32 (h, w, 3 or 4), in squared levels of the HR by a level of a code.
+
+        Raises:
+            BundleError: the bundle holds no gradient graph.
+        """
+        cost = self.bundle.graph(GRADIENT).memory
+
+        def work(budget: int | None) -> tuple[Array, npt.NDArray[np.float32]]:
+            found = np.empty(lr.shape, np.float32)
+            return self._up(lr, latent, budget, cost, target, found), found
+
+        return self._within_memory(work)
+
+    def _up(
+        self,
+        lr: Array,
+        latent: Array | None,
+        budget: int | None,
+        cost: int | None = None,
+        target: Array | None = None,
+        gradient: npt.NDArray[np.float32] | None = None,
+    ) -> Array:
+        """The upscale graph, or with a target the gradient graph, whose gradient is written into an array."""
+        scale = self.bundle.scale
+        height, width = lr.shape[:2]
+        graph = "upscale" if target is None else GRADIENT
         hr = np.empty((height * scale, width * scale, 3), np.uint8)
 
         def feed(region: Box) -> dict[str, npt.NDArray[Any]]:
-            piece = rgb[region.slices()]
-            if v.alpha:
-                plane = np.full(piece.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha[region.slices()]
-                piece = np.dstack([piece, plane])
-            inputs: dict[str, npt.NDArray[Any]] = {"lr": np.ascontiguousarray(piece)[None]}
-            if v.latent:
+            inputs: dict[str, npt.NDArray[Any]] = {"lr": np.ascontiguousarray(lr[region.slices()])[None]}
+            if self.bundle.variant.latent:
                 inputs["z"] = self._z(region, latent, height, width)
+            if target is not None:
+                inputs["target"] = _take(target, region, scale)[None]
             return inputs
 
-        tiles = self.tiles(height, width, budget)
-        for tile, found in zip(tiles, run_each(self.runner, "upscale", (feed(t.region) for t in tiles)), strict=True):
+        tiles = self.tiles(height, width, budget, cost)
+        for tile, found in zip(tiles, run_each(self.runner, graph, (feed(t.region) for t in tiles)), strict=True):
             rows, columns = tile.core.within(tile.region)
-            large = self._expect("upscale", found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
+            large = self._expect(graph, found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
             hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]
+            if gradient is not None:
+                gradient[tile.core.slices()] = found["gradient"][0][rows, columns]
         return hr
 
     def _expect(self, graph: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]) -> Array:

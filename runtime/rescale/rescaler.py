@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy.typing as npt
 from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
+from rescale.contract import GRADIENT
 from rescale.errors import InputError
 from rescale.image import check_rgb
 from rescale.network import Network
 from rescale.picture import Picture
+from rescale.refine import refine
 
 Array = npt.NDArray[np.uint8]
 
@@ -40,22 +42,31 @@ class Rescaler:
         self.bundle, self.runner = bundle, runner
         self.network = Network(bundle, runner, tile, memory, exact)
 
-    def downscale(self, image: Array | Picture) -> Small:
+    def downscale(self, image: Array | Picture, steps: int = 0, advance: Callable[[], None] | None = None) -> Small:
         """Make the small picture of a large one.
 
         Args:
             image: uint8 (H, W, 3) RGB, any H and W from 1 to 65535, or a `Picture`, whose alpha and colour chunks travel along.
+            steps: of refining (`rescale.refine`): more are slower and restore better.
+            advance: called after each of these steps.
 
         Returns:
             The LR picture, ceil(H/scale) x ceil(W/scale), with its auxiliary data.
 
         Raises:
-            InputError: another dtype or shape.
+            InputError: another dtype or shape, or a negative number of steps.
+            BundleError: steps are wanted and the bundle holds no gradient graph.
             BackendError: the backend failed, for instance for lack of memory.
         """
         v = self.bundle.variant
+        if steps < 0:
+            raise InputError(f"steps: 0 or more, got {steps}")
+        if steps:
+            self.bundle.graph(GRADIENT)  # before the work, not after it
         source = image if isinstance(image, Picture) else Picture(check_rgb(image))
         lr, latent = self.network.down(check_rgb(source.pixels))
+        if steps:
+            lr = refine(self.network, source.pixels, lr, latent, steps, advance or (lambda: None))
         alpha = np.ascontiguousarray(lr[:, :, 3]) if v.alpha else None
         return Small.create(
             lr[:, :, :3],

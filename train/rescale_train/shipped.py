@@ -117,17 +117,20 @@ def make_card(
         earlier: card of the weights that the training started from; what it says of them is kept.
 
     Raises:
-        CheckpointError: the report is unreadable or was measured on other weights, or the earlier card is none.
+        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures; the earlier card is none.
     """
     digest = checkpoint.weights_digest(net)
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
         others = [r["set"] for r in results if r["weights"] != digest]
+        refined = [r["set"] for r in results if r.get("refined")]
         figures = {r["set"]: {"count": r["count"], **{k: _rounded(v) for k, v in r["mean"].items()}} for r in results}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{report}: not a report of rescale-bench psnr: {e}") from None
     if others:
         raise CheckpointError(f"{report}: {others[0]} was measured on other weights; export these and measure that bundle")
+    if refined:
+        raise CheckpointError(f"{report}: {refined[0]} was measured with refined LR pictures; a card has figures without --refine")
     config = recipe.net
     card = {
         "model": config.model,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from rescale import flavour as libraries
 from rescale.bundle import Bundle
-from rescale.contract import Tensor, graph_names
+from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.cuda import CudaApi, open_api
 from rescale.cuda.arrays import View, view
 from rescale.cuda.engine import LoadedEngine, Shape, told
@@ -219,6 +219,8 @@ class TensorRTRunner:
 
     def _check(self, graph: str, inputs: Arrays) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Shape]]:
         """Inputs as C-contiguous arrays, and their shapes."""
+        if graph == GRADIENT:
+            raise BackendError(f"{self.name}: there are no engines of the gradient graph; refine on onnxruntime or openvino")
         self._names(graph, inputs, self._bundle.graph(graph, self._precision).inputs)
         arrays = {n: np.asarray(a) for n, a in inputs.items()}
         self._interface(graph, arrays)
