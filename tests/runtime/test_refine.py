@@ -189,6 +189,21 @@ def test_other_precisions_and_negative_steps_are_refused(refinable, picture):
         net.downscale(picture(8, 8), -1)
 
 
+@pytest.mark.parametrize("model", ["dlv_irn_a", "dlv_irn_m"])
+def test_openvino_runs_the_graph_too(refinable, picture, model):
+    pytest.importorskip("openvino")
+    image, found = picture(24, 20), []
+    for backend in ("onnxruntime", "openvino"):
+        with rescale.load(refinable(model, 2), backend, threads=1) as net:
+            if not found:
+                lr, latent = net.network.down(image)
+            found.append(net.network.gradient(lr, latent, image))
+            assert net.downscale(image, 2).size == (10, 12)
+    (hr, one), (again, other) = found
+    assert (hr != again).mean() < 1e-3
+    assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(one)
+
+
 def test_a_changed_graph_or_interface_is_refused(refinable, tmp_path):
     path = tmp_path / "b"
     shutil.copytree(refinable("irn_a", 2), path)

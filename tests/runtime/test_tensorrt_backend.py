@@ -28,6 +28,7 @@ from rescale.cuda.fake import FakeCuda, Violation
 from rescale.errors import BackendError, BundleError, EngineError, OutOfMemoryError
 from rescale.memory import ARENA_FACTOR, FIXED_BYTES
 from rescale.rescaler import Rescaler
+from rescale_export.bundles import write_bundle
 
 _spec = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
 fake_tensorrt = importlib.util.module_from_spec(_spec)
@@ -113,6 +114,12 @@ def test_golden_vectors_pass_the_gate(bundle, tmp_path, model):
     with opened(bundle(model, 2), tmp_path, profiles=("1x2x2:1x64x64:4x512x512",)) as (runner, _, _):
         found = parity.measure(Bundle(bundle(model, 2)), runner.run)
         found.require("fake")
+
+
+def test_refining_is_refused(make_net, picture, tmp_path):
+    path = write_bundle(make_net("irn", 2), tmp_path / "b", None, (), refine=True).path
+    with opened(path, tmp_path) as (runner, _, _), pytest.raises(BackendError, match="no engines of the gradient graph; refine on"):
+        Rescaler(Bundle(path), runner).downscale(picture(16, 16), 1)
 
 
 def test_copy_in_then_compute_then_copy_out_then_read(bundle, tmp_path):
