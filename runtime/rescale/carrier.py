@@ -122,6 +122,7 @@ def read(data: bytes, name: str) -> tuple[list[bytes], list[DamagedBlockError], 
         ways = [lambda: _join([c for c in chunks if c.kind == PNG_CHUNK]), lambda: _png_text(chunks)]
     elif container in ("webp", "jxl"):
         pieces = riff.read_chunks(data, name) if container == "webp" else jxl.read_boxes(data, name)
+        shown = _shown(pieces, name)
         ways = [
             lambda: next((d for k, d in pieces if k in (WEBP_CHUNK, JXL_BOX)), None),
             lambda: _xmp([d for k, d in pieces if k in (b"XMP ", b"xml ")]),
@@ -136,6 +137,14 @@ def read(data: bytes, name: str) -> tuple[list[bytes], list[DamagedBlockError], 
         else:
             found += [] if copy is None else [copy]
     return found, faults, shown
+
+
+def _shown(pieces: list[tuple[bytes, bytes]], name: str) -> colour.Chunks:
+    """ICC profile and EXIF in the places that `write` puts them in a WebP or JPEG XL."""
+    first = dict(reversed(pieces))
+    box = first.get(b"Exif", b"\0\0\0\0")
+    boxed = box[4 + int.from_bytes(box[:4], "big") :]  # the box says where behind its first field the EXIF begins
+    return colour.from_info({"icc_profile": first.get(b"ICCP"), "exif": first.get(b"EXIF", boxed)}, name)
 
 
 def _join(own: list[png.Chunk]) -> bytes | None:

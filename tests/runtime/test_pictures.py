@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import struct
@@ -17,12 +18,13 @@ import pytest
 from PIL import Image
 
 import rescale
-from rescale import Picture, Small, colour, png
+from rescale import Picture, Small, State, colour, jxl, png, riff
 from rescale.errors import InputError, OutputError
 from rescale.image import MAX_SIDE, check_rgb
 from rescale.limits import MAX_PIXELS
-from rescale.picture import read_bytes
+from rescale.picture import decode_pixels, read_bytes
 
+jxl_missing = importlib.util.find_spec("imagecodecs") is None
 ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))
 EXIF = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # orientation 6
 CHUNKS = (
@@ -65,6 +67,24 @@ def test_lr_shows_the_same_colours_and_orientation(bundle, picture):
     for image in (lr_png, lr_webp):
         assert image.info["icc_profile"] == ICC
         assert image.getexif()[274] == 6
+
+
+@pytest.mark.parametrize("container", ["webp", pytest.param("jxl", marks=pytest.mark.skipif(jxl_missing, reason="no imagecodecs"))])
+def test_a_changed_lr_keeps_what_its_container_shows(bundle, picture, container):
+    source = rescale.open_picture(png.insert(png.encode(picture(8, 9)), CHUNKS))
+    with rescale.load(bundle("irn", 2)) as net:
+        data = net.downscale(source).to_bytes(container)
+        pixels = decode_pixels(data, "x") ^ 1
+        if container == "webp":
+            kept = {k: d for k, d in riff.read_chunks(data, "x") if k not in (b"VP8X", b"VP8L")}
+            changed = riff.insert(riff.encode(pixels), (pixels.shape[1], pixels.shape[0]), False, kept)
+        else:
+            changed = jxl.encode(pixels, dict(jxl.read_boxes(data, "x")[3:]))
+        small = Small.from_bytes(changed)
+        assert small.state is State.CHANGED
+        for found in (small.without_auxiliary(), net.restore(small, strict=False)):
+            assert colour.exif(found.colour) == EXIF
+            assert colour.icc_profile(found.colour) == (ICC if container == "webp" else None)
 
 
 def test_icc_exif_and_density_of_a_jpeg_are_carried(bundle, picture):
