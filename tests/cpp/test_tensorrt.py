@@ -21,6 +21,10 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 HERE = Path(__file__).resolve().parent
 
 
+class DeviceTensor(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("shape", ctypes.c_int64 * 4)]
+
+
 @pytest.fixture(scope="module")
 def fake(cmake, native, tmp_path_factory) -> Path:
     """Folder of a build with the stand-ins."""
@@ -129,11 +133,8 @@ def test_device_memory_of_the_caller(load, make, native, failure, bundle, pictur
     hr = picture(16, 24)
     lr = np.zeros((8, 12, 4), np.uint8)
 
-    class Tensor(ctypes.Structure):
-        _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("shape", ctypes.c_int64 * 4)]
-
     def run(name: bytes, out: np.ndarray, graph: bytes = b"downscale") -> None:
-        given = Tensor(b"hr", hr.ctypes.data, (1, *hr.shape)), Tensor(name, out.ctypes.data, (1, *out.shape))
+        given = DeviceTensor(b"hr", hr.ctypes.data, (1, *hr.shape)), DeviceTensor(name, out.ctypes.data, (1, *out.shape))
         session.native.call("rescale_run_device", session.pointer, graph, byref(given[0]), 1, byref(given[1]), 1, None)
 
     run(b"lr", lr)
@@ -141,6 +142,58 @@ def test_device_memory_of_the_caller(load, make, native, failure, bundle, pictur
     assert "downscale: wanted are lr" in message(failure, "backend", run, b"rl", lr)
     assert "another shape than its memory" in message(failure, "backend", run, b"lr", lr[:7])
     assert "unknown graph 'sidescale'" in message(failure, "input", run, b"lr", lr, b"sidescale")
+    nothing = ("rescale_run_device", session.pointer, b"downscale", None, 0, None, 0, None)
+    assert "downscale: wanted are hr" in message(failure, "backend", session.native.call, *nothing)
+
+
+def test_engines_of_other_versions_and_sizes_stand_in_nobodys_way(load, make, failure, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    old = make(path, "downscale", 2, 64, library="9.3.0.1", bytes=3, engine_sha256=hashlib.sha256(b"xyz").hexdigest())
+    old.write_bytes(b"xyz")
+    small = make(path, "downscale", 2, 16)
+    small.write_bytes(b"")
+    session = load(path, engines=str(tmp_path))
+    hr = picture(20, 20)
+    refused = message(failure, "backend", session.downscale, hr)
+    assert f"{old}: built by version 9.3.0.1: deserializeCudaEngine failed: header.magicTag" in refused
+    assert "; build one with rescale-engine build" in refused
+    assert small.name not in refused
+    make(path, "downscale", 2, 128)
+    assert np.array_equal(session.downscale(hr)[0], wanted(hr))
+    assert "truncated" in message(failure, "backend", load(path, engines=str(tmp_path)).downscale, picture(10, 10))
+
+
+def test_engines_of_padded_planes_are_found_by_the_pictures_size(load, make, failure, bundle, picture, tmp_path):
+    path = bundle("irn_m", 2)
+    session = load(path, engines=str(tmp_path))
+    planes = np.zeros((1, 9, 12, 16), np.float32)
+    given = DeviceTensor(b"z", planes.ctypes.data, planes.shape)
+    code = np.zeros((1, 4, 3, 4), np.uint8)
+    taken = DeviceTensor(b"code", code.ctypes.data, code.shape)
+    arguments = ("rescale_run_device", session.pointer, b"encoder", byref(given), 1, byref(taken), 1, None)
+    assert "--profile 1x24x32," in message(failure, "backend", session.native.call, *arguments)
+    # LR sides of 11 and 15 are padded to 12 and 16: the engine is asked, and this one is not whole.
+    make(path, "encoder", 2, 30).write_bytes(b"")
+    assert "truncated" in message(failure, "backend", session.native.call, *arguments)
+
+
+def test_the_callers_device_stays_and_nothing_is_left(load, make, fake, failure, bundle, picture, tmp_path, monkeypatch):
+    path = bundle("irn_a", 2)
+    make(path, "downscale", 2, 64)
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
+    cuda = ctypes.CDLL(str(fake / "rescale" / "librescale.so"))
+    before = cuda.fake_cuda_held()
+    session = load(path, engines=str(tmp_path), device=1)
+    assert cuda.fake_cuda_device() == 0
+    assert cuda.fake_cuda_held() == before + 2
+    session.downscale(picture(20, 20))
+    assert (cuda.fake_cuda_device(), cuda.fake_cuda_last_device()) == (0, 1)
+    session.close()
+    assert cuda.fake_cuda_device() == 0
+    assert "has no createInferRuntime_INTERNAL" in message(
+        failure, "backend", lambda: load(path, library="libpng16.so.16", device=1)
+    )
+    assert (cuda.fake_cuda_device(), cuda.fake_cuda_held()) == (0, before)
 
 
 def test_engines_that_do_not_fit_or_are_not_whole(load, make, failure, bundle, picture, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@
 
 #include <map>
 #include <mutex>
+#include <type_traits>
 
 #include "engine_file.hpp"
 #include "runner.hpp"
@@ -64,6 +65,32 @@ nvinfer1::IRuntime* open_runtime(const std::string& named) {
   return static_cast<nvinfer1::IRuntime*>(need(create(&logger, NV_TENSORRT_VERSION), path + ": createInferRuntime"));
 }
 
+// Makes a device the current one of this thread while it lives, and then the one that was.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) : device_(device), before_(device) {
+    error_ = cudaGetDevice(&before_);
+    if (error_ == cudaSuccess && before_ != device_) error_ = cudaSetDevice(device_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  ~OnDevice() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
+  void require() const { check(error_, "cudaSetDevice"); }
+
+ private:
+  int device_, before_;
+  cudaError_t error_;
+};
+
+struct Destroyer {
+  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+};
+template <class Handle>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroyer>;
+
 // Device memory that grows and never shrinks. It is freed when nothing runs any more.
 class DeviceBuffer {
  public:
@@ -84,6 +111,29 @@ class DeviceBuffer {
  private:
   void* data_ = nullptr;
   std::size_t size_ = 0;
+};
+
+// Batch, and HR height and width that the inputs of a graph stand for.
+struct HrSides {
+  std::int64_t sides[3];
+
+  HrSides(GraphId graph, int scale, const DeviceTensor& first) {
+    const bool planes = graph == GraphId::encoder || graph == GraphId::decoder || text(first.name) == "z";  // NCHW
+    const std::int64_t factor = graph == GraphId::downscale ? 1 : graph == GraphId::decoder ? scale * kLatentStride : scale;
+    sides[0] = first.shape[0];
+    for (int i = 1; i < 3; i++) sides[i] = first.shape[planes ? i + 1 : i] * factor;
+  }
+
+  // Whether an engine may take them. Sizes of the -M graphs are rounded up to the latent's grid; the engine itself knows exactly.
+  bool within(const EngineInfo& info, GraphId graph, int scale) const {
+    const bool latent = graph == GraphId::encoder || graph == GraphId::decoder;
+    const std::int64_t grid = latent ? std::int64_t{kLatentStride} * scale : 1;
+    if (sides[0] < info.low[0] || sides[0] > info.high[0]) return false;
+    for (int i = 1; i < 3; i++) {
+      if (sides[i] < info.low[i] - info.low[i] % grid || sides[i] > ceil_div(info.high[i], grid) * grid) return false;
+    }
+    return true;
+  }
 };
 
 struct Engine {
@@ -119,27 +169,31 @@ class TensorRtRunner : public Runner {
     cudaDeviceProp about{};
     check(cudaGetDeviceProperties(&about, device_), "cudaGetDeviceProperties");
     gpu_ = about.name;
-    check(cudaSetDevice(device_), "cudaSetDevice");
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
-    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreate");
+    const OnDevice there(device_);
+    there.require();
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    stream_.reset(stream);
+    cudaEvent_t done = nullptr;
+    check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreate");
+    done_.reset(done);
     runtime_.reset(open_runtime(options.library));
   }
 
   ~TensorRtRunner() override {
-    cudaSetDevice(device_);
-    cudaEventSynchronize(done_);  // the caller's stream may still run one of ours
+    const OnDevice there(device_);
+    cudaEventSynchronize(done_.get());  // the caller's stream may still run one of ours
     engines_.clear();
     runtime_.reset();
-    cudaEventDestroy(done_);
-    cudaStreamDestroy(stream_);
   }
 
   std::string name() const override { return cat(kBackend, ", ", precision_, ", ", gpu_); }
 
   void run(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs, std::size_t output_count) override {
     const std::lock_guard<std::mutex> guard(lock_);
-    check(cudaSetDevice(device_), "cudaSetDevice");
-    check(cudaStreamWaitEvent(stream_, done_, 0), "cudaStreamWaitEvent");  // its memory may be in use
+    const OnDevice there(device_);
+    there.require();
+    check(cudaStreamWaitEvent(stream_.get(), done_.get(), 0), "cudaStreamWaitEvent");  // its memory may be in use
     const auto placed = [](const Tensor* tensors, std::size_t count, DeviceBuffer* memory) {
       std::vector<DeviceTensor> out(count);
       for (std::size_t i = 0; i < count; i++) {
@@ -151,13 +205,15 @@ class TensorRtRunner : public Runner {
     };
     const auto in = placed(inputs, input_count, in_), out = placed(outputs, output_count, out_);
     for (std::size_t i = 0; i < input_count; i++) {
-      check(cudaMemcpyAsync(in[i].data, inputs[i].data, inputs[i].bytes(), cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
+      check(cudaMemcpyAsync(in[i].data, inputs[i].data, inputs[i].bytes(), cudaMemcpyHostToDevice, stream_.get()),
+            "cudaMemcpyAsync");
     }
-    enqueue(graph, in, out, stream_);
+    enqueue(graph, in, out, stream_.get());
     for (std::size_t i = 0; i < output_count; i++) {
-      check(cudaMemcpyAsync(outputs[i].data, out[i].data, outputs[i].bytes(), cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync");
+      check(cudaMemcpyAsync(outputs[i].data, out[i].data, outputs[i].bytes(), cudaMemcpyDeviceToHost, stream_.get()),
+            "cudaMemcpyAsync");
     }
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
   }
 
   void run_device(GraphId graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,
@@ -166,9 +222,10 @@ class TensorRtRunner : public Runner {
     check_names(graph, g.inputs, inputs);
     check_names(graph, g.outputs, outputs);
     const std::lock_guard<std::mutex> guard(lock_);
-    check(cudaSetDevice(device_), "cudaSetDevice");
+    const OnDevice there(device_);
+    there.require();
     auto* order = static_cast<cudaStream_t>(stream);
-    check(cudaStreamWaitEvent(order, done_, 0), "cudaStreamWaitEvent");  // a context's memory serves one run at a time
+    check(cudaStreamWaitEvent(order, done_.get(), 0), "cudaStreamWaitEvent");  // a context's memory serves one run at a time
     enqueue(graph, inputs, outputs, order);
   }
 
@@ -204,7 +261,7 @@ class TensorRtRunner : public Runner {
       need(context.setTensorAddress(t.name, t.data), what + ": output " + t.name);
     }
     need(context.enqueueV3(stream), what + ": enqueueV3");
-    check(cudaEventRecord(done_, stream), "cudaEventRecord");
+    check(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
   }
 
   // The smallest engine that covers the inputs.
@@ -212,32 +269,40 @@ class TensorRtRunner : public Runner {
     for (Engine& e : engines_[graph]) {
       if (e.covers(inputs)) return e;
     }
+    const HrSides hr(graph, bundle_.scale, inputs[0]);
     std::string passed;
     for (const EngineInfo& info : find_engines(folder_, bundle_, kBackend, precision_, graph)) {
       bool known = false;
       for (const Engine& e : engines_[graph]) known = known || e.info.path == info.path;
-      if (known) continue;
+      if (known || !hr.within(info, graph, bundle_.scale)) continue;
       if (!info.device.empty() && info.device != gpu_) {
         passed += cat("; ", info.path, " was built for ", info.device, ", this is ", gpu_);
         continue;
       }
-      Engine& e = load(graph, info);
-      if (e.covers(inputs)) return e;
+      Engine* e = load(graph, info, passed);
+      if (e && e->covers(inputs)) return *e;
     }
     const std::int64_t* s = inputs[0].shape;
-    const int scale = graph == GraphId::downscale ? 1 : graph == GraphId::upscale ? bundle_.scale : 0;
-    const std::string size = scale ? cat(s[0], "x", s[1] * scale, "x", s[2] * scale) : std::string("BATCHxHEIGHTxWIDTH");
     fail(Code::backend, folder_, ": no ", precision_, " ", kBackend, " engine of ", name_of(graph), " covers ",
          text(inputs[0].name), " of ", s[0], "x", s[1], "x", s[2], "x", s[3], passed, "; build one with rescale-engine build ",
-         bundle_.path, " --backend ", kBackend, " --precision ", precision_, " --profile ", size, ", or run in smaller tiles");
+         bundle_.path, " --backend ", kBackend, " --precision ", precision_, " --profile ", hr.sides[0], "x", hr.sides[1], "x",
+         hr.sides[2], ", or run in smaller tiles");
   }
 
-  Engine& load(GraphId graph, const EngineInfo& info) {
+  // An engine of the library's that is here; null, with the reason in `passed`, where it refuses one: such as another version's.
+  Engine* load(GraphId graph, const EngineInfo& info, std::string& passed) {
     Engine e;
     e.info = info;
     const Bytes data = read_engine(info);
-    e.engine.reset(need(runtime_->deserializeCudaEngine(data.data(), data.size()),
-                        cat(info.path, ": built by version ", info.library, ": deserializeCudaEngine")));
+    e.engine.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
+    if (!e.engine) {
+      const std::string why = std::exchange(Logger::last(), {});
+      const std::string said =
+          cat(info.path, ": built by version ", info.library, ": deserializeCudaEngine failed: ", why.empty() ? "no message" : why);
+      if (tells_of_memory(why.c_str())) fail(Code::out_of_memory, said);
+      passed += "; " + said;
+      return nullptr;
+    }
     const Graph& g = bundle_.graph(graph, precision_);
     std::size_t same = 0;
     for (int i = 0; i < e.engine->getNbIOTensors(); i++) {
@@ -252,7 +317,7 @@ class TensorRtRunner : public Runner {
     }
     e.context.reset(need(e.engine->createExecutionContext(), cat(info.path, ": createExecutionContext")));
     engines_[graph].push_back(std::move(e));
-    return engines_[graph].back();
+    return &engines_[graph].back();
   }
 
   const Bundle& bundle_;
@@ -260,8 +325,8 @@ class TensorRtRunner : public Runner {
   const int device_;
   std::string gpu_;
   std::mutex lock_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t done_ = nullptr;  // the last run
+  Owned<cudaStream_t> stream_;
+  Owned<cudaEvent_t> done_;  // the last run
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::map<GraphId, std::vector<Engine>> engines_;
   DeviceBuffer in_[2], out_[2];

@@ -15,6 +15,15 @@ struct cudaDeviceProp {
 
 inline long fake_cuda(const char* name, long otherwise) { return std::getenv(name) ? std::atol(std::getenv(name)) : otherwise; }
 
+inline thread_local int fake_cuda_current = 0;
+inline int fake_cuda_allocated_on = -1, fake_cuda_handles = 0;
+
+// For tests: the calling thread's device, that of the last allocation, and how many streams and events there are.
+#define FAKE_CUDA_TELLS extern "C" __attribute__((visibility("default"), used)) inline int
+FAKE_CUDA_TELLS fake_cuda_device() { return fake_cuda_current; }
+FAKE_CUDA_TELLS fake_cuda_last_device() { return fake_cuda_allocated_on; }
+FAKE_CUDA_TELLS fake_cuda_held() { return fake_cuda_handles; }
+
 inline const char* cudaGetErrorName(cudaError_t e) {
   return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorInsufficientDriver";
 }
@@ -25,20 +34,25 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
   return *n = int(fake_cuda("FAKE_CUDA_DEVICES", 1)), *n ? cudaSuccess : cudaErrorInsufficientDriver;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return std::strcpy(p->name, "Fake GPU"), cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* n) { return *n = fake_cuda_current, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int n) { return fake_cuda_current = n, cudaSuccess; }
 inline cudaError_t cudaMalloc(void** p, std::size_t n) {
   if (long(n) > fake_cuda("FAKE_CUDA_BYTES", 1L << 40)) return cudaErrorMemoryAllocation;
-  return *p = std::malloc(n), cudaSuccess;
+  return fake_cuda_allocated_on = fake_cuda_current, *p = std::malloc(n), cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) { return std::free(p), cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n, cudaMemcpyKind, cudaStream_t) {
   return std::memcpy(to, from, n), cudaSuccess;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
+  return fake_cuda_handles++, *s = reinterpret_cast<cudaStream_t>(1), cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return fake_cuda_handles--, cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
+  return fake_cuda_handles++, *e = reinterpret_cast<cudaEvent_t>(1), cudaSuccess;
+}
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return fake_cuda_handles--, cudaSuccess; }
