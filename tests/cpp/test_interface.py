@@ -50,9 +50,11 @@ def test_structures_of_older_and_newer_programs(native, bundle, failure):
     native.call("rescale_get_info", session.pointer, byref(info))
     assert (info.scale, info.model) == (2, b"untouched")
     newer = (ctypes.c_char * (ctypes.sizeof(options) + 64))()
+    ctypes.memset(newer, 255, len(newer))
     ctypes.memmove(newer, (ctypes.c_size_t * 1)(len(newer)), 8)
     native.call("rescale_get_info", session.pointer, newer)
     assert options.from_buffer(newer).scale == 2
+    assert newer.raw[ctypes.sizeof(options) :] == bytes(64)
     assert "struct_size is 0" in message(failure, "input", native.call, "rescale_get_info", session.pointer, byref(options(0)))
     session.close()
 
@@ -101,6 +103,8 @@ def test_options_that_make_no_sense(native, failure, bundle):
     graph = ctypes.c_char_p(b"upscale")
     arguments = ("rescale_run_device", own.pointer, graph, None, 0, None, 0, None)
     assert "takes no device memory" in message(failure, "backend", native.call, *arguments)
+    assert "inputs is NULL" in message(failure, "input", native.call, *arguments[:4], 1, None, 0, None)
+    assert "outputs is NULL" in message(failure, "input", native.call, *arguments[:6], 1, None)
     own.close()
 
 

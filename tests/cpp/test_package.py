@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,29 @@ def test_the_program_makes_shows_and_restores_files(program, bundle, picture, tm
     program("up", tmp_path / "lr.png", tmp_path / "back.png", "--bundle", path, "--tile", 8)
     with rescale.load(path, backend="onnxruntime", tile=(8, 8)) as net:
         assert np.array_equal(np.array(Image.open(tmp_path / "back.png")), net.upscale(small))
+
+
+def test_what_a_result_takes_the_place_of(program, built, ort, bundle, picture, tmp_path):
+    path, environment = bundle("irn_a", 2), os.environ | {"RESCALE_ONNXRUNTIME": str(ort)}
+    source, folder = tmp_path / "hr.png", tmp_path / "there"
+    source.write_bytes(png.encode(picture(20, 20)))
+    folder.mkdir()
+    for link, target in (("to.png", folder / "to.png"), ("near.png", Path("there/near.png")), ("twice.png", Path("to.png"))):
+        (tmp_path / link).symlink_to(target)
+        program("down", source, tmp_path / link, "--bundle", path)
+        assert (tmp_path / link).readlink() == target
+        assert Small.open(tmp_path / link).state == "exact"
+    assert sorted(p.name for p in folder.iterdir()) == ["near.png", "to.png"]
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        through = pool.submit(pipe.read_bytes)
+        program("down", source, pipe, "--bundle", path)
+        assert through.result(60) == (folder / "to.png").read_bytes()
+    assert pipe.is_fifo()
+    # In a container each run has the process id of the one that was killed.
+    script = 'for n in 0 1; do : > "$0/.rescale.$$-$n.tmp"; done; exec "$@"'
+    run("sh", "-c", script, tmp_path, built / "rescale-cpp", "down", source, tmp_path / "x.png", "--bundle", path, env=environment)
 
 
 def test_the_programs_refusals(program, bundle, picture, tmp_path):

@@ -68,13 +68,14 @@ T taken(const T& given) {
   return out;
 }
 
-// Fills as much of a structure as the caller knows of.
+// Fills as much of a structure as the caller knows of; what only the caller knows becomes zero.
 template <class T>
 void give(T* target, T filled) {
   const std::size_t size = required(target, "info").struct_size;
   if (size < sizeof(size_t)) fail(Code::input, "struct_size is ", size, ": it is to be set to the structure's size");
   filled.struct_size = size;
   std::memcpy(target, &filled, std::min(size, sizeof(T)));
+  if (size > sizeof(T)) std::memset(reinterpret_cast<char*>(target) + sizeof(T), 0, size - sizeof(T));
 }
 
 std::string text(const char* given, const char* otherwise = "") { return given ? given : otherwise; }
@@ -102,7 +103,8 @@ Bytes bytes(const std::uint8_t* data, std::size_t size) {
   return data ? Bytes(data, data + size) : Bytes();
 }
 
-std::vector<rescale::DeviceTensor> tensors(const rescale_device_tensor* given, std::size_t count) {
+std::vector<rescale::DeviceTensor> tensors(const rescale_device_tensor* given, std::size_t count, const char* what) {
+  if (count) required(given, what);
   std::vector<rescale::DeviceTensor> out(count);
   for (std::size_t i = 0; i < count; i++) {
     out[i].name = given[i].name;
@@ -254,7 +256,8 @@ rescale_status rescale_run_device(const rescale_session* session, const char* gr
                                   size_t input_count, const rescale_device_tensor* outputs, size_t output_count, void* stream) {
   return guarded([&] {
     const auto& net = required(session, "session").net;
-    net.run_device(&required(graph, "graph"), tensors(inputs, input_count), tensors(outputs, output_count), stream);
+    net.run_device(&required(graph, "graph"), tensors(inputs, input_count, "inputs"), tensors(outputs, output_count, "outputs"),
+                   stream);
   });
 }
 

@@ -4,10 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
+#include <random>
 
 #include "files.hpp"
+#include "sha256.hpp"
 
 namespace rescale {
 
@@ -53,15 +54,37 @@ bool exists(const std::string& path) {
 
 namespace {
 
-// A new file beside `path` that vanishes unless it takes the place of it.
+// Where a file that may be a symbolic link lies, there or not yet.
+std::string followed(std::string path) {
+  constexpr int kMostLinks = 40;  // as Linux has it
+  for (int i = 0; i < kMostLinks; i++) {
+    char target[4096];
+    const ssize_t size = ::readlink(path.c_str(), target, sizeof target);
+    if (size < 0) break;
+    const std::string to(target, static_cast<std::size_t>(size));
+    path = to.rfind('/', 0) == 0 ? to : path.substr(0, path.rfind('/') + 1) + to;
+  }
+  return path;
+}
+
+// By chance alone: in containers all processes have the same number, and one that was killed leaves its file.
+std::string temporary_name() {
+  std::random_device source;
+  std::uint8_t chance[8];
+  for (std::uint8_t& byte : chance) byte = static_cast<std::uint8_t>(source());
+  return cat(".rescale.", hexadecimal(chance, sizeof chance), ".tmp");
+}
+
+// A new file beside `path` that vanishes unless it takes the place of it, or of what it links to. A pipe or device has no place to
+// take: it is written to as it is.
 class Pending {
  public:
   explicit Pending(const std::string& path) : path_(path) {
-    static std::atomic<unsigned> count{0};
-    const std::size_t slash = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "" : path.substr(0, slash + 1);
+    struct stat about{};
+    special_ = ::stat(path.c_str(), &about) == 0 && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode);
+    place_ = special_ ? path : followed(path);
     // Not the target's name with something added: that could be too long.
-    name_ = cat(folder, ".rescale.", static_cast<long>(::getpid()), "-", count++, ".tmp");
+    name_ = special_ ? path : place_.substr(0, place_.rfind('/') + 1) + temporary_name();
   }
   Pending(const Pending&) = delete;
   Pending& operator=(const Pending&) = delete;
@@ -70,22 +93,22 @@ class Pending {
     if (made_) ::unlink(name_.c_str());
   }
   void write(const Bytes& data) {
-    file_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    file_ = ::open(name_.c_str(), O_WRONLY | O_CLOEXEC | (special_ ? 0 : O_CREAT | O_EXCL), 0666);
     check(file_ >= 0);
-    made_ = true;
+    made_ = !special_;
     for (std::size_t at = 0; at < data.size();) {
       const ssize_t done = ::write(file_, data.data() + at, data.size() - at);
       if (done < 0 && errno == EINTR) continue;
       check(done >= 0);
       at += static_cast<std::size_t>(done);
     }
-    check(::fsync(file_) == 0);
+    check(special_ || ::fsync(file_) == 0);
     const int file = file_;
     file_ = -1;
     check(::close(file) == 0);
   }
   void place() {
-    check(::rename(name_.c_str(), path_.c_str()) == 0);
+    check(special_ || ::rename(name_.c_str(), place_.c_str()) == 0);
     made_ = false;
   }
 
@@ -93,9 +116,9 @@ class Pending {
   void check(bool good) const {
     if (!good) fail(Code::output, path_, ": cannot write: ", std::strerror(errno));
   }
-  std::string path_, name_;
+  std::string path_, place_, name_;
   int file_ = -1;
-  bool made_ = false;
+  bool special_ = false, made_ = false;
 };
 
 }  // namespace

@@ -31,7 +31,12 @@ bool finishes(png_structp png, const Body& body) {
 // The critical chunks one behind the other, as a file.
 class CriticalOnly {
  public:
-  explicit CriticalOnly(const std::vector<Chunk>& chunks) : chunks_(chunks) {}
+  explicit CriticalOnly(const std::vector<Chunk>& chunks) : chunks_(chunks) {
+    std::size_t largest = 0;
+    for (const Chunk& c : chunks) largest = wanted(c.kind) ? std::max(largest, c.data.size()) : largest;
+    // Here, not in `read`: an exception may not pass through libpng.
+    piece_.reserve(largest + 12);  // its size, kind and checksum
+  }
 
   static void read(png_structp png, png_bytep out, std::size_t size) {
     auto* self = static_cast<CriticalOnly*>(png_get_io_ptr(png));
