@@ -144,6 +144,20 @@ def test_pictures_are_read_and_refused_as_python_does(native, failure, bundle):
     own.close()
 
 
+def test_the_limit_on_pixels_holds_for_the_transparency_that_a_file_carries(native, failure, bundle, picture):
+    hr = np.dstack([picture(16, 20), np.arange(16 * 20, dtype=np.uint8).reshape(16, 20)])
+    with rescale.load(bundle("irn", 2), backend="onnxruntime") as net:
+        data = net.downscale(open_picture(png.encode(hr), "keep")).to_bytes()
+    assert native.read(data, max_pixels=320).state == "exact"
+    for limit in (80, 319):
+        with pytest.raises(InputError) as theirs:
+            Small.from_bytes(data, "LR picture", limit)
+        with pytest.raises(failure) as mine:
+            native.read(data, max_pixels=limit)
+        assert mine.value.kind == "input"
+        assert str(mine.value) == str(theirs.value)
+
+
 def _huge() -> list[png.Chunk]:
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return [png.Chunk(b"IHDR", header, True), png.Chunk(b"IDAT", zlib.compress(bytes(99)), True), png.Chunk(b"IEND", b"", True)]

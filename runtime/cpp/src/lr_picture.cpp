@@ -75,8 +75,9 @@ void read_sections(LrPicture& small, const Block& block, const Pixels& pixels, B
   if (const Bytes* coded = block.section("META")) small.colour = unpack_colour(*coded, small.name);
 }
 
-// Compares pixels and auxiliary data with the block; keeps only what matches.
-void judge(LrPicture& small, const Block& block, const Pixels& pixels) {
+// Compares pixels and auxiliary data with the block; keeps only what matches. Throws where the HR picture's transparency is there
+// and has more than `max_pixels`.
+void judge(LrPicture& small, const Block& block, const Pixels& pixels, std::uint64_t max_pixels) {
   const Marker& m = block.marker;
   small.has_marker = true;
   small.marker = m;
@@ -97,6 +98,10 @@ void judge(LrPicture& small, const Block& block, const Pixels& pixels) {
   if (!matches(sha256(small.rgb.data(), small.rgb.size()), small.rgb_digest)) {
     if (m.layout == "alpha") small.unverified_alpha = stored_alpha(pixels);
     return set(small, State::pixels_changed, "its pixels are not those its marker was made for");
+  }
+  if (block.section("SRCA") && m.hr_width * m.hr_height > max_pixels) {  // both are below 2^32
+    fail(Code::input, small.name, ": carries the transparency of an HR picture of ", by(m.hr_width, m.hr_height),
+         ", above the limit of ", max_pixels, " pixels; raise it with --max-pixels");
   }
   try {
     read_sections(small, block, pixels, alpha, latent);
@@ -144,7 +149,7 @@ LrPicture LrPicture::from_png(const Bytes& file, const std::string& name, std::u
   std::string newer;
   for (const Bytes& copy : carried.copies) {
     try {
-      judge(small, decode_block(copy), pixels);
+      judge(small, decode_block(copy), pixels, max_pixels);
       return small;
     } catch (const NewerFormat& e) {
       newer = e.why;
@@ -224,7 +229,8 @@ LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& 
   for (auto& chunk : carry(coded, carrier)) added.push_back(std::move(chunk));
   File out{insert_chunks(encode_pixels(pixels.data(), width, rows, channels), added), {}};
   if (carrier == "sidecar") out.sidecar = coded;
-  const LrPicture again = from_png(out.data, name, width * rows, out.sidecar.empty() ? nullptr : &out.sidecar);
+  const std::uint64_t most = std::max<std::uint64_t>(width * rows, marker.hr_width * marker.hr_height);
+  const LrPicture again = from_png(out.data, name, most, out.sidecar.empty() ? nullptr : &out.sidecar);
   const bool same = again.rgb == rgb && again.alpha == alpha && again.latent == latent && again.source_alpha == source_alpha &&
                     again.colour == colour;
   if (again.state != State::exact || !same) {

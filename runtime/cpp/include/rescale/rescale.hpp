@@ -144,7 +144,7 @@ struct RESCALE_EXPORT LrPicture {
   std::uint8_t rgb_digest[32] = {}, auxiliary_digest[32] = {};
 
   // Reads any PNG; a damaged or foreign one says so in `state`. `sidecar`: bytes of NAME.rescale, or nullptr.
-  // Throws where the file is no readable picture at all, or larger than `max_pixels`.
+  // Throws where the file is no readable picture at all, or it or the HR transparency it carries is larger than `max_pixels`.
   static LrPicture from_png(const Bytes& file, const std::string& name, std::uint64_t max_pixels = kMaxPixels,
                             const Bytes* sidecar = nullptr);
   // The same from a file, with its side-car if one lies beside it and is needed.
