@@ -188,9 +188,9 @@ def test_by_default_all_shipped_weights_are_measured(monkeypatch: pytest.MonkeyP
         def __init__(self, path: Path) -> None:
             self.path = path
 
-    def write(net: Any, target: Path, card: Any, precisions: Any) -> Written:
+    def write(net: Any, target: Path, card: Any, precisions: Any, refine: bool) -> Written:
         written.append(card["model"])
-        assert tuple(precisions) == ()
+        assert (tuple(precisions), refine) == ((), False)
         return Written(target)
 
     import rescale_export.bundles

@@ -131,6 +131,7 @@ def save(path: Path, state: Any, container: str = "zip") -> Path:
 
 def imported(path: Path) -> checkpoint.Checkpoint:
     target = path.with_suffix(".out.safetensors")
+    target.unlink(missing_ok=True)  # hypothesis draws many in one folder
     convert(path, target)
     return checkpoint.read(target)
 
