@@ -14,6 +14,7 @@ import rescale
 from rescale import codes, png
 from rescale.container import Small, State
 from rescale.picture import Picture, open_picture
+from rescale_export.bundles import write_bundle
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
@@ -123,6 +124,16 @@ def test_gray_pictures_come_back_gray(native, bundle):
         restored = unpacked(own.restore_png(native.read(mine)))
         assert restored.ndim == 2
         assert np.array_equal(restored, unpacked(net.restore(small).to_bytes()))
+        own.close()
+
+
+def test_a_bundle_with_a_gradient_and_its_refined_files_are_read(native, make_net, picture, tmp_path):
+    path, hr = write_bundle(make_net("irn_a", 2), tmp_path / "b", None, (), refine=True).path, picture(37, 52)
+    with rescale.load(path, backend="onnxruntime") as net:
+        small = net.downscale(hr, 3)
+        own = native.load(path)
+        restored = own.restore_png(native.read(small.to_bytes()))
+        assert np.array_equal(unpacked(restored), net.upscale(small))
         own.close()
 
 
