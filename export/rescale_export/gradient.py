@@ -16,16 +16,16 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper, shape_inference
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor
 
 from rescale import contract
 from rescale.codes import ALPHA_MAX, ALPHA_MIN, LOGIT_MARGIN
 from rescale.errors import ParityError
-from rescale.quality import LUMA
+from rescale.quality import LUMA_DIRECTION
 from rescale.refine import LUMA_WEIGHT
 from rescale_export import graphs
 from rescale_export.probe import probe_picture
+from rescale_export.session import session_of
 from rescale_export.validate import probe_sizes, reference
 from rescale_export.writer import GraphWriter
 from rescale_train.models import RescalingNet
@@ -53,16 +53,10 @@ def gradient(net: RescalingNet) -> GraphWriter:
     return g
 
 
-def luma_direction() -> npt.NDArray[np.float64]:
-    """n of the error, (3,)."""
-    weights = np.array(LUMA)
-    return weights / float(np.linalg.norm(weights))
-
-
 def _metric() -> npt.NDArray[np.float32]:
     """dE/dx = 2 * 255^2 * (1 + 3 n n^T) e, with x and e in [0, 1]."""
-    n = luma_direction()
-    return np.asarray(2.0 * 255.0**2 * (np.eye(3) + LUMA_WEIGHT * np.outer(n, n)), np.float32)
+    luma = np.outer(LUMA_DIRECTION, LUMA_DIRECTION)
+    return np.asarray(2.0 * 255.0**2 * (np.eye(3) + LUMA_WEIGHT * luma), np.float32)
 
 
 def compare_gradient(net: RescalingNet, model: bytes) -> dict[str, float]:
@@ -78,9 +72,7 @@ def compare_gradient(net: RescalingNet, model: bytes) -> dict[str, float]:
     Raises:
         ParityError: they do not agree.
     """
-    options = SessionOptions()
-    options.log_severity_level = 3
-    session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = session_of(model)
     worst = 0.0
     for size in probe_sizes(net.config.scale)[:2]:
         hr = np.stack([probe_picture(*size, seed) for seed in range(2)])
@@ -103,7 +95,7 @@ def torch_gradient(net: RescalingNet, lr: Tensor, target: Tensor, z: Tensor | No
         alpha = straight_through(alpha, alpha.clamp(LOGIT_MARGIN, 1.0 - LOGIT_MARGIN))
     restored = net.upscale(torch.cat([rgb, alpha], 3).permute(0, 3, 1, 2), z).permute(0, 2, 3, 1)
     error = 255.0 * straight_through(restored, restored.clamp(0.0, 1.0)) - target
-    along = error @ torch.from_numpy(luma_direction()).float()
+    along = error @ torch.tensor(LUMA_DIRECTION)
     total = error.square().sum() + LUMA_WEIGHT * along.square().sum()
     return torch.autograd.grad(total, codes)[0]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnxruntime import InferenceSession, SessionOptions
 
 from rescale.tiling import Box, grow
 from rescale_export.probe import photograph, probe_picture
+from rescale_export.session import session_of
 
 LIMIT = 0.05
 """Grey levels; a tenth of what may change a rounded value by one, because other pictures may be worse than those measured."""
@@ -82,9 +82,7 @@ class _Levels:
                 self.names.append(name)
                 if name not in declared:
                     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        options = SessionOptions()
-        options.log_severity_level = 3
-        self.session: Any = InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.session = session_of(model.SerializeToString())
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 

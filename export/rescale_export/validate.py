@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnxruntime import InferenceSession, SessionOptions
 
 from rescale.backends import create
 from rescale.bundle import Bundle
@@ -22,6 +21,7 @@ from rescale.image import pad_planes
 from rescale.parity import Comparison, Parity, measure
 from rescale.variants import LATENT_STRIDE
 from rescale_export.probe import photograph, probe_picture
+from rescale_export.session import session_of
 from rescale_train.models import RescalingNet
 
 MAX_DIFFERENT = 1e-4
@@ -109,9 +109,7 @@ def compare(net: RescalingNet, models: Mapping[str, bytes]) -> dict[str, dict[st
     Raises:
         ParityError: a graph does not agree.
     """
-    options = SessionOptions()
-    options.log_severity_level = 3
-    sessions: dict[str, Any] = {k: InferenceSession(m, options, providers=["CPUExecutionProvider"]) for k, m in models.items()}
+    sessions = {name: session_of(model) for name, model in models.items()}
     latent = net.config.variant.latent
     tally = {name: Comparison() for name in models if name != "decoder"}
     z_error = z_hat_error = 0.0

@@ -136,7 +136,7 @@ class Network:
         lr = rgb
         if self.bundle.variant.alpha:
             lr = np.dstack([rgb, np.full(rgb.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha])
-        return self._within_memory(lambda budget: self._up(lr, latent, budget))
+        return self._within_memory(lambda budget: self._up(lr, latent, budget))[0]
 
     def gradient(self, lr: Array, latent: Array | None, target: Array) -> tuple[Array, npt.NDArray[np.float32]]:
         """The restored picture, and the gradient of its error by the LR codes (`rescale_export.gradient`).
@@ -152,27 +152,19 @@ class Network:
         Raises:
             BundleError: the bundle holds no gradient graph.
         """
-        cost = self.bundle.graph(GRADIENT).memory
-
-        def work(budget: int | None) -> tuple[Array, npt.NDArray[np.float32]]:
-            found = np.empty(lr.shape, np.float32)
-            return self._up(lr, latent, budget, cost, target, found), found
-
-        return self._within_memory(work)
+        hr, gradient = self._within_memory(lambda budget: self._up(lr, latent, budget, target))
+        assert gradient is not None
+        return hr, gradient
 
     def _up(
-        self,
-        lr: Array,
-        latent: Array | None,
-        budget: int | None,
-        cost: int | None = None,
-        target: Array | None = None,
-        gradient: npt.NDArray[np.float32] | None = None,
-    ) -> Array:
-        """The upscale graph, or with a target the gradient graph, whose gradient is written into an array."""
+        self, lr: Array, latent: Array | None, budget: int | None, target: Array | None = None
+    ) -> tuple[Array, npt.NDArray[np.float32] | None]:
+        """What the upscale graph gives; with a target what the gradient graph gives."""
         scale = self.bundle.scale
         height, width = lr.shape[:2]
-        graph = "upscale" if target is None else GRADIENT
+        graph, cost, gradient = "upscale", self.bundle.memory, None
+        if target is not None:
+            graph, cost, gradient = GRADIENT, self.bundle.graph(GRADIENT).memory, np.empty(lr.shape, np.float32)
         hr = np.empty((height * scale, width * scale, 3), np.uint8)
 
         def feed(region: Box) -> dict[str, npt.NDArray[Any]]:
@@ -190,7 +182,7 @@ class Network:
             hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]
             if gradient is not None:
                 gradient[tile.core.slices()] = found["gradient"][0][rows, columns]
-        return hr
+        return hr, gradient
 
     def _expect(self, graph: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]) -> Array:
         """An array that a graph gave, if it is what the manifest promises."""

@@ -15,6 +15,9 @@ Picture = npt.NDArray[np.uint8]
 LUMA = (65.481, 128.553, 24.966)
 """Weights of R, G and B in [0, 1] in BT.601's Y of 16 to 235."""
 
+LUMA_DIRECTION = tuple(w / math.hypot(*LUMA) for w in LUMA)
+"""The same as a unit vector: the direction of RGB errors that Y sees."""
+
 
 def luma(picture: Picture) -> npt.NDArray[np.float64]:
     """BT.601 Y of an RGB picture in MATLAB's range 16 to 235, not rounded.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rescale.codes import ALPHA_MIN
 from rescale.network import Network
-from rescale.quality import LUMA
+from rescale.quality import LUMA_DIRECTION
 
 Array = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ def bicubic(image: Array, scale: int) -> Floats:
 
 def squared_error(restored: Array, image: Array) -> float:
     """Sum of the squared differences in levels, with luma's counted 1 + `LUMA_WEIGHT` times."""
-    direction = np.asarray(LUMA, np.float32) / np.float32(np.linalg.norm(LUMA))
+    direction = np.array(LUMA_DIRECTION, np.float32)
     total = 0.0
     for found, wanted in zip(restored, image, strict=True):  # by rows: a whole picture in floats takes 12 times its memory
         error = found.astype(np.float32) - wanted

@@ -42,7 +42,7 @@ class Rescaler:
         self.bundle, self.runner = bundle, runner
         self.network = Network(bundle, runner, tile, memory, exact)
 
-    def downscale(self, image: Array | Picture, steps: int = 0, advance: Callable[[], None] | None = None) -> Small:
+    def downscale(self, image: Array | Picture, steps: int = 0, advance: Callable[[], None] = lambda: None) -> Small:
         """Make the small picture of a large one.
 
         Args:
@@ -66,7 +66,7 @@ class Rescaler:
         source = image if isinstance(image, Picture) else Picture(check_rgb(image))
         lr, latent = self.network.down(check_rgb(source.pixels))
         if steps:
-            lr = refine(self.network, source.pixels, lr, latent, steps, advance or (lambda: None))
+            lr = refine(self.network, source.pixels, lr, latent, steps, advance)
         alpha = np.ascontiguousarray(lr[:, :, 3]) if v.alpha else None
         return Small.create(
             lr[:, :, :3],

@@ -16,8 +16,9 @@ import torch
 from rescale.bundle import MANIFEST, Bundle
 from rescale.contract import GRADIENT, gradient_interface
 from rescale.errors import ParityError
+from rescale.quality import LUMA_DIRECTION
+from rescale.refine import LUMA_WEIGHT
 from rescale.variants import SCALES, VARIANTS
-from rescale_export import gradient as module
 from rescale_export import graphs
 from rescale_export.bundles import write_bundle
 from rescale_export.cli import main
@@ -90,7 +91,7 @@ def test_a_gradient_is_the_slope_of_the_error(net_of: NetOf) -> None:
             restored = net.upscale(torch.from_numpy(codes / np.float32(255.0)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
         assert ((restored >= 0.0) & (restored <= 1.0)).all()
         e = 255.0 * restored.astype(np.float64) - target
-        return float((e**2).sum() + module.LUMA_WEIGHT * ((e @ module.luma_direction()) ** 2).sum())
+        return float((e**2).sum() + LUMA_WEIGHT * ((e @ np.array(LUMA_DIRECTION)) ** 2).sum())
 
     at = np.unravel_index(np.abs(by_code).argmax(), by_code.shape)
     up, down = lr.copy(), lr.copy()

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rescale.quality import LUMA
+from rescale.quality import LUMA_DIRECTION
 from rescale_train.config import Recipe
 from rescale_train.models import RescalingNet
 
@@ -54,8 +54,7 @@ def weigh_luma(difference: Tensor, luma: float) -> Tensor:
     """
     if luma == 0.0:
         return difference
-    weights = torch.tensor(LUMA, device=difference.device, dtype=difference.dtype)
-    direction: Tensor = (weights / torch.linalg.vector_norm(weights)).view(1, 3, 1, 1)
+    direction = torch.tensor(LUMA_DIRECTION, device=difference.device, dtype=difference.dtype).view(1, 3, 1, 1)
     along = (difference * direction).sum(1, keepdim=True)
     return difference + (math.sqrt(1.0 + luma) - 1.0) * along * direction
 
