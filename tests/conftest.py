@@ -71,8 +71,23 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int]
 
 
 @pytest.fixture(scope="session")
+def refinable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """As `bundle`, with the gradient graph."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def get(model: str, scale: int) -> Path:
+        if (model, scale) not in made:
+            target = tmp_path_factory.mktemp("refinable") / f"{model}_x{scale}"
+            write_bundle(random_net(model, scale), target, None, ("mixed",), refine=True)
+            made[model, scale] = target
+        return made[model, scale]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of the bundle of a model's shipped x2 weights with all precisions, made once."""
+    """Path of the bundle of a model's shipped x2 weights with all precisions and the gradient graph, made once."""
     made: dict[str, Path] = {}
 
     def get(model: str) -> Path:
@@ -80,7 +95,7 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
             found = find_shipped(model, 2, None)
             made[model] = tmp_path_factory.mktemp("shipped") / f"{model}_x2_lite"
             net = checkpoint.load_net(checkpoint.read(found.path), str(found.path))
-            write_bundle(net, made[model], found.card, PRECISIONS)
+            write_bundle(net, made[model], found.card, PRECISIONS, refine=True)
         return made[model]
 
     return get

@@ -22,7 +22,6 @@ from rescale_bench.pictures import folder_set, sample
 from rescale_bench.quality import FIGURES, measure_bicubic, measure_picture, measure_set, measure_set_bicubic, ssim_rgb, ssim_y
 from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, tables
 from rescale_bench.store import Store
-from rescale_export.bundles import write_bundle
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
 from rescale_train.shipped import list_shipped
@@ -156,11 +155,10 @@ def test_a_stopped_run_goes_on(bundle: BundleOf, folder_of: FolderOf, tmp_path: 
 
 
 def test_refined_pictures_are_measured_and_named(
-    make_net: Callable[..., Any], folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refinable: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Beside what is kept of the same pictures without refining."""
-    path = write_bundle(make_net("irn_a", 2), tmp_path / "b", None, (), refine=True).path
-    arguments = (path, "--data", folder_of("mine", (24, 24)), "--keep", tmp_path / "kept")
+    arguments = (refinable("irn_a", 2), "--data", folder_of("mine", (24, 24)), "--keep", tmp_path / "kept")
     plain, refined = report_of(capsys, *arguments), report_of(capsys, *arguments, "--refine", "5")
     assert refined["results"][0]["model"] == plain["results"][0]["model"] + ", refined in 5 steps"
     assert (plain["results"][0]["refined"], refined["results"][0]["refined"]) == (0, 5)

@@ -14,7 +14,6 @@ import rescale
 from rescale import codes, png
 from rescale.container import Small, State
 from rescale.picture import Picture, open_picture
-from rescale_export.bundles import write_bundle
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
@@ -127,8 +126,8 @@ def test_gray_pictures_come_back_gray(native, bundle):
         own.close()
 
 
-def test_a_bundle_with_a_gradient_and_its_refined_files_are_read(native, make_net, picture, tmp_path):
-    path, hr = write_bundle(make_net("irn_a", 2), tmp_path / "b", None, (), refine=True).path, picture(37, 52)
+def test_a_bundle_with_a_gradient_and_its_refined_files_are_read(native, refinable, picture):
+    path, hr = refinable("irn_a", 2), picture(37, 52)
     with rescale.load(path, backend="onnxruntime") as net:
         small = net.downscale(hr, 3)
         own = native.load(path)

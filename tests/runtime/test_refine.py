@@ -19,41 +19,8 @@ from rescale.errors import BundleError, InputError
 from rescale.quality import psnr, psnr_y
 from rescale.refine import bicubic, refine, squared_error
 from rescale.variants import SCALES, VARIANTS
-from rescale_export.bundles import write_bundle
 from rescale_export.probe import photograph
-from rescale_train import checkpoint
 from rescale_train.bicubic import bicubic_picture
-from rescale_train.shipped import find_shipped
-
-
-@pytest.fixture(scope="module")
-def refinable(tmp_path_factory, make_net):
-    """Path of a small random bundle that holds the gradient graph, made once."""
-    made = {}
-
-    def get(model, scale):
-        if (model, scale) not in made:
-            made[model, scale] = tmp_path_factory.mktemp("refinable") / f"{model}_x{scale}"
-            write_bundle(make_net(model, scale), made[model, scale], None, ("mixed",), refine=True)
-        return made[model, scale]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
-    """The same of the shipped weights of a model at x2."""
-    made = {}
-
-    def get(model):
-        if model not in made:
-            found = find_shipped(model, 2, None)
-            made[model] = tmp_path_factory.mktemp("shipped") / model
-            net = checkpoint.load_net(checkpoint.read(found.path), str(found.path))
-            write_bundle(net, made[model], found.card, (), refine=True)
-        return made[model]
-
-    return get
 
 
 def apart(lr, image, scale):
@@ -81,9 +48,9 @@ def test_no_picture_gets_worse_whatever_its_size(refinable, picture, model, scal
 
 
 @pytest.mark.parametrize("model", ["dlv_irn_a", "dlv_irn_m", "irn"])
-def test_shipped_weights_restore_a_photograph_better(shipped, model):
+def test_shipped_weights_restore_a_photograph_better(shipped_bundle, model):
     image = photograph(160, 192)
-    with rescale.load(shipped(model), threads=1) as net:
+    with rescale.load(shipped_bundle(model), threads=1) as net:
         gains, errors = [], []
         for steps in (0, 4, 12):
             small = Small.from_bytes(net.downscale(image, steps).to_bytes())
@@ -119,10 +86,10 @@ def test_gradients_of_tiles_are_those_of_the_whole(refinable, picture):
     assert np.abs(whole - tiled).max() <= 1e-4 * np.abs(whole).max()
 
 
-def test_a_small_budget_refines_in_tiles(shipped):
+def test_a_small_budget_refines_in_tiles(shipped_bundle):
     image = photograph(192, 288)
     budget = 160 << 20
-    with rescale.load(shipped("dlv_irn_a"), threads=1, memory=budget) as net:
+    with rescale.load(shipped_bundle("dlv_irn_a"), threads=1, memory=budget) as net:
         assert len(net.network.tiles(96, 144, budget)) == 1
         assert len(net.network.tiles(96, 144, budget, net.bundle.graph(GRADIENT).memory)) > 1
         plain, refined = (psnr_y(net.upscale(net.downscale(image, steps)), image, 2) for steps in (0, 3))

@@ -28,7 +28,6 @@ from rescale.cuda.fake import FakeCuda, Violation
 from rescale.errors import BackendError, BundleError, EngineError, OutOfMemoryError
 from rescale.memory import ARENA_FACTOR, FIXED_BYTES
 from rescale.rescaler import Rescaler
-from rescale_export.bundles import write_bundle
 
 _spec = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
 fake_tensorrt = importlib.util.module_from_spec(_spec)
@@ -116,8 +115,8 @@ def test_golden_vectors_pass_the_gate(bundle, tmp_path, model):
         found.require("fake")
 
 
-def test_refining_is_refused(make_net, picture, tmp_path):
-    path = write_bundle(make_net("irn", 2), tmp_path / "b", None, (), refine=True).path
+def test_refining_is_refused(refinable, picture, tmp_path):
+    path = refinable("irn", 2)
     with opened(path, tmp_path) as (runner, _, _), pytest.raises(BackendError, match="no engines of the gradient graph; refine on"):
         Rescaler(Bundle(path), runner).downscale(picture(16, 16), 1)
 
