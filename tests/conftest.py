@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from rescale_export.bundles import write_bundle
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.config import NetConfig
+from rescale_train.grow import grow
 from rescale_train.models import RescalingNet, build
 from rescale_train.shipped import find_shipped, list_shipped, weights_folder
 
@@ -29,14 +32,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 
 
-def random_net(model: str, scale: int, seed: int = 0) -> RescalingNet:
-    """One block a level, growth 4, every parameter random: small enough for any machine, nothing in it is zero."""
+def random_net(model: str, scale: int, seed: int = 0, corrections: int = 0, **changes: Any) -> RescalingNet:
+    """One block a level, growth 4, every parameter random: small enough for any machine, nothing in it is zero.
+
+    The flow has the same weights with and without corrections.
+    """
     torch.manual_seed(seed)
-    dlv = 3 if model.startswith("dlv") else 0
-    gain = 8.0 if model.endswith("_a") else 1.0
-    net = build(NetConfig(model, scale, (1,) * (scale // 2), 4, shared_trunk=True, dlv_channels=dlv, alpha_gain=gain))
+    values: dict[str, Any] = {
+        "blocks": (1,) * (scale // 2),
+        "growth": 4,
+        "shared_trunk": True,
+        "dlv_channels": 3 if model.startswith("dlv") else 0,
+        "alpha_gain": 8.0 if model.endswith("_a") else 1.0,
+    }
+    net = build(NetConfig(model, scale, **(values | changes)))
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
+    if corrections:
+        net = grow(net, dataclasses.replace(net.config, corrections=corrections, correction_growth=4))
+        for p in net.corrections.parameters():
+            torch.nn.init.normal_(p, std=0.02)
     return net.eval()
 
 
@@ -68,6 +83,15 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int]
         return made[model, scale]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def corrected_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Bundles of an irn_a x2 network with corrections of the encoder, with the gradient graph too, and of the same without."""
+    net, folder = random_net("irn_a", 2, corrections=2), tmp_path_factory.mktemp("corrected")
+    write_bundle(net, folder / "with", None, ("mixed",), refine=True)
+    write_bundle(net.without_corrections(), folder / "without", None, ())
+    return folder / "with", folder / "without"
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     return {
         "bundle": str(bundle.path),
         "model": bundle.title,
-        "weights": bundle.weights,
+        "weights": bundle.network,
         "max_loss": report.max_loss,
         "refused": report.refused,
         "results": [

@@ -27,6 +27,9 @@ Arrays = tuple[Array, ...]
 NAMES = ("eager", "compiled", "naive")
 """PyTorch eager; the same through torch.compile; the plain export on ONNX Runtime."""
 
+TRACED = ("compiled", "naive")
+"""Peers that cannot take a gradient within the network, as an encoder's corrections do."""
+
 OPTIONAL = ("compiled",)
 """Peers that a machine may lack."""
 

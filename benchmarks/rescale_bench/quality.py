@@ -163,13 +163,13 @@ def measure_set(
         ``set``, ``weights`` (SHA-256), ``refined`` (steps), ``count``, ``border``, ``mean`` by figure, ``pictures``, and
         ``paper``: the rows of table 3 for this set.
     """
-    key: dict[str, Any] = {"weights": net.bundle.weights, "model": net.bundle.title, "runner": net.runner.name}
+    key: dict[str, Any] = {"weights": net.bundle.network, "model": net.bundle.title, "runner": net.runner.name}
     key |= {"refined": steps} if steps else {}
     rows = _measured(lambda name, hr: measure_picture(net, name, hr, steps), pictures, key, progress, store)
     paper = published(net.bundle.scale, pictures.name)
     return {
         **_head(pictures, net.bundle.scale, rows),
-        "weights": net.bundle.weights,
+        "weights": net.bundle.network,
         "refined": steps,
         "paper": {k: {"hr_psnr_y": v[0], "hr_ssim_y": v[1]} for k, v in paper.items()},
     }

@@ -116,7 +116,7 @@ def _rescale(net: Rescaler, hr: Picture, identity: str, tools: Tools) -> dict[st
     """One network's LR files and what they restore."""
     bundle = net.bundle
     versions = [c.need.version() for c in tools.lossless if c.name in tools.containers]
-    key: dict[str, Any] = {"what": "rescaled", "picture": identity, "weights": bundle.weights, "model": bundle.title}
+    key: dict[str, Any] = {"what": "rescaled", "picture": identity, "weights": bundle.network, "model": bundle.title}
     key |= {"runner": net.runner.name, "containers": list(tools.containers), "by": versions}
     found = tools.store.get(key)
     if found is None:
@@ -127,7 +127,7 @@ def _rescale(net: Rescaler, hr: Picture, identity: str, tools: Tools) -> dict[st
         sizes = {c: len(data) for c, data in files.items()}
         found = {"files": sizes, "psnr_y": psnr_y(again, hr), "psnr_rgb": psnr(again, hr), "lr_size": list(small.size)}
         tools.store.put(key, found)
-    entry: dict[str, Any] = {"model": bundle.title, "scale": bundle.scale, "weights": bundle.weights, "runner": net.runner.name}
+    entry: dict[str, Any] = {"model": bundle.title, "scale": bundle.scale, "weights": bundle.network, "runner": net.runner.name}
     entry |= found | {k: float(found[k]) for k in ("psnr_y", "psnr_rgb")}
     return entry | {"same_bytes": {c: {} for c in entry["files"]}, "same_psnr": {}, "residual": {c: {} for c in entry["files"]}}
 

@@ -220,7 +220,7 @@ def _about(bundle: Bundle) -> dict[str, Any]:
         "variant": bundle.variant.name,
         "scale": bundle.scale,
         "size": bundle.size,
-        "weights": bundle.weights,
+        "weights": bundle.network,
         "bytes": files,
     }
 

@@ -32,7 +32,8 @@ from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competi
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import DEFINITIONS, add_ratios, direction_report, product_report, show, spread, sweep_flatness
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS, NET, PRODUCT, Spec, arrays_file
-from rescale_train.cost import macs_per_lr_pixel
+from rescale_train.config import NetConfig
+from rescale_train.cost import correction_macs, macs_per_lr_pixel
 
 REPEATS, SWEEP_REPEATS = 5, 3
 
@@ -129,14 +130,18 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
     """
     scale = subject.bundle.scale
     lr_size = -(-size[0] // scale), -(-size[1] // scale)
-    flops = 2 * macs_per_lr_pixel(subject.net.config) * lr_size[0] * lr_size[1]
+    flops = flops_of(subject.net.config, lr_size)
     folder = Path(tempfile.mkdtemp(dir=session.folder))
     source = folder / "source.png"
     source.write_bytes(png.encode(sample_picture(*size)))
+    missing: dict[str, str] = {}
     if _peers(wanted):
         save_net(subject.net, folder / NET)
-        export_naive(subject.net, folder, lr_size)
-    missing: dict[str, str] = {}
+        if subject.net.corrections:
+            why = "the encoder's corrections take gradients; compare a bundle made with --no-corrections"
+            missing |= dict.fromkeys(peers.TRACED, why)
+        else:
+            export_naive(subject.net, folder, lr_size)
     product = Timing()
     timings: dict[str, dict[str, Timing]] = {}
     order: dict[str, list[str]] = {}
@@ -156,7 +161,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
     for c in wanted:
         mine = {d: timings[d][c.name] for d in DIRECTIONS if c.name in timings[d]}
         directions = {
-            d: direction_report(t, flops, peak["gflops"]) | {"agreement": agreements[d].get(c.name)}
+            d: direction_report(t, flops[d], peak["gflops"]) | {"agreement": agreements[d].get(c.name)}
             for d, t in mine.items()
             if t.failed is None
         }
@@ -175,6 +180,13 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
         "missing": missing,
         "order": order,
     }
+
+
+def flops_of(config: NetConfig, lr_size: Size) -> dict[str, int]:
+    """Floating-point operations of each direction for an LR picture of (height, width)."""
+    up = 2 * macs_per_lr_pixel(config) * lr_size[0] * lr_size[1]
+    more = 2 * config.corrections * correction_macs(config) * lr_size[0] * lr_size[1]
+    return dict(zip(DIRECTIONS, (up + more, up), strict=True))
 
 
 def measure_sweep(subject: Subject, wanted: Sequence[Competitor], megapixels: Sequence[float], session: Session) -> dict[str, Any]:

@@ -152,10 +152,13 @@ def _config(bundle: Bundle) -> NetConfig:
 
 
 def _weights_of(bundle: Bundle) -> RescalingNet | None:
-    """The network with the bundle's weights, if they ship with the package."""
+    """The network with the bundle's weights, if they ship with the package, be it without their corrections."""
     for shipped in list_shipped():
-        if shipped.card.get("weights_sha256") == bundle.weights:
-            return checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path)).eval()
+        same = shipped.card.get("weights_sha256") == bundle.network
+        if same or (shipped.card["recipe"]["net"].get("corrections") and not bundle.corrections):
+            net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path))
+            if same or checkpoint.flow_digest(net) == bundle.network:
+                return net if same else net.without_corrections()
     return None
 
 

@@ -140,10 +140,15 @@ def _head(case: Mapping[str, Any]) -> str:
     return f"{case['model']}{weights}"
 
 
+def _work(flops: Mapping[str, int]) -> str:
+    down, up = (n / 1e9 for n in flops.values())
+    return f"{up:.1f} GFLOP a direction" if down == up else f"{down:.1f} GFLOP down, {up:.1f} up"
+
+
 def _show_case(case: Mapping[str, Any], console: Console) -> None:
     width, height = case["resolution"]
     peak = case["product"]["gflops"]
-    title = f"{_head(case)}, {width}x{height}: {case['flops'] / 1e9:.1f} GFLOP a direction; matrix product {peak:.0f} GFLOP/s"
+    title = f"{_head(case)}, {width}x{height}: {_work(case['flops'])}; matrix product {peak:.0f} GFLOP/s"
     numbers = ("decode", "run", "encode", "whole", "run min q1-q3 max", "GFLOP/s", "of peak", "peak MB")
     table = _table(title, ("competitor", "direction"), (*numbers, *(f"x {p}" for p in case["peers"]), "differ"))
     for c in case["competitors"]:

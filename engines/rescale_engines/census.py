@@ -29,6 +29,7 @@ class Layer(NamedTuple):
 
 # Names as rescale_export.graphs gives them; the first pattern that fits decides.
 _PARTS = {
+    "correction": re.compile(r"correction\d+\.[\w.]+"),
     "subnet": re.compile(r"level\d+\.block\d+\.(F|G|H|GH)\.[\w.]+|(encoder|decoder)\.[\w.]+"),
     "stream": re.compile(r"level\d+\.[\w.]+"),
     "edge": re.compile(r"(input|alpha|lr|hr|latent)\.[\w.]+"),
@@ -36,9 +37,9 @@ _PARTS = {
 _BY_ONNX = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 _EXPECTED = {
-    "fp32": {"subnet": FLOAT, "stream": FLOAT, "edge": FLOAT},
-    "mixed": {"subnet": HALF, "stream": FLOAT, "edge": FLOAT},
-    "fp16": {"subnet": HALF, "stream": HALF, "edge": FLOAT},
+    "fp32": {"subnet": FLOAT, "stream": FLOAT, "edge": FLOAT, "correction": FLOAT},
+    "mixed": {"subnet": HALF, "stream": FLOAT, "edge": FLOAT, "correction": FLOAT},
+    "fp16": {"subnet": HALF, "stream": HALF, "edge": FLOAT, "correction": FLOAT},
 }
 
 
@@ -63,7 +64,7 @@ def count(found: Iterable[Layer]) -> dict[str, dict[str, int]]:
 
 
 def part(name: str) -> str | None:
-    """The part of the network that an ONNX node belongs to: ``subnet``, ``stream`` or ``edge``; None for an unknown name."""
+    """The part that an ONNX node belongs to: ``correction``, ``subnet``, ``stream`` or ``edge``; None for an unknown name."""
     return next((kind for kind, pattern in _PARTS.items() if pattern.fullmatch(name)), None)
 
 
@@ -71,8 +72,9 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
     """Check that a network computes in a precision.
 
     Subnets (and the -M autoencoder) are float16 in ``mixed`` and ``fp16``; the coupling stream, exp, tanh and Haar are float16 in
-    ``fp16`` only; what stands between bytes and the stream (scaling, sigmoid, logit, clamping, rounding) is float32 in all.
-    Casts change dtype and so are of none; in ``fp32`` no layer at all is float16.
+    ``fp16`` only; what stands between bytes and the stream (scaling, sigmoid, logit, clamping, rounding) is float32 in all, and so
+    are an encoder's corrections. Casts change dtype and comparisons give none, so both are left out; in ``fp32`` no layer at all
+    is float16.
 
     Raises:
         EngineError: a layer of another dtype, a layer of unknown part, or none that computes, naming the first.
@@ -83,7 +85,7 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
         if layer.dtype not in WHOLE and (layer.dtype not in (FLOAT, HALF) or (precision == "fp32" and layer.dtype == HALF)):
             raise EngineError(f"{what}: layer {layer.name} ({layer.type}) gives {layer.dtype}, which {precision} has nowhere")
         # Helpers are TensorRT's own: sizes, and scalars brought to their neighbour's shape.
-        if layer.helper or layer.type == "CAST":
+        if layer.helper or layer.type == "CAST" or layer.dtype == "BOOL":
             continue
         belongs = part(layer.name)
         if belongs is None:

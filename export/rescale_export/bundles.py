@@ -29,7 +29,7 @@ from rescale_export.halo import measured_halo
 from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_export.writer import GraphWriter
-from rescale_train.checkpoint import weights_digest
+from rescale_train.checkpoint import flow_digest, weights_digest
 from rescale_train.config import size_name, to_dict
 from rescale_train.models import RescalingNet
 
@@ -72,7 +72,7 @@ def write_bundle(
     for precision in precisions:
         check_precision(precision)
     check_target(target)  # before the minutes of work, not after
-    digest = weights_digest(net)
+    digest, reach = flow_digest(net), receptive_field(net)
     metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
     files: dict[str, bytes] = {}
     entries = {p: _graphs(net, split_graphs(net, p), p, metadata, files) for p in PRECISIONS if p == "fp32" or p in precisions}
@@ -88,6 +88,9 @@ def write_bundle(
     arrays = {f"{i}.{name}": array for i, case in enumerate(cases) for name, array in case.items()}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     golden = files[GOLDEN] = buffer.getvalue()
+    corrected: dict[str, Any] = {}
+    if net.corrections:
+        corrected = {"corrections": {"count": len(net.corrections), "sha256": weights_digest(net)}}
     manifest = {
         "format": f"{FORMAT}/{MAJOR}.{MINOR}",
         "model": net.config.model,
@@ -95,14 +98,15 @@ def write_bundle(
         "size": size_name(net.config),
         "auxiliary": net.config.variant.auxiliary,
         "net": to_dict(net.config),
-        "receptive_field": {"lr_pixels": receptive_field(net)},
-        "halo": measured_halo(models, scale, receptive_field(net)),
+        "receptive_field": {"lr_pixels": reach["downscale"]} | ({"upscale_lr_pixels": reach["upscale"]} if corrected else {}),
+        "halo": measured_halo(models, scale, reach),
         "padding": {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale},
         "latent": _latent(net),
         "weights": {"sha256": digest, "card": card or {}},
         "graphs": entries["fp32"],
         "precisions": {p: e for p, e in entries.items() if p != "fp32"},
         **extra,
+        **corrected,
         "golden": {"file": GOLDEN, "sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)},
         "parity": {"backend": f"onnxruntime {onnxruntime.__version__} CPU", **parity},
         "exporter": {

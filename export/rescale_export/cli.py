@@ -34,6 +34,12 @@ def export(
     refine: Annotated[
         bool, typer.Option("--refine", help="Also the gradient graph, which `rescale down --refine` needs (docs/refine.md).")
     ] = False,
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the encoder's corrections, if the weights have any; without them it is faster, and less is restored."
+        ),
+    ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
@@ -72,6 +78,11 @@ def export(
     net = checkpoints.load_net(found, str(source))
     if size is not None and size_name(config) != size:
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
+    if config.corrections and corrections:
+        said = f"{said}, {config.corrections} corrections of the encoder"
+    if not corrections:
+        net = net.without_corrections()
+        said, card = f"{said}, without the encoder's corrections", {k: v for k, v in card.items() if k != "figures"}
     if not json_:
         print(f"{model} x{scale}: {said}")
     bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision, refine)

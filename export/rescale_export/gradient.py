@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
-from onnx import numpy_helper, shape_inference
 from torch import Tensor
 
 from rescale import contract
 from rescale.codes import ALPHA_MAX, ALPHA_MIN, LOGIT_MARGIN
 from rescale.errors import ParityError
-from rescale.quality import LUMA_DIRECTION
-from rescale.refine import LUMA_WEIGHT
+from rescale.quality import LUMA_DIRECTION, LUMA_WEIGHT, error_metric
 from rescale_export import graphs
+from rescale_export.adjoint import Adjoint
 from rescale_export.probe import probe_picture
 from rescale_export.session import session_of
 from rescale_export.validate import probe_sizes, reference
@@ -41,22 +39,20 @@ def gradient(net: RescalingNet) -> GraphWriter:
     """The gradient graph, in float32."""
     v = net.config.variant
     g = graphs.upscale(net)
-    channels = _channels(g.model({}))
     g.name = "gradient"
     forward = list(g.nodes)
     clip = next(node for node in forward if node.name == "hr.clip")
     target = g.op("Div", [graphs.to_planes(g, g.input(contract.target()), "target"), g.scalar(255.0)], "target.unit")
     error = g.op("Sub", [clip.output[0], target], "error")
     seed = g.conv(error, _metric()[:, :, None, None], None, "error.metric")
-    adjoint = _Adjoint(g, forward, channels, net.config.alpha_gain)
+    adjoint = Adjoint(g, forward, net.config.alpha_gain)
     g.output(adjoint.of("lr", {clip.input[0]: seed}), contract.gradient(v))
     return g
 
 
 def _metric() -> npt.NDArray[np.float32]:
     """dE/dx = 2 * 255^2 * (1 + 3 n n^T) e, with x and e in [0, 1]."""
-    luma = np.outer(LUMA_DIRECTION, LUMA_DIRECTION)
-    return np.asarray(2.0 * 255.0**2 * (np.eye(3) + LUMA_WEIGHT * luma), np.float32)
+    return np.float32(2.0 * 255.0**2) * error_metric()
 
 
 def compare_gradient(net: RescalingNet, model: bytes) -> dict[str, float]:
@@ -98,101 +94,3 @@ def torch_gradient(net: RescalingNet, lr: Tensor, target: Tensor, z: Tensor | No
     along = error @ torch.tensor(LUMA_DIRECTION)
     total = error.square().sum() + LUMA_WEIGHT * along.square().sum()
     return torch.autograd.grad(total, codes)[0]
-
-
-def _alpha_slopes(gain: float) -> npt.NDArray[np.float32]:
-    """d alpha / d code for each of 256 codes. Where the logit is clamped, it is that at the clamp: no code is stuck there."""
-    steps = float(ALPHA_MAX - ALPHA_MIN)
-    u = np.clip((np.arange(256) - ALPHA_MIN) / steps, LOGIT_MARGIN, 1.0 - LOGIT_MARGIN)
-    return np.asarray(1.0 / (u * (1.0 - u) * gain * steps), np.float32)
-
-
-def _channels(model: onnx.ModelProto) -> dict[str, int]:
-    """Channels of every NCHW value of a graph."""
-    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    values = (*inferred.input, *inferred.value_info)
-    return {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in values if len(v.type.tensor_type.shape.dim) == 4}
-
-
-class _Adjoint:
-    """Reverse accumulation over a graph's nodes, written into the same graph.
-
-    Args:
-        g: holds the nodes.
-        nodes: in order.
-        channels: of their values.
-        alpha_gain: of the table that alpha is looked up in.
-    """
-
-    def __init__(self, g: GraphWriter, nodes: list[onnx.NodeProto], channels: dict[str, int], alpha_gain: float) -> None:
-        self._g, self._nodes, self._channels, self._alpha_gain = g, nodes, channels, alpha_gain
-        self._found: dict[str, str] = {}
-
-    def of(self, source: str, seeds: dict[str, str]) -> str:
-        """The gradient by `source`, given those by some values, which depend on it and on which no other of them depends."""
-        self._found = dict(seeds)
-        depends = {source}
-        for node in self._nodes:
-            if depends.intersection(node.input):
-                depends.update(node.output)
-        for node in reversed(self._nodes):
-            if any(name in self._found for name in node.output):
-                for value, part in self._node(node, depends):
-                    self._add(value, part)
-        return self._found[source]
-
-    def _add(self, value: str, part: str) -> None:
-        before = self._found.get(value)
-        self._found[value] = part if before is None else self._g.op("Add", [before, part], f"{part}.more")
-
-    def _node(self, node: onnx.NodeProto, depends: set[str]) -> list[tuple[str, str]]:
-        """Contributions of a node: inputs that depend on the source, each with its part of the gradient."""
-        g, name = self._g, f"{node.name}.back"
-        inputs = [i for i in node.input if i in depends]
-        if node.op_type == "Split":
-            return [(node.input[0], g.concat([self._found[o] for o in node.output], name))]
-        by_out = self._found[node.output[0]]
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        match node.op_type:
-            case "Add":
-                return [(i, by_out) for i in inputs]
-            case "Mul":
-                a, b = node.input
-                return [(i, g.op("Mul", [by_out, b if i == a else a], f"{name}.{i}")) for i in inputs]
-            case "Conv":
-                return [(inputs[0], self._conv(node, by_out, name))]
-            case "LeakyRelu":
-                positive = g.op("Greater", [node.output[0], g.scalar(0.0)], f"{name}.positive")
-                damped = g.op("Mul", [by_out, g.scalar(attributes["alpha"])], f"{name}.damped")
-                return [(inputs[0], g.op("Where", [positive, by_out, damped], name))]
-            case "Tanh":
-                square = g.op("Mul", [node.output[0], node.output[0]], f"{name}.square")
-                slope = g.op("Sub", [g.scalar(1.0), square], f"{name}.slope")
-                return [(inputs[0], g.op("Mul", [by_out, slope], name))]
-            case "Exp":
-                return [(inputs[0], g.op("Mul", [by_out, node.output[0]], name))]
-            case "Concat":
-                parts = g.split(by_out, [self._channels[i] for i in node.input], name)
-                return [(i, part) for i, part in zip(node.input, parts, strict=True) if i in depends]
-            case "DepthToSpace":
-                return [(inputs[0], self._to_depth(by_out, self._channels[node.output[0]], name))]
-            case "Transpose":
-                order = [int(k) for k in np.argsort(attributes["perm"])]
-                return [(inputs[0], g.op("Transpose", [by_out], name, perm=order))]
-            case "Gather":
-                slopes = g.constant("alpha.slopes", _alpha_slopes(self._alpha_gain))
-                slope = g.op("Gather", [slopes, node.input[1]], f"{name}.slope", axis=0)
-                return [(node.input[1], g.op("Mul", [by_out, slope], name))]
-            case "Cast":
-                return [(inputs[0], by_out)]
-        raise TypeError(f"no adjoint for {node.op_type}")
-
-    def _conv(self, node: onnx.NodeProto, by_out: str, name: str) -> str:
-        """Adjoint of a convolution that keeps the size: one with the filters turned around and their channels exchanged."""
-        weight = numpy_helper.to_array(self._g.constants[node.input[1]])
-        return self._g.conv(by_out, np.ascontiguousarray(weight[:, :, ::-1, ::-1].swapaxes(0, 1)), None, name)
-
-    def _to_depth(self, by_out: str, channels: int, name: str) -> str:
-        """Adjoint of DepthToSpace of 2x2 blocks in mode CRD; ONNX's SpaceToDepth has the other order of channels only."""
-        pick = np.eye(4 * channels, dtype=np.float32).reshape(4 * channels, channels, 2, 2)
-        return self._g.conv(by_out, pick, None, name, stride=2)

@@ -16,7 +16,7 @@ from and to bytes, division by 255, alpha's sigmoid and logit, clamping and roun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,12 @@ from torch import Tensor, nn
 from rescale import contract
 from rescale.codes import ALPHA_MAX, ALPHA_MIN, LATENT_NEUTRAL, LOGIT_MARGIN
 from rescale.contract import graph_names
+from rescale.quality import error_metric
+from rescale_export.adjoint import Adjoint
 from rescale_export.writer import GraphWriter
 from rescale_train.models import DenseBlock, InvBlock, RescalingNet
 from rescale_train.models.coupling import CLAMP, LEAKY_SLOPE
+from rescale_train.models.irn import SLOPE_GAIN
 
 
 def _array(t: Tensor) -> npt.NDArray[np.float32]:
@@ -138,7 +141,8 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     c, v = net.config, net.config.variant
     g = GraphWriter("downscale", precision)
     planes = to_planes(g, g.input(contract.hr()), "input")
-    state = g.cast(g.op("Div", [planes, g.scalar(255.0)], "input.unit"), "float32", g.stream)
+    unit = g.op("Div", [planes, g.scalar(255.0)], "input.unit")
+    state = g.cast(unit, "float32", g.stream)
     low, high = c.low_channels, 12 + c.dlv_channels - c.low_channels
     a = b = ""
     stages = net.stages()
@@ -157,10 +161,9 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     a = g.cast(a, g.stream, "float32")
     b = g.cast(b, g.stream, "float32") if b else b
     if v.alpha:
-        if c.pre_split:
-            rgb, alpha = g.split(a, [3, 1], "lr.split")
-        else:
-            rgb, (alpha, _) = a, g.split(b, [1, high - 1], "lr.split")
+        if not c.pre_split:
+            a = g.concat([a, g.split(b, [1, high - 1], "high.split")[0]], "lr.join")
+        rgb, alpha = g.split(_correct(g, net, unit, a), [3, 1], "lr.split")
         gained = g.op("Mul", [alpha, g.scalar(c.alpha_gain)], "alpha.gain") if c.alpha_gain != 1.0 else alpha
         u = g.op("Sigmoid", [gained], "alpha.sigmoid")
         levels = g.op("Mul", [u, g.scalar(ALPHA_MAX - ALPHA_MIN)], "alpha.levels")
@@ -168,11 +171,32 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         codes = g.op("Add", [rounded, g.scalar(ALPHA_MIN)], "alpha.code")
         small = g.concat([_round_rgb(g, rgb, "lr"), codes], "lr.cat")
     else:
-        small = _round_rgb(g, a, "lr")
+        small = _round_rgb(g, _correct(g, net, unit, a), "lr")
     g.output(_to_bytes(g, small, "lr"), contract.lr(v))
     if v.latent:
         g.output(b, contract.z(c.z_channels))
     return g
+
+
+def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str) -> str:
+    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's."""
+    c = net.config
+    for k, block in enumerate(net.corrections):
+        name = f"correction{k}"
+        with g.in_float32():
+            start = len(g.nodes)
+            a, b = y, ""
+            if c.variant.alpha and not c.pre_split:
+                a, alpha = g.split(y, [3, 1], f"{name}.split")
+                b = _as_first_of(g, alpha, c.z_channels + 1, f"{name}.high")
+            restored = _flow_back(g, net, a, b, f"{name}.")
+            nodes = g.nodes[start:]
+            seed = g.conv(g.op("Sub", [restored, x], f"{name}.error"), error_metric()[:, :, None, None], None, f"{name}.metric")
+            slope = Adjoint(g, nodes, c.alpha_gain).of(y, {restored: seed})
+            seen = g.concat([y, g.op("Mul", [slope, g.scalar(SLOPE_GAIN)], f"{name}.slope")], f"{name}.cat")
+            step = _dense(g, cast(DenseBlock, block), seen, name, [1.0 / 255.0] * c.variant.lr_channels)
+            y = g.op("Add", [y, step], f"{name}.y")
+    return y
 
 
 def _logits(gain: float) -> npt.NDArray[np.float32]:
@@ -180,6 +204,33 @@ def _logits(gain: float) -> npt.NDArray[np.float32]:
     u = (np.arange(256, dtype=np.float64) - ALPHA_MIN) / (ALPHA_MAX - ALPHA_MIN)
     u = np.clip(u, LOGIT_MARGIN, 1.0 - LOGIT_MARGIN)
     return np.asarray(np.log(u / (1.0 - u)) / gain, np.float32)
+
+
+def _as_first_of(g: GraphWriter, plane: str, channels: int, name: str) -> str:
+    """One channel as the first of several, of which the others are zero."""
+    first = np.zeros((channels, 1, 1, 1), np.float32)
+    first[0] = 1.0
+    return g.conv(plane, first, None, name)
+
+
+def _flow_back(g: GraphWriter, net: RescalingNet, a: str, b: str, prefix: str = "") -> str:
+    """The inverse flow: lower and upper branch (empty: zero) at LR -> the picture in [0, 1], all in the stream's dtype."""
+    c = net.config
+    low = c.low_channels
+    stages = net.stages()
+    total = (12 + c.dlv_channels) * 4 ** (len(stages) - 1)
+    x = ""
+    for level, (transform, blocks) in reversed(list(enumerate(stages))):
+        with g.using(g.stream):
+            for i, block in reversed(list(enumerate(blocks))):
+                a, b = _inverse_block(g, block, a, b, f"{prefix}level{level}.block{i}")
+            joined = g.concat([a, b], f"{prefix}level{level}.cat")
+            mixed = g.conv(joined, _array(transform.synthesis), None, f"{prefix}level{level}.haar")
+        x = g.op("DepthToSpace", [mixed], f"{prefix}level{level}.space", blocksize=2, mode="CRD")
+        if level:
+            total //= 4
+            a, b = g.split(x, [low, total - low], f"{prefix}level{level}.split")
+    return x
 
 
 def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
@@ -196,29 +247,14 @@ def upscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         if c.pre_split:
             a = g.concat([a, alpha], "input.cat")
         else:
-            first = np.zeros((c.z_channels + 1, 1, 1, 1), np.float32)
-            first[0] = 1.0
-            b = g.conv(alpha, first, None, "input.high")
+            b = _as_first_of(g, alpha, c.z_channels + 1, "input.high")
     else:
         a = g.op("Mul", [planes, g.scalar(1.0 / 255.0)], "input.unit")
     if v.latent:
         b = g.input(contract.z(c.z_channels))
     a = g.cast(a, "float32", g.stream)
     b = g.cast(b, "float32", g.stream) if b else b
-    low = c.low_channels
-    stages = net.stages()
-    total = (12 + c.dlv_channels) * 4 ** (len(stages) - 1)
-    x = ""
-    for level, (transform, blocks) in reversed(list(enumerate(stages))):
-        with g.using(g.stream):
-            for i, block in reversed(list(enumerate(blocks))):
-                a, b = _inverse_block(g, block, a, b, f"level{level}.block{i}")
-            joined = g.concat([a, b], f"level{level}.cat")
-            mixed = g.conv(joined, _array(transform.synthesis), None, f"level{level}.haar")
-        x = g.op("DepthToSpace", [mixed], f"level{level}.space", blocksize=2, mode="CRD")
-        if level:
-            total //= 4
-            a, b = g.split(x, [low, total - low], f"level{level}.split")
+    x = _flow_back(g, net, a, b)
     g.output(_to_bytes(g, _round_rgb(g, g.cast(x, g.stream, "float32"), "hr"), "hr"), contract.hr())
     return g
 
@@ -293,11 +329,13 @@ def split_graphs(net: RescalingNet, precision: str = "fp32") -> dict[str, GraphW
     return {name: makers[name](net, precision) for name in graph_names(net.config.variant)}
 
 
-def receptive_field(net: RescalingNet) -> int:
-    """LR pixels on each side that a value may depend on, in both directions: 10 pixels a block at its resolution.
+def receptive_field(net: RescalingNet) -> dict[str, int]:
+    """LR pixels on each side that a value of a downscale or upscale graph may depend on: 10 pixels a block at its resolution.
 
-    A dense block of five 3x3 convolutions reaches 5 pixels; F and then G or H of the same block add up.
+    A dense block of five 3x3 convolutions reaches 5 pixels; F and then G or H of the same block add up. A correction looks as
+    far as the upscale graph, then as its adjoint, then as its own dense block.
     """
     stages = net.stages()
     at_finest = sum(10 * len(blocks) * 2**level for level, (_, blocks) in enumerate(stages))
-    return int(-(-at_finest // 2 ** (len(stages) - 1)))
+    flow = int(-(-at_finest // 2 ** (len(stages) - 1)))
+    return {"downscale": flow + len(net.corrections) * (2 * flow + 5), "upscale": flow}

@@ -21,6 +21,9 @@ from rescale_export.session import session_of
 LIMIT = 0.05
 """Grey levels; a tenth of what may change a rounded value by one, because other pictures may be worse than those measured."""
 
+FARTHEST = 96
+"""LR pixels around the core in the pictures that are measured, however far a network's corrections may look."""
+
 CANDIDATES = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72)
 CORE = 32
 """LR pixels a side of the core that is compared."""
@@ -31,32 +34,48 @@ _LEVELS = {"lr.levels.out": 1.0, "alpha.levels.out": 1.0, "hr.levels.out": 1.0, 
 """Values before rounding, and what one of them is in grey levels."""
 
 
-def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: int) -> dict[str, Any]:
+def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapping[str, int]) -> dict[str, Any]:
     """Find the halo of a pair of float32 graphs.
 
     Args:
         models: ``downscale`` and ``upscale`` as ONNX bytes.
         scale: 2 or 4.
-        receptive_field: LR pixels, the exact halo.
+        receptive_field: LR pixels of each of them, the exact halo.
 
     Returns:
-        For the manifest: ``lr_pixels``, ``deviation`` (grey levels, the largest found) and ``limit``.
+        For the manifest: ``lr_pixels``, which do for both, ``deviation`` (grey levels, the largest found) and ``limit``; where
+        the receptive fields differ also ``upscale_lr_pixels``.
     """
-    candidates = [h for h in CANDIDATES if h < receptive_field]
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
-    pictures = _pictures(scale, receptive_field)
-    cases: list[tuple[_Levels, Arrays, int, list[npt.NDArray[np.float32]]]] = []
-    for picture in pictures:
+    down_cases: list[_Case] = []
+    up_cases: list[_Case] = []
+    for picture in _pictures(scale, min(max(receptive_field.values()), FARTHEST)):
         feed: Arrays = {"hr": picture}
         out = down.all(feed)
-        cases.append((down, feed, scale, down.of(out)))
+        down_cases.append((down, feed, scale, down.of(out)))
         feed = {name: out[name] for name in up.inputs}
-        cases.append((up, feed, 1, up.of(up.all(feed))))
-    for halo in candidates:
-        worst = float(np.max([_deviation(*case, halo) for case in cases]))
-        if worst <= LIMIT:
-            return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
-    return {"lr_pixels": receptive_field, "deviation": 0.0, "limit": LIMIT}
+        up_cases.append((up, feed, 1, up.of(up.all(feed))))
+    if receptive_field["downscale"] == receptive_field["upscale"]:
+        halo, worst = _least_halo([*down_cases, *up_cases], receptive_field["downscale"])
+        return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
+    up_halo, up_worst = _least_halo(up_cases, receptive_field["upscale"])
+    halo, worst = _least_halo(down_cases, receptive_field["downscale"])
+    halo = max(halo, up_halo)
+    return {"lr_pixels": halo, "upscale_lr_pixels": up_halo, "deviation": round(max(worst, up_worst), 4), "limit": LIMIT}
+
+
+def _least_halo(cases: Sequence[_Case], receptive_field: int) -> tuple[int, float]:
+    """The smallest candidate that does, and the largest deviation with it; if none does, the receptive field."""
+    for halo in CANDIDATES:
+        if halo < receptive_field:
+            worst = float(np.max([_deviation(*case, halo) for case in cases]))
+            if worst <= LIMIT:
+                return halo, worst
+    return receptive_field, 0.0
+
+
+_Case = tuple["_Levels", Arrays, int, list[npt.NDArray[np.float32]]]
+"""A graph, what it is fed, the input pixels of an LR pixel, and what it makes of the whole picture."""
 
 
 def _pictures(scale: int, halo: int) -> list[npt.NDArray[np.uint8]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from rescale import __version__
 from rescale.contract import Tensor
@@ -23,6 +23,10 @@ OPSET = 17
 IR_VERSION = 8
 
 _ELEMENT = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+
+
+FILTER_VALUES = 64
+"""Constants of this many values are looked up by what they hold."""
 
 
 class GraphWriter:
@@ -41,6 +45,7 @@ class GraphWriter:
         self.stream = "float16" if precision == "fp16" else "float32"
         self.inner = "float32" if precision == "fp32" else "float16"
         self._casts: dict[tuple[str, str], str] = {}
+        self._filters: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs: list[Tensor] = []
@@ -59,6 +64,16 @@ class GraphWriter:
             node.input[:] = [name if x == value else x for x in node.input]
             node.output[:] = [name if x == value else x for x in node.output]
         self.outputs.append(tensor)
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """What is added in the block is float32 throughout, whatever the graph's precision."""
+        before = self.stream, self.inner
+        self.stream = self.inner = "float32"
+        try:
+            yield
+        finally:
+            self.stream, self.inner = before
 
     @contextlib.contextmanager
     def using(self, element: str) -> Iterator[None]:
@@ -90,6 +105,11 @@ class GraphWriter:
                 raise ParityError(f"{self.name}: {name} holds values that are not finite; the weights are broken, train them again")
             if not np.isfinite(array).all():
                 raise ParityError(f"{self.name}: {name} holds values that {array.dtype} cannot; export it as fp32")
+            if array.size >= FILTER_VALUES:
+                # Filters that several parts of a graph use are stored once.
+                known = self._filters.setdefault((array.dtype.name, array.shape, array.tobytes()), name)
+                if known != name:
+                    return known
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
@@ -131,9 +151,20 @@ class GraphWriter:
         pad = (kernel - 1) // 2 if stride == 1 else 0
         return self.op("Conv", inputs, name, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4, group=1)
 
+    def channels(self) -> dict[str, int]:
+        """Channels of each NCHW value that has been made so far."""
+        inferred = shape_inference.infer_shapes(self._unchecked(), strict_mode=True, data_prop=True).graph
+        values = (*inferred.input, *inferred.output, *inferred.value_info)
+        return {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in values if len(v.type.tensor_type.shape.dim) == 4}
+
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model, checked with full shape inference."""
+        model = self._unchecked()
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        return model
 
+    def _unchecked(self) -> onnx.ModelProto:
         def info(t: Tensor) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(t.name, _ELEMENT[t.dtype], list(t.axes))
 
@@ -144,13 +175,10 @@ class GraphWriter:
             [info(t) for t in self.outputs],
             list(self.constants.values()),
         )
-        model = helper.make_model(
+        return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="rescale-toolkit",
             producer_version=__version__,
         )
-        helper.set_model_props(model, metadata)
-        onnx.checker.check_model(model, full_check=True)
-        return model

@@ -22,7 +22,7 @@ from rescale.errors import BundleError, ConfigError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 
 FORMAT = "rescale-bundle"
-MAJOR, MINOR = 1, 2
+MAJOR, MINOR = 1, 3
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -79,9 +79,12 @@ class Bundle:
         variant: which network.
         scale: 2 or 4.
         size: name of the size, such as ``lite``.
-        weights: SHA-256 of the weights.
+        weights: SHA-256 of the weights that restore a picture: what LR files name.
+        network: SHA-256 of all weights, those of the encoder's corrections included; without corrections the same.
+        corrections: of the encoder, in the downscale graph.
         receptive_field: LR pixels on each side that a value may depend on, in both directions.
         halo: LR pixels on each side that matter for these weights: measured at export, at most the receptive field.
+        upscale_receptive_field, upscale_halo: the same when restoring only: fewer where the encoder has corrections.
         graphs: by name, in float32.
         precisions: the same for each precision that the bundle holds, float32 included.
         gradient: the graph that `rescale.refine` descends, in float32; None if it was not exported.
@@ -122,6 +125,11 @@ class Bundle:
             self.figures = _figures(m["weights"].get("card"))
             self.receptive_field = _whole(m["receptive_field"]["lr_pixels"], 0, MAX_FIELD)
             self.halo = _whole(m.get("halo", m["receptive_field"])["lr_pixels"], 0, self.receptive_field)
+            self.upscale_receptive_field = _upscale_pixels(m["receptive_field"], self.receptive_field)
+            self.upscale_halo = _upscale_pixels(m.get("halo", m["receptive_field"]), self.halo)
+            corrections = m.get("corrections", {"count": 0, "sha256": self.weights})
+            self.corrections = _whole(corrections["count"], 0, MAX_FIELD)
+            self.network = str(corrections["sha256"])
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
             others = m.get("precisions", {})
             self.precisions: dict[str, dict[str, Graph]] = {"fp32": self.graphs}
@@ -135,8 +143,9 @@ class Bundle:
             wanted = gradient_interface(self.variant, self.z_channels if self.variant.latent else 0)
             if self.gradient is not None and (self.gradient.inputs, self.gradient.outputs) != wanted:
                 raise ValueError(f"graph {GRADIENT!r} does not have the inputs and outputs of {self.variant.name}")
-            if not re.fullmatch(r"[0-9a-f]{64}", self.weights):
-                raise ValueError("weights.sha256 is not 64 hexadecimal digits")
+            for name, digest in (("weights", self.weights), ("corrections", self.network)):
+                if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                    raise ValueError(f"{name}.sha256 is not 64 hexadecimal digits")
         except UnknownModelError as e:
             raise BundleError(f"{target}: {e}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
@@ -147,10 +156,12 @@ class Bundle:
         """Channels of z that the upscale graph takes (-M only)."""
         return _z_channels(self.graphs)
 
-    @property
-    def memory(self) -> int:
-        """Bytes of live tensors per LR pixel of the costliest graph of the two directions."""
-        return max(g.memory for g in self.graphs.values())
+    def memory(self, graph: str) -> int:
+        """Bytes of live tensors per LR pixel of ``downscale``, ``upscale`` or ``gradient``; -M: or of the graph beside it."""
+        if graph == GRADIENT:
+            return self._gradient("fp32").memory
+        beside = {"downscale": "encoder", "upscale": "decoder"}[graph]
+        return max(self.graphs[name].memory for name in (graph, beside) if name in self.graphs)
 
     @property
     def title(self) -> str:
@@ -242,6 +253,10 @@ def _whole(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{str(value)[:40]} where a whole number from {least} to {most} is wanted")
     return value
+
+
+def _upscale_pixels(table: dict[str, Any], both: int) -> int:
+    return _whole(table.get("upscale_lr_pixels", both), 0, both)
 
 
 def _figures(card: Any) -> dict[str, dict[str, float]]:

@@ -56,23 +56,25 @@ class Network:
         self.bundle, self.runner = bundle, runner
         self.tile, self.memory = tile, memory
         self.turn: AbstractContextManager[Any] = nullcontext()
-        self.halo = bundle.receptive_field if exact else bundle.halo
+        down = bundle.receptive_field if exact else bundle.halo
+        up = bundle.upscale_receptive_field if exact else bundle.upscale_halo
+        self.halos = {"downscale": down, "upscale": up, GRADIENT: up}
 
-    def tiles(self, height: int, width: int, budget: int | None = None, cost: int | None = None) -> list[Tile]:
+    def tiles(self, height: int, width: int, graph: str, budget: int | None = None) -> list[Tile]:
         """Tiles of an LR picture: as the options say, or as a budget demands; one where it fits whole.
 
         Args:
             height, width: of the LR picture.
+            graph: ``downscale``, ``upscale`` or ``gradient``, which run in tiles.
             budget: bytes for one run.
-            cost: bytes of live tensors per LR pixel; None for those of the two directions.
         """
         latent = self.bundle.variant.latent
         align = LATENT_STRIDE if latent else 1
-        halo = self.halo + (LATENT_HALO if latent else 0)
+        halo = self.halos[graph] + (LATENT_HALO if latent else 0)
         size = self.tile
         if size is None and budget is not None:
             # Alignment moves a region's edges outwards by less than one stride each.
-            reach, cost = halo + align - 1, cost or self.bundle.memory
+            reach, cost = halo + align - 1, self.bundle.memory(graph)
             if self.memory is None:  # nobody asked for a limit, so nobody is refused
                 budget = max(budget, least_budget(reach, cost))
             size = choose_tile(height, width, reach, cost, budget)
@@ -109,7 +111,7 @@ class Network:
         latent = (
             np.empty((LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)), np.uint8) if v.latent else None
         )
-        tiles = self.tiles(height, width, budget)
+        tiles = self.tiles(height, width, "downscale", budget)
         feeds = ({"hr": _take(image, tile.region, scale)[None]} for tile in tiles)
         for tile, out in zip(tiles, run_each(self.runner, "downscale", feeds), strict=True):
             small = self._expect("downscale", out["lr"], (1, tile.region.height, tile.region.width, v.lr_channels))
@@ -162,9 +164,9 @@ class Network:
         """What the upscale graph gives; with a target what the gradient graph gives."""
         scale = self.bundle.scale
         height, width = lr.shape[:2]
-        graph, cost, gradient = "upscale", self.bundle.memory, None
+        graph, gradient = "upscale", None
         if target is not None:
-            graph, cost, gradient = GRADIENT, self.bundle.graph(GRADIENT).memory, np.empty(lr.shape, np.float32)
+            graph, gradient = GRADIENT, np.empty(lr.shape, np.float32)
         hr = np.empty((height * scale, width * scale, 3), np.uint8)
 
         def feed(region: Box) -> dict[str, npt.NDArray[Any]]:
@@ -175,7 +177,7 @@ class Network:
                 inputs["target"] = _take(target, region, scale)[None]
             return inputs
 
-        tiles = self.tiles(height, width, budget, cost)
+        tiles = self.tiles(height, width, graph, budget)
         for tile, found in zip(tiles, run_each(self.runner, graph, (feed(t.region) for t in tiles)), strict=True):
             rows, columns = tile.core.within(tile.region)
             large = self._expect(graph, found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))

@@ -18,6 +18,14 @@ LUMA = (65.481, 128.553, 24.966)
 LUMA_DIRECTION = tuple(w / math.hypot(*LUMA) for w in LUMA)
 """The same as a unit vector: the direction of RGB errors that Y sees."""
 
+LUMA_WEIGHT = 3.0
+"""What the square of an error's luma counts beside the square of the error, where LR codes are chosen by what they restore."""
+
+
+def error_metric() -> npt.NDArray[np.float32]:
+    """(3, 3) M, with which an RGB error e counts e M e: its square, and its luma's `LUMA_WEIGHT` times."""
+    return np.asarray(np.eye(3) + LUMA_WEIGHT * np.outer(LUMA_DIRECTION, LUMA_DIRECTION), np.float32)
+
 
 def luma(picture: Picture) -> npt.NDArray[np.float64]:
     """BT.601 Y of an RGB picture in MATLAB's range 16 to 235, not rounded.

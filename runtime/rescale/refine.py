@@ -17,7 +17,7 @@ from PIL import Image
 
 from rescale.codes import ALPHA_MIN
 from rescale.network import Network
-from rescale.quality import LUMA_DIRECTION
+from rescale.quality import LUMA_DIRECTION, LUMA_WEIGHT
 
 Array = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -31,9 +31,6 @@ LARGEST = 8.0
 
 PULL = 5.0
 """Weight of the logarithm of the LR's squared distance from the bicubic reduction, beyond what is allowed."""
-
-LUMA_WEIGHT = 3.0
-"""What the square of an error's luma counts beside the square of the error, as in the gradient graph."""
 
 
 def bicubic(image: Array, scale: int) -> Floats:

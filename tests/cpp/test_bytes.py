@@ -46,7 +46,7 @@ def test_frames_are_pythons_byte_for_byte(native, bundle, picture, model, scale,
         for height, width in SIZES if "memory" not in options else [(470, 610)]:
             hr = picture(height, width)
             if "memory" in options:
-                assert len(net.network.tiles(-(-height // scale), -(-width // scale), 96 << 20)) > 1
+                assert len(net.network.tiles(-(-height // scale), -(-width // scale), "upscale", 96 << 20)) > 1
             small = net.downscale(hr)
             lr, latent = own.downscale(hr)
             assert np.array_equal(lr, as_frame(small))
@@ -57,6 +57,20 @@ def test_frames_are_pythons_byte_for_byte(native, bundle, picture, model, scale,
             neutral = own.upscale(lr[:, :, :3].copy(), None, np.zeros_like(hr))
             assert np.array_equal(neutral, net.network.up(small.rgb, None, None)[:height, :width])
         own.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 9}, {"tile": 40, "exact": True}], ids=str)
+def test_an_encoder_with_corrections_gives_the_same_bytes(native, corrected_pair, picture, options):
+    tile, exact = options.get("tile"), options.get("exact", False)
+    hr = picture(131, 118)
+    with rescale.load(corrected_pair[0], "onnxruntime", tile=tile and (tile, tile), exact=exact) as net:
+        small = net.downscale(hr)
+        for path in corrected_pair:  # a decoder needs nothing of them
+            own = native.load(path, exact=int(exact), tile_width=tile or 0, tile_height=tile or 0)
+            if path == corrected_pair[0]:
+                assert np.array_equal(own.downscale(hr)[0], as_frame(small))
+            assert np.array_equal(own.upscale(as_frame(small), None, np.zeros_like(hr)), net.upscale(small))
+            own.close()
 
 
 @pytest.mark.parametrize(("model", "scale"), ALL)

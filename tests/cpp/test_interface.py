@@ -118,6 +118,7 @@ def manifests(m: dict) -> dict[str, dict]:
         "scale": m | {"scale": 3},
         "graph missing": m | {"graphs": short},
         "halo": m | {"halo": {"lr_pixels": m["receptive_field"]["lr_pixels"] + 1}},
+        "halo of restoring": m | {"halo": m["halo"] | {"upscale_lr_pixels": m["halo"]["lr_pixels"] + 1}},
         "weights": m | {"weights": {"sha256": "x"}},
         "other weights file": m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | {"file": "../upscale.onnx"}}},
         "no halo": {k: v for k, v in m.items() if k != "halo"},

@@ -238,7 +238,7 @@ def test_a_device_short_of_memory_gets_smaller_pieces(load, make, failure, bundl
     path = bundle("irn_a", 2)
     make(path, "downscale", 2, 4000)
     hr = picture(1400, 1400)
-    budget = (64 << 20) + 8 * Bundle(path).memory * 700 * 700
+    budget = (64 << 20) + 8 * Bundle(path).memory("downscale") * 700 * 700
     monkeypatch.setenv("FAKE_CUDA_BYTES", str(1400 * 1400))
     session = load(path, engines=str(tmp_path), memory=budget)
     assert np.array_equal(session.downscale(hr)[0], wanted(hr))

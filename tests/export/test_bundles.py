@@ -39,10 +39,10 @@ def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNe
     net, path = make_net(model, scale), bundle(model, scale)
     m = json.loads((path / MANIFEST).read_text())
     v = VARIANTS[model]
-    assert m["format"] == "rescale-bundle/1.2"
+    assert m["format"] == "rescale-bundle/1.3"
     assert (m["model"], m["scale"], m["size"], m["auxiliary"]) == (model, scale, "custom", v.auxiliary)
     assert m["net"] == to_dict(net.config)
-    assert m["receptive_field"] == {"lr_pixels": receptive_field(net)}
+    assert m["receptive_field"] == {"lr_pixels": receptive_field(net)["downscale"]}
     assert m["padding"] == {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale}
     latent = {"channels": 4, "stride": 4, "z_channels": net.config.z_channels, "padding": "edge"}
     assert m["latent"] == (latent if v.latent else None)
@@ -210,7 +210,7 @@ def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytes
 def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
-    (target / "manifest.json").write_text('{"format": "rescale-bundle/1.2"}')
+    (target / "manifest.json").write_text('{"format": "rescale-bundle/1.3"}')
     rename, calls = Path.rename, []
 
     def interrupted(self: Path, goal: Path) -> Path:
@@ -241,7 +241,7 @@ def test_a_folder_with_a_foreign_manifest_or_other_files_is_never_replaced(tmp_p
         folder = tmp_path / str(len(names))
         folder.mkdir()
         for name in names:
-            text = '{"name": "my browser extension"}' if len(names) == 1 else '{"format": "rescale-bundle/1.2"}'
+            text = '{"name": "my browser extension"}' if len(names) == 1 else '{"format": "rescale-bundle/1.3"}'
             (folder / name).write_text(text)
         with pytest.raises(OutputError, match="is not a bundle, or holds other files"), replaced_folder(folder):
             pass

@@ -133,7 +133,7 @@ def test_a_bundle_holds_it_on_demand(make_net: NetOf, tmp_path: Path) -> None:
     assert with_it.gradient is not None
     m = json.loads((target / MANIFEST).read_text())
     assert m["parity"][GRADIENT]["relative_error"] < 1e-4
-    assert m[GRADIENT]["memory_per_lr_pixel"] > m["graphs"]["upscale"]["memory_per_lr_pixel"] == with_it.memory
+    assert m[GRADIENT]["memory_per_lr_pixel"] > m["graphs"]["upscale"]["memory_per_lr_pixel"] == with_it.memory("upscale")
     onnx.checker.check_model(onnx.load_from_string(with_it.read_graph(GRADIENT)), full_check=True)
     without = write_bundle(net, target, None, ())
     assert without.gradient is None

@@ -193,7 +193,8 @@ def reach(change: torch.Tensor, at: int) -> int:
 def test_a_value_depends_on_no_more_than_the_receptive_field(net_of: NetOf, model: str, scale: int) -> None:
     dlv = 3 if model.startswith("dlv") else 0
     net = net_of(NetConfig(model, scale, (1,) * (scale // 2), 2, dlv_channels=dlv), 0.2, True).double()
-    field = receptive_field(net)
+    field = receptive_field(net)["upscale"]
+    assert receptive_field(net)["downscale"] == field
     assert field == {2: 10, 4: 15}[scale]
     side, at = 2 * field + 7, field + 3
     g = torch.Generator().manual_seed(0)
@@ -215,4 +216,4 @@ FIELDS = [("irn", 2, "lite", 40), ("irn", 2, "full", 80), ("irn_a", 4, "lite", 6
 
 @pytest.mark.parametrize(("model", "scale", "size", "field"), FIELDS)
 def test_receptive_fields_of_the_named_sizes(net_of: NetOf, model: str, scale: int, size: str, field: int) -> None:
-    assert receptive_field(net_of(net_config(model, scale, size))) == field
+    assert receptive_field(net_of(net_config(model, scale, size))) == {"downscale": field, "upscale": field}

@@ -23,7 +23,7 @@ def models(net):
 def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, scale):
     net = make_net(model, scale)
     found = measured_halo(models(net), scale, receptive_field(net))
-    assert 0 < found["lr_pixels"] <= receptive_field(net)
+    assert 0 < found["lr_pixels"] <= receptive_field(net)["upscale"]
     assert found["deviation"] <= LIMIT
     smaller = [h for h in module.CANDIDATES if h < found["lr_pixels"]]
     if smaller:
@@ -31,7 +31,7 @@ def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, s
         picture = module._pictures(scale, 40)[0]
         feed = {"hr": picture}
         whole = graphs["downscale"].of(graphs["downscale"].all(feed))
-        exact = module._deviation(graphs["downscale"], feed, scale, whole, receptive_field(net))
+        exact = module._deviation(graphs["downscale"], feed, scale, whole, receptive_field(net)["downscale"])
         short = module._deviation(graphs["downscale"], feed, scale, whole, 0)
         assert exact < 1e-2 < short
 
@@ -54,7 +54,7 @@ def test_tiles_use_it_and_exact_tiles_do_not(make_net, tmp_path, picture):
     made = write_bundle(net, tmp_path / "b")
     assert (made.halo, made.receptive_field) == (made.manifest["halo"]["lr_pixels"], 10)
     with rescale.load(made.path, tile=(24, 24)) as fast, rescale.load(made.path, tile=(24, 24), exact=True) as exact:
-        assert (fast.network.halo, exact.network.halo) == (made.halo, 10)
+        assert (fast.network.halos["downscale"], exact.network.halos["downscale"]) == (made.halo, 10)
         image = picture(130, 150)
         whole = Network(made, fast.runner).down(image)[0]
         for net_ in (fast, exact):

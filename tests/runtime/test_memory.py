@@ -89,10 +89,10 @@ def test_a_budget_too_small_names_the_least(bundle, picture):
 def test_results_do_not_depend_on_the_budget(bundle, picture, model, scale):
     image = picture(400, 520)
     b = Bundle(bundle(model, scale))
-    least = FIXED_BYTES + int(ARENA_FACTOR * b.memory * 90**2)
+    least = FIXED_BYTES + int(ARENA_FACTOR * b.memory("upscale") * 90**2)
     with rescale.load(b.path, threads=1) as free, rescale.load(b.path, threads=1, memory=least) as bound:
         height, width = -(-400 // scale), -(-520 // scale)
-        assert len(bound.network.tiles(height, width, least)) > 1
+        assert len(bound.network.tiles(height, width, "upscale", least)) > 1
         one, other = free.downscale(image), bound.downscale(image)
         assert np.abs(one.rgb.astype(int) - other.rgb).max() <= 1
         assert (one.rgb != other.rgb).mean() <= 1e-4
@@ -125,7 +125,7 @@ def test_a_failed_allocation_is_tried_again_in_smaller_pieces(bundle, picture):
     image = picture(400, 400)
     with rescale.load(bundle("irn", 2), threads=1) as net:
         want = net.downscale(image).rgb
-        budget = FIXED_BYTES + int(ARENA_FACTOR * net.bundle.memory * 41_000)
+        budget = FIXED_BYTES + int(ARENA_FACTOR * net.bundle.memory("downscale") * 41_000)
         poor = Poor(net.runner, 15_000)
         got = Network(net.bundle, poor, memory=budget).down(image)[0]
         assert poor.refused in (1, 2, 3, 4)
@@ -172,7 +172,7 @@ with rescale.load(path, memory=budget, threads=1) as net:
 @pytest.mark.parametrize("model", ["dlv_irn_a", "irn_m"])
 def test_resident_memory_stays_within_the_budget(bundle, model):
     budget, side = 160 << 20, 1200
-    assert Bundle(bundle(model, 2)).memory * ARENA_FACTOR * (side // 2) ** 2 > budget
+    assert Bundle(bundle(model, 2)).memory("downscale") * ARENA_FACTOR * (side // 2) ** 2 > budget
     run = [sys.executable, "-c", MEASURE, bundle(model, 2), str(budget), str(side)]
     used = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
     pictures = 4 * side * side * 3

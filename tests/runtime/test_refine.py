@@ -81,7 +81,7 @@ def test_gradients_of_tiles_are_those_of_the_whole(refinable, picture):
     with rescale.load(refinable("irn_a", 2), threads=1, exact=True) as net:
         lr, _ = net.network.down(image)
         _, whole = net.network.gradient(lr, None, image)
-        net.network.tile, net.network.halo = (25, 30), 2 * net.bundle.receptive_field
+        net.network.tile, net.network.halos[GRADIENT] = (25, 30), 2 * net.bundle.receptive_field
         _, tiled = net.network.gradient(lr, None, image)
     assert np.abs(whole - tiled).max() <= 1e-4 * np.abs(whole).max()
 
@@ -90,8 +90,8 @@ def test_a_small_budget_refines_in_tiles(shipped_bundle):
     image = photograph(192, 288)
     budget = 160 << 20
     with rescale.load(shipped_bundle("dlv_irn_a"), threads=1, memory=budget) as net:
-        assert len(net.network.tiles(96, 144, budget)) == 1
-        assert len(net.network.tiles(96, 144, budget, net.bundle.graph(GRADIENT).memory)) > 1
+        assert len(net.network.tiles(96, 144, "upscale", budget)) == 1
+        assert len(net.network.tiles(96, 144, GRADIENT, budget)) > 1
         plain, refined = (psnr_y(net.upscale(net.downscale(image, steps)), image, 2) for steps in (0, 3))
     assert refined > plain
 

@@ -575,7 +575,7 @@ def test_short_memory_is_tried_again_in_smaller_tiles(bundle, picture, tmp_path,
         with pytest.raises(OutOfMemoryError, match=r"hr \(1, 200, 200, 3\): fake: \d+ bytes do not fit"):
             runner.run("downscale", {"hr": image[None]})
         b = Bundle(path)
-        budget = FIXED_BYTES + int(ARENA_FACTOR * b.memory * 100 * 100)
+        budget = FIXED_BYTES + int(ARENA_FACTOR * b.memory("downscale") * 100 * 100)
         net = Rescaler(b, runner, memory=budget)
         got = net.network.down(image)[0]
         want = reference("irn", 2).run("downscale", {"hr": image[None]})["lr"][0]

@@ -73,6 +73,6 @@ def test_a_halo_that_is_too_small_shows(bundle, picture):
     with rescale.load(bundle("irn", 2)) as net:
         exact = net.network.down(image)[0]
         blind = Network(net.bundle, net.runner, tile=(16, 16))
-        blind.halo = 0
+        blind.halos["downscale"] = 0
         short = blind.down(image)[0]
         assert (short != exact).any()

@@ -6,6 +6,7 @@ parameter names. Both carry ``format``, ``recipe`` and ``progress`` as JSON in t
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -150,18 +151,29 @@ def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
     return net.eval()
 
 
-LATER = {"latent_gain": 1.0, "lr_growth": 0}
+LATER = {"latent_gain": 1.0, "lr_growth": 0, "corrections": 0}
 """Values of a network's later options that stand for how networks were before; the digests of those stay as they were."""
 
 
 def weights_digest(net: RescalingNet) -> str:
-    """SHA-256 over the network's parameters in order of their names: identifies the weights in bundles and LR files."""
+    """SHA-256 over the network's parameters in order of their names: identifies the weights in cards and reports."""
+    return _digest(net.state_dict(), net.config)
+
+
+def flow_digest(net: RescalingNet) -> str:
+    """The same of the network without its corrections: identifies in bundles and LR files what is needed to restore a picture."""
+    flow = {name: value for name, value in net.state_dict().items() if not name.startswith("corrections.")}
+    return _digest(flow, dataclasses.replace(net.config, corrections=0))
+
+
+def _digest(tensors: Mapping[str, Tensor], config: NetConfig) -> str:
     h = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         h.update(f"{name} {tuple(value.shape)}\n".encode())
         h.update(value.detach().cpu().float().numpy().tobytes())
-    config = {key: value for key, value in to_dict(net.config).items() if LATER.get(key) != value}
-    h.update(json.dumps(config, sort_keys=True).encode())
+    later = LATER if config.corrections else LATER | {"correction_growth": config.correction_growth}
+    table = {key: value for key, value in to_dict(config).items() if later.get(key) != value}
+    h.update(json.dumps(table, sort_keys=True).encode())
     return h.hexdigest()
 
 

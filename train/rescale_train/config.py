@@ -57,6 +57,9 @@ class NetConfig:
         alpha_basis: ``paper`` for mean and equation 1; ``orthonormal`` for a volume-preserving completion.
         ae_layers: convolutions in the encoder of the -M autoencoder, 2 or 4 (paper, table 2).
         ae_zero_init: zero the decoder's last layer, so that training starts at z-hat = 0 (our proposal).
+        corrections: learned steps of the encoder along the decoder's gradient, see `RescalingNet.correct` (ours); the decoder is
+            the same with and without them. Not for -M.
+        correction_growth: growth of a correction's dense block.
         latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
             trained z has an RMS of about 0.005: without a gain the code varies by less than one of its 255 levels.
     """
@@ -75,6 +78,8 @@ class NetConfig:
     ae_zero_init: bool = True
     latent_gain: float = 1.0
     lr_growth: int = 0
+    corrections: int = 0
+    correction_growth: int = 48
 
     def __post_init__(self) -> None:
         v = variant(self.model)
@@ -100,6 +105,12 @@ class NetConfig:
         require(0.0 < self.alpha_gain <= 64.0, f"net.alpha_gain: above 0, at most 64, got {self.alpha_gain}")
         require(0.0 < self.latent_gain <= 4096.0, f"net.latent_gain: above 0, at most 4096, got {self.latent_gain}")
         _one_of("net.ae_layers", self.ae_layers, (2, 4))
+        require(0 <= self.corrections <= 8, f"net.corrections: 0 to 8, got {self.corrections}")
+        require(1 <= self.correction_growth <= 256, f"net.correction_growth: 1 to 256, got {self.correction_growth}")
+        require(
+            not (v.latent and self.corrections),
+            f"net.corrections: {self.model} restores from a latent code too; 0 is wanted, got {self.corrections}",
+        )
 
     @property
     def variant(self) -> Variant:
@@ -245,6 +256,7 @@ class TrainConfig:
             Alpha stays as it is: it has no picture to be faithful to, and noise there costs restored detail.
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
+        flow_frozen: keep the flow fixed and train the encoder's corrections alone.
         seed: of the weights, the crops, the mixed-in pictures and the noise.
         loss: weights of the loss terms.
         mix: pictures beside the photographs; none by default.
@@ -275,6 +287,7 @@ class TrainConfig:
     lr_noise_share: float = 0.5
     ae_pretrain_steps: int = 0
     ae_frozen: bool = False
+    flow_frozen: bool = False
     seed: int = 0
     loss: LossConfig = field(default_factory=LossConfig)
     mix: MixConfig = field(default_factory=MixConfig)
@@ -310,6 +323,14 @@ class Recipe:
         v = self.net.variant
         require(self.train.z == "zero" or v.auxiliary == "none", f"train.z: random z is for the plain variants, not {v.name}")
         require(v.latent or not (self.train.ae_pretrain_steps or self.train.ae_frozen), f"train.ae_*: {v.name} has no autoencoder")
+        require(
+            bool(self.net.corrections) or not self.train.flow_frozen,
+            "train.flow_frozen: without net.corrections nothing is trained",
+        )
+        require(
+            not self.net.corrections or self.train.compile == "none",
+            f'train.compile: "none" is wanted with net.corrections, got "{self.train.compile}"',
+        )
         for name in ("patch", "final_patch"):
             side = getattr(self.train, name)
             step = self.net.scale * (4 if v.latent else 1)

@@ -11,9 +11,10 @@ def dense_block_macs(c_in: int, c_out: int, growth: int) -> int:
 
 
 def macs_per_lr_pixel(config: NetConfig) -> int:
-    """Of one direction through all blocks, for each LR pixel; Haar, biases, activations and the -M autoencoder left out.
+    """Of one direction through all blocks, for each LR pixel.
 
-    The graphs need a little less where what feeds only z is left out (design: last G and H of a downscale graph).
+    Haar, biases, activations, the -M autoencoder and the encoder's corrections are left out. The graphs need a little less
+    where what feeds only z is left out (design: last G and H of a downscale graph).
     """
     total, channels, low = 0, 12 + config.dlv_channels, config.low_channels
     levels = len(config.blocks)
@@ -28,7 +29,21 @@ def macs_per_lr_pixel(config: NetConfig) -> int:
     return total
 
 
+def correction_macs(config: NetConfig) -> int:
+    """Of one correction at an LR pixel: the way up, its adjoint, which costs as much, and the dense block."""
+    c = config.variant.lr_channels
+    return 2 * macs_per_lr_pixel(config) + dense_block_macs(2 * c, c, config.correction_growth)
+
+
 def step_flop(recipe: Recipe, count: int, patch: int) -> int:
-    """Floating-point operations of a training step: both directions, forward and (twice as much) backward."""
-    pixels = count * (patch // recipe.net.scale) ** 2
-    return 2 * 3 * 2 * macs_per_lr_pixel(recipe.net) * pixels
+    """Floating-point operations of a training step.
+
+    Both directions, forward and (twice as much) backward; of a frozen flow the way down forward, and the way up with its adjoint.
+    The slopes that corrections see are not differentiated, their dense blocks are.
+    """
+    c = recipe.net
+    pixels = count * (patch // c.scale) ** 2
+    flow = macs_per_lr_pixel(c)
+    passes = 3 if recipe.train.flow_frozen else 6
+    corrections = c.corrections * (3 * correction_macs(c) - 4 * flow)
+    return 2 * (passes * flow + corrections) * pixels

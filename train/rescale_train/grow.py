@@ -1,10 +1,10 @@
 """Larger networks that start as smaller trained ones: more blocks, wider dense blocks, separate G and H, a dual latent
-variable, an autoencoder, x4 for x2.
+variable, an autoencoder, corrections of the encoder, x4 for x2.
 
 The grown network computes what the small one computes. New filters are fresh but feed nothing yet, new blocks are the
-identity, the autoencoder decodes to z-hat = 0 unless ``ae_zero_init`` is false; all of them receive gradients from the first
-step on. A plain x2 network becomes an x4 one that applies it twice, without 8 bits in between. The one step down is a dual
-latent variable left out: what it carried between blocks is lost, and the result only a near start.
+identity, new corrections change nothing, the autoencoder decodes to z-hat = 0 unless ``ae_zero_init`` is false; all of them
+receive gradients from the first step on. A plain x2 network becomes an x4 one that applies it twice, without 8 bits in between.
+The one step down is a dual latent variable left out: what it carried between blocks is lost, and the result only a near start.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
         return f"its dual latent variable has {small.dlv_channels} channels, more than {large.dlv_channels}"
     if large.shared_trunk and not small.shared_trunk:
         return "its G and H are separate"
+    if small.corrections and (twice or small.correction_growth != large.correction_growth):
+        return f"its corrections are of x{small.scale} and growth {small.correction_growth}"
+    if small.corrections > large.corrections:
+        return f"it has {small.corrections} corrections, more than {large.corrections}"
     return ""
 
 
@@ -54,7 +58,7 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
     Args:
         source: trained network.
         config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true), from x2
-            to x4 (plain ``irn`` only), or by an autoencoder, which is fresh; or without its dual latent variable.
+            to x4 (plain ``irn`` only), by corrections, or by an autoencoder, which is fresh; or without its dual latent variable.
 
     Returns:
         The grown network; what is fresh in it comes from torch's global generator.
@@ -86,6 +90,8 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
             high = {a - low: b - low for a, b in channels.items() if a >= low}
             for old, new in zip(old_blocks, new_blocks[: len(old_blocks)], strict=True):
                 _grow_block(old, new, high, {c - low for c in silent}, width - low)
+        for trained, fresh in zip(source.corrections, net.corrections, strict=False):
+            fresh.load_state_dict(trained.state_dict())
         if source.autoencoder is not None and net.autoencoder is not None:
             net.autoencoder.load_state_dict(source.autoencoder.state_dict())
     return net

@@ -202,6 +202,8 @@ class Trainer:
             pretrain_autoencoder(self.net, recipe, device)
         if recipe.train.ae_frozen and self.net.autoencoder is not None:
             self.net.autoencoder.requires_grad_(False)
+        if recipe.train.flow_frozen:
+            self.net.levels.requires_grad_(False)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters] if recipe.train.ema else []
         objective: nn.Module = Objective(self.net, recipe)

@@ -27,10 +27,19 @@ std::map<std::string, Graph> graphs_of(const Json& table) {
   return out;
 }
 
-int pixels_field(const Json& m, const char* name) {
-  const std::int64_t n = number_field(field(m, name), "lr_pixels", 0);
+int pixels_field(const Json& m, const char* name, const char* key = "lr_pixels") {
+  const std::int64_t n = number_field(field(m, name), key, 0);
   if (n > std::numeric_limits<int>::max() / 4) throw DamagedTable{cat("'", std::string(name), "' is out of range")};
   return static_cast<int>(n);
+}
+
+// What restoring alone needs, where it is less than `both`.
+int upscale_field(const Json& m, const char* name, int both) {
+  constexpr const char* kKey = "upscale_lr_pixels";
+  if (!m.contains(name) || !m[name].contains(kKey)) return both;
+  const int n = pixels_field(m, name, kKey);
+  if (n > both) throw DamagedTable{"a number is out of range"};
+  return n;
 }
 
 bool is_plain_name(const std::string& file) {
@@ -71,6 +80,8 @@ void read_manifest(Bundle& b, const std::string& target, const Json& m) {
   b.receptive_field = pixels_field(m, "receptive_field");
   b.halo = m.contains("halo") ? pixels_field(m, "halo") : b.receptive_field;
   if (b.halo > b.receptive_field) throw DamagedTable{"a number is out of range"};
+  b.upscale_receptive_field = upscale_field(m, "receptive_field", b.receptive_field);
+  b.upscale_halo = upscale_field(m, "halo", b.halo);
   if (m.contains("precisions")) {
     if (!m["precisions"].is_object()) throw DamagedTable{"'precisions' is not a table"};
     for (const auto& [name, graphs] : m["precisions"].items()) b.precisions[name] = graphs_of(graphs);
@@ -126,10 +137,10 @@ Bytes Bundle::read_graph(GraphId id, const std::string& precision) const {
   return data;
 }
 
-std::uint64_t Bundle::memory() const {
-  std::uint64_t most = 1;
-  for (const auto& g : precisions.at("fp32")) most = std::max(most, g.second.memory);
-  return most;
+std::uint64_t Bundle::memory(GraphId direction) const {
+  const std::uint64_t most = graph(direction, "fp32").memory;
+  if (!variant.latent) return most;
+  return std::max(most, graph(direction == GraphId::downscale ? GraphId::encoder : GraphId::decoder, "fp32").memory);
 }
 
 std::uint64_t Bundle::z_channels() const {

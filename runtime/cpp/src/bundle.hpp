@@ -38,14 +38,15 @@ struct Bundle {
   std::string title() const { return cat(variant.name, " x", scale, " ", size); }
   const Graph& graph(GraphId id, const std::string& precision) const;
   Bytes read_graph(GraphId id, const std::string& precision) const;
-  std::uint64_t memory() const;  // bytes of live tensors per LR pixel of the costliest graph
+  std::uint64_t memory(GraphId direction) const;  // bytes of live tensors per LR pixel of the costlier graph of a direction
   std::uint64_t z_channels() const;
 
   std::string path;
   Variant variant{};
   int scale = 0;
   std::string size, weights;
-  int receptive_field = 0, halo = 0;  // LR pixels
+  int receptive_field = 0, halo = 0;                  // LR pixels
+  int upscale_receptive_field = 0, upscale_halo = 0;  // the same when restoring only
   std::map<std::string, std::map<std::string, Graph>> precisions;
 };
 

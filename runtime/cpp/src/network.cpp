@@ -85,23 +85,23 @@ Network::Network(const Bundle& bundle, Runner& runner, const Options& options)
       runner_(runner),
       variant_(bundle.variant),
       scale_(bundle.scale),
-      halo_(options.exact ? bundle.receptive_field : bundle.halo),
+      down_{options.exact ? bundle.receptive_field : bundle.halo, bundle.memory(GraphId::downscale)},
+      up_{options.exact ? bundle.upscale_receptive_field : bundle.upscale_halo, bundle.memory(GraphId::upscale)},
       tile_(options.tile),
       memory_(options.memory),
-      cost_(bundle.memory()),
       z_channels_(bundle.variant.latent ? static_cast<std::int64_t>(bundle.z_channels()) : 0) {}
 
 Network::~Network() = default;
 
-void Network::tiles(int height, int width, std::uint64_t budget, std::vector<Tile>& out) const {
+void Network::tiles(int height, int width, const Reach& reach, std::uint64_t budget, std::vector<Tile>& out) const {
   const int align = variant_.latent ? kLatentStride : 1;
-  const int halo = halo_ + (variant_.latent ? kLatentHalo : 0);
+  const int halo = reach.halo + (variant_.latent ? kLatentHalo : 0);
   Size size = tile_;
   if (!size.width) {
     // Alignment moves a region's edges outwards by less than one stride each.
-    const int reach = halo + align - 1;
-    if (!memory_) budget = std::max(budget, least_budget(reach, cost_));  // nobody asked for a limit, so nobody is refused
-    size = choose_tile(height, width, reach, cost_, budget);
+    const int around = halo + align - 1;
+    if (!memory_) budget = std::max(budget, least_budget(around, reach.cost));  // nobody asked for a limit, so nobody is refused
+    size = choose_tile(height, width, around, reach.cost, budget);
   }
   plan(height, width, {std::max(size.width, align), std::max(size.height, align)}, halo, align, out);
 }
@@ -130,14 +130,14 @@ void Network::within_memory(const Run& run) {
 
 void Network::down(Source hr, Target lr, Target latent) {
   within_memory([&](Work& work, std::uint64_t budget) {
-    tiles(lr.height, lr.width, budget, work.tiles);
+    tiles(lr.height, lr.width, down_, budget, work.tiles);
     for (const Tile& tile : work.tiles) down_tile(work, tile, hr, lr, latent);
   });
 }
 
 void Network::up(Source lr, Target hr, Source latent) {
   within_memory([&](Work& work, std::uint64_t budget) {
-    tiles(lr.height, lr.width, budget, work.tiles);
+    tiles(lr.height, lr.width, up_, budget, work.tiles);
     for (const Tile& tile : work.tiles) up_tile(work, tile, lr, hr, latent);
   });
 }

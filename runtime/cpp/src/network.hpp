@@ -29,7 +29,12 @@ class Network {
   void down(Source hr, Target lr, Target latent);
   void up(Source lr, Target hr, Source latent);
 
-  void tiles(int height, int width, std::uint64_t budget, std::vector<Tile>& out) const;
+  // What one direction's tiles depend on.
+  struct Reach {
+    int halo;            // LR pixels
+    std::uint64_t cost;  // bytes per LR pixel
+  };
+  void tiles(int height, int width, const Reach& reach, std::uint64_t budget, std::vector<Tile>& out) const;
 
  private:
   struct Work;  // memory of one run
@@ -46,9 +51,10 @@ class Network {
   const Bundle& bundle_;
   Runner& runner_;
   const Variant variant_;
-  const int scale_, halo_;
+  const int scale_;
+  const Reach down_, up_;
   const Size tile_;
-  const std::uint64_t memory_, cost_;  // bytes; bytes per LR pixel
+  const std::uint64_t memory_;  // bytes
   const std::int64_t z_channels_;
   std::mutex lock_;
   std::vector<std::unique_ptr<Work>> idle_;

@@ -18,16 +18,21 @@ paper is silent (logit before the inverse, 255 alpha levels, 8-bit latent) the c
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from rescale.quality import LUMA_DIRECTION, LUMA_WEIGHT
 from rescale_train.config import NetConfig
 from rescale_train.models.auxiliary import AutoEncoder
-from rescale_train.models.coupling import InvBlock
+from rescale_train.models.coupling import DenseBlock, InvBlock
 from rescale_train.models.haar import BlockTransform, first_level_matrices, haar_inverse_matrix, haar_matrix
 from rescale_train.models.quantise import logit, quantise_alpha, quantise_latent, quantise_rgb
+
+SLOPE_GAIN = 4.0
+"""What a correction's block sees of a slope: it brings both inputs to about the same size."""
 
 
 class Downscaled(NamedTuple):
@@ -65,6 +70,8 @@ class RescalingNet(nn.Module):
                 self.transforms.append(BlockTransform(haar_matrix(channels), haar_inverse_matrix(channels)))
                 channels *= 4
             self.levels.append(nn.ModuleList(InvBlock(low, channels - low, growth, config.shared_trunk) for _ in range(count)))
+        c = config.variant.lr_channels
+        self.corrections = nn.ModuleList(DenseBlock(2 * c, c, config.correction_growth) for _ in range(config.corrections))
         self.autoencoder = None
         if config.variant.latent:
             self.autoencoder = AutoEncoder(config.z_channels, config.ae_layers, config.ae_zero_init, config.latent_gain)
@@ -98,9 +105,43 @@ class RescalingNet(nn.Module):
             state = transform.inverse(torch.cat((a, b), 1))
         return state
 
+    def slope(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradient of half the squared error of what y restores, by y; the square of luma counts 1 + `LUMA_WEIGHT` times.
+
+        Args:
+            x: (B, 3, H, W), what is to be restored.
+            y: (B, 3 or 4, h, w) as `forward` gives it.
+
+        Returns:
+            Shape of y; a constant to whatever is derived from it.
+        """
+        with torch.enable_grad():
+            start = y.detach().requires_grad_()
+            error = self.inverse(start, self.decode_z(start, None)) - x
+            direction = error.new_tensor(LUMA_DIRECTION).view(1, 3, 1, 1)
+            along = (error * direction).sum(1, keepdim=True)
+            return torch.autograd.grad(error, start, (error + LUMA_WEIGHT * along * direction).detach())[0]
+
+    def correct(self, x: Tensor, y: Tensor) -> Tensor:
+        """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
+
+        An encoder is one function for all pictures; what it leaves to be gained for one picture is told by the decoder's gradient
+        (iterative amortised inference, Marino et al., arXiv 1807.09356). x and y as of `slope`.
+        """
+        for block in self.corrections:
+            y = y + block(torch.cat((y, SLOPE_GAIN * self.slope(x, y)), 1)) / 255.0
+        return y
+
+    def without_corrections(self) -> RescalingNet:
+        """The same flow, whose encoder is faster and restores less; files of either are restored by both."""
+        net = RescalingNet(dataclasses.replace(self.config, corrections=0))
+        net.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("corrections.")})
+        return net.train(self.training)
+
     def downscale(self, x: Tensor) -> Downscaled:
         """HR (B, 3, H, W) in [0, 1] -> what an LR file holds, and what the losses need."""
         y, z = self(x)
+        y = self.correct(x, y)
         rgb = y[:, :3]
         lr = quantise_rgb(rgb)
         if self.config.variant.alpha:

@@ -1,0 +1,159 @@
+"""Downscale graphs with corrections: PyTorch's values, any size and tile, files that either bundle restores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import rescale
+from rescale.bundle import MANIFEST, Bundle
+from rescale.errors import BundleError
+from rescale_export import graphs
+from rescale_export.cli import main
+from rescale_export.halo import LIMIT
+from rescale_export.session import session_of
+from rescale_export.validate import reference
+from rescale_export.writer import FILTER_VALUES
+from rescale_train import checkpoint
+from rescale_train.checkpoint import flow_digest, weights_digest
+from rescale_train.recipe import load_recipe
+
+CASES = [(m, s, {}) for m in ("irn", "irn_a", "dlv_irn", "dlv_irn_a") for s in (2, 4)]
+CASES += [("irn_a", 2, {"alpha_split": "post"}), ("irn_a", 4, {"alpha_split": "post"}), ("dlv_irn_a", 2, {"shared_trunk": False})]
+CASES += [("irn_a", 4, {"blocks": (0, 1)}), ("irn_a", 2, {"alpha_basis": "orthonormal"})]
+
+
+@pytest.mark.parametrize(("model", "scale", "changes"), CASES)
+def test_the_graph_gives_what_pytorch_gives(make_net, picture, model, scale, changes):
+    net = make_net(model, scale, corrections=2, **changes)
+    hr = np.stack([picture(12 * scale, 10 * scale, s) for s in range(2)])
+    want = reference(net, hr)["lr"]
+    model_ = graphs.downscale(net).model({})
+    found = session_of(model_.SerializeToString()).run(None, {"hr": hr})[0]
+    assert np.abs(found.astype(int) - want).max() <= 1
+    assert (found != want).mean() <= 1e-3
+    assert (want != reference(net.without_corrections(), hr)["lr"]).mean() > 0.05, "the corrections do something"
+
+
+@pytest.mark.parametrize("precision", ["mixed", "fp16"])
+def test_they_are_in_float32_in_every_precision(make_net, precision):
+    g = graphs.downscale(make_net("irn_a", 2, corrections=2), precision)
+    kinds = {name: t.data_type for name, t in g.constants.items()}
+    own = {kind for name, kind in kinds.items() if name.startswith("correction")}
+    assert onnx.TensorProto.FLOAT in own
+    assert onnx.TensorProto.FLOAT16 not in own
+    assert onnx.TensorProto.FLOAT16 in kinds.values()
+
+
+def test_filters_that_corrections_share_are_stored_once(make_net):
+    net = make_net("irn_a", 2, corrections=2)
+    two = graphs.downscale(net).constants
+    net.corrections = net.corrections[:1]
+    one = set(graphs.downscale(net).constants)
+    more = [name for name, t in two.items() if name not in one and math.prod(t.dims) >= FILTER_VALUES]
+    assert more
+    assert not [name for name in more if "level" in name], "of the second one only its own block is new"
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@torch.no_grad()
+def test_a_code_depends_on_no_more_than_the_receptive_field(make_net, scale):
+    net = make_net("irn_a", scale, corrections=2).double()
+    net.corrections = net.corrections[:1]
+    field = graphs.receptive_field(net)
+    assert field["downscale"] == 3 * field["upscale"] + 5
+    side, at = 2 * field["downscale"] + 7, field["downscale"] + 3
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, side * scale, side * scale, generator=g, dtype=torch.float64)
+    other, block = x.clone(), slice(at * scale, (at + 1) * scale)
+    other[..., block, block] = torch.rand(1, 3, scale, scale, generator=g, dtype=torch.float64)
+    delta = (net.correct(other, net(other)[0]) - net.correct(x, net(x)[0]))[0].abs().amax(0)
+    rows, columns = torch.nonzero(delta, as_tuple=True)
+    reach = int(torch.maximum((rows - at).abs(), (columns - at).abs()).max())
+    assert field["upscale"] < reach <= field["downscale"]
+
+
+def test_the_manifest_says_so(make_net, corrected_pair):
+    net = make_net("irn_a", 2, corrections=2)
+    one, other = (Bundle(p) for p in corrected_pair)
+    assert (one.corrections, other.corrections) == (2, 0)
+    assert (one.weights, one.network) == (flow_digest(net), weights_digest(net))
+    assert other.weights == other.network == one.weights
+    fields = graphs.receptive_field(net)
+    assert (one.receptive_field, one.upscale_receptive_field) == (fields["downscale"], fields["upscale"])
+    assert one.upscale_halo <= one.halo <= one.receptive_field
+    assert one.manifest["halo"]["deviation"] <= LIMIT
+    assert other.upscale_receptive_field == other.receptive_field == fields["upscale"]
+    assert "corrections" not in other.manifest
+    assert one.memory("downscale") > one.memory("upscale") == other.memory("upscale")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 12), (33, 21), (64, 80)])
+def test_either_bundle_restores_the_files_of_the_other(corrected_pair, picture, height, width):
+    image = picture(height, width)
+    with rescale.load(corrected_pair[0], threads=1) as one, rescale.load(corrected_pair[1], threads=1) as other:
+        small, plain = one.downscale(image), other.downscale(image)
+        assert np.array_equal(one.upscale(small), other.upscale(small))
+        assert np.array_equal(one.upscale(plain), other.upscale(plain))
+        if height > 8:
+            assert not np.array_equal(small.rgb, plain.rgb)
+
+
+def test_tiles_give_what_the_whole_picture_gives(corrected_pair, picture):
+    image = picture(150, 130)
+    with rescale.load(corrected_pair[0], threads=1, exact=True) as net:
+        whole = net.network.down(image)[0]
+        net.network.tile = (25, 30)
+        assert len(net.network.tiles(75, 65, "downscale")) > 1
+        tiled = net.network.down(image)[0]
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+    assert (whole != tiled).mean() <= 1e-3
+
+
+def test_refining_begins_where_they_end(corrected_pair, picture):
+    image = picture(40, 36)
+    with rescale.load(corrected_pair[0], threads=1) as net:
+        plain, refined = (net.upscale(net.downscale(image, steps)) for steps in (0, 4))
+    assert np.square(refined - image.astype(float)).sum() <= np.square(plain - image.astype(float)).sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["corrections"].update(count=-1), "where a whole number"),
+        (lambda m: m["corrections"].update(sha256="no"), "corrections.sha256 is not 64 hexadecimal digits"),
+        (lambda m: m["corrections"].pop("count"), "KeyError"),
+        (lambda m: m["halo"].update(upscale_lr_pixels=m["halo"]["lr_pixels"] + 1), "where a whole number"),
+        (lambda m: m["receptive_field"].update(upscale_lr_pixels="9"), "where a whole number"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(corrected_pair, tmp_path, change, message):
+    shutil.copytree(corrected_pair[0], tmp_path / "b")
+    m = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    change(m)
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(m))
+    with pytest.raises(BundleError, match=message):
+        Bundle(tmp_path / "b")
+
+
+def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monkeypatch):
+    net = make_net("irn_a", 2, corrections=2)
+    recipe = dataclasses.replace(load_recipe("irn_a_x2_lite", {}), net=net.config)
+    checkpoint.write(tmp_path / "w.safetensors", net.state_dict(), recipe, {"step": 1, "seconds": 1.0})
+    monkeypatch.chdir(tmp_path)
+    run = ["--model", "irn_a", "--scale", "2", "--checkpoint", "w.safetensors", "--precision", "fp32", "--out"]
+    assert main([*run, "all"]) == 0
+    assert main([*run, "fast", "--no-corrections"]) == 0
+    said = capsys.readouterr().out
+    assert "irn_a x2: weights of w.safetensors, 2 corrections of the encoder" in said
+    assert "irn_a x2: weights of w.safetensors, without the encoder's corrections" in said
+    one, other = Bundle(tmp_path / "all"), Bundle(tmp_path / "fast")
+    assert (one.corrections, other.corrections) == (2, 0)
+    assert one.weights == other.weights

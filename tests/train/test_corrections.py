@@ -1,0 +1,147 @@
+"""Corrections of the encoder: what they see, what they leave as it is, how they are trained and grown."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rescale.errors import ConfigError
+from rescale.quality import error_metric
+from rescale_train import checkpoint
+from rescale_train.config import NetConfig, from_dict, to_dict
+from rescale_train.cost import correction_macs, macs_per_lr_pixel, step_flop
+from rescale_train.data import CropSampler
+from rescale_train.grow import grow
+from rescale_train.loop import Trainer
+from rescale_train.recipe import load_recipe
+
+PLAIN = [(m, s) for m in ("irn", "irn_a", "dlv_irn", "dlv_irn_a") for s in (2, 4)]
+
+
+@pytest.mark.parametrize(("model", "scale"), PLAIN)
+def test_the_slope_is_that_of_the_restored_error(make_net, model, scale):
+    net = make_net(model, scale, corrections=2).double()
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 6 * scale, 5 * scale, generator=g, dtype=torch.float64)
+    y, _ = net(x)
+    y = y.detach() + 0.05 * torch.randn(y.shape, generator=g, dtype=torch.float64)
+    metric = torch.from_numpy(error_metric()).double()
+
+    @torch.no_grad()
+    def error(at: torch.Tensor) -> float:
+        e = net.inverse(at, net.decode_z(at, None)) - x
+        return float(0.5 * torch.einsum("bchw,cd,bdhw->", e, metric, e))
+
+    way = torch.randn(y.shape, generator=g, dtype=torch.float64)
+    found = float((net.slope(x, y) * way).sum())
+    assert found == pytest.approx((error(y + 1e-6 * way) - error(y - 1e-6 * way)) / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize(("model", "scale"), PLAIN)
+@torch.no_grad()
+def test_fresh_ones_change_nothing_and_trained_ones_only_the_encoder(make_net, model, scale):
+    plain = make_net(model, scale)
+    fresh = grow(plain, dataclasses.replace(plain.config, corrections=2))
+    x = torch.rand(1, 3, 8 * scale, 8 * scale)
+    assert torch.equal(fresh.downscale(x).lr, plain.downscale(x).lr)
+    net = make_net(model, scale, corrections=2)
+    down = net.downscale(x)
+    assert not torch.equal(down.lr, plain.downscale(x).lr)
+    assert torch.equal(net.upscale(down.lr), plain.upscale(down.lr))
+    assert torch.equal(net.without_corrections().downscale(x).lr, plain.downscale(x).lr)
+    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(plain) == checkpoint.weights_digest(net.without_corrections())
+    assert checkpoint.weights_digest(net) != checkpoint.flow_digest(net)
+
+
+def test_digests_tell_corrections_apart(make_net):
+    one, other = make_net("irn_a", 2, corrections=2), make_net("irn_a", 2, corrections=2)
+    with torch.no_grad():
+        other.corrections[1].conv1.bias[0] += 1.0
+    assert checkpoint.weights_digest(one) != checkpoint.weights_digest(other)
+    assert checkpoint.flow_digest(one) == checkpoint.flow_digest(other)
+
+
+@pytest.fixture
+def recipe():
+    changes = {"blocks": [1], "growth": 4, "corrections": 1, "correction_growth": 4}
+    net = {**to_dict(load_recipe("dlv_irn_a_x2_lite", {}).net), **changes}
+    base = load_recipe("dlv_irn_a_x2_lite", {"train.steps": 4, "train.batch": 2, "train.patch": 32, "train.warmup": 1})
+    train = dataclasses.replace(base.train, flow_frozen=True, final_fraction=0.0, optimiser="soap", lr_peak=1e-2)
+    return dataclasses.replace(base, net=from_dict(NetConfig, net, "net"), train=train)
+
+
+def sampler() -> CropSampler:
+    rng = np.random.default_rng(0)
+    return CropSampler([rng.integers(0, 255, (80, 80, 3), np.uint8)], 2, 0, torch.device("cpu"))
+
+
+def test_with_a_frozen_flow_only_they_are_trained(recipe, tmp_path: Path):
+    trainer = Trainer(recipe, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    for _ in range(3):
+        assert trainer.train_step(sampler()) is not None
+    after = trainer.net.state_dict()
+    for name, value in before.items():
+        moved = not torch.equal(after[name], value)
+        assert moved == name.startswith("corrections.") or name.endswith("conv1.weight"), name
+        assert name.startswith("corrections.") or not moved
+    trainer.save(tmp_path / "c.safetensors", {})
+    again = Trainer(recipe, torch.device("cpu"))
+    again.resume(tmp_path / "c.safetensors")
+    one, other = trainer.train_step(sampler()), again.train_step(sampler())
+    assert one == other
+
+
+def test_all_is_trained_together_where_the_flow_is_not_frozen(recipe):
+    joint = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, flow_frozen=False))
+    trainer = Trainer(joint, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    for _ in range(4):
+        trainer.train_step(sampler())
+    still = [name for name, value in trainer.net.state_dict().items() if torch.equal(value, before[name])]
+    assert not [name for name in still if "conv5" in name]
+
+
+def test_they_grow_in_number_and_not_otherwise(make_net):
+    net = make_net("irn_a", 2, corrections=2)
+    more = grow(net, dataclasses.replace(net.config, corrections=3, growth=6))
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(more(x)[0], net(x)[0], atol=1e-5)
+        assert torch.allclose(more.correct(x, more(x)[0]), net.correct(x, net(x)[0]), atol=1e-5)
+    for change, reason in (({"corrections": 1}, "it has 2 corrections, more than 1"), ({"correction_growth": 8}, "and growth 4")):
+        with pytest.raises(ConfigError, match=reason):
+            grow(net, dataclasses.replace(net.config, **change))
+    plain = make_net("irn", 2, corrections=2)
+    with pytest.raises(ConfigError, match="its corrections are of x2"):
+        grow(plain, dataclasses.replace(plain.config, scale=4, blocks=(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("dlv_irn_a_x2_lite", {"net.corrections": 9}, "net.corrections: 0 to 8, got 9"),
+        ("dlv_irn_a_x2_lite", {"net.correction_growth": 0}, "net.correction_growth: 1 to 256, got 0"),
+        ("dlv_irn_m_x2_lite", {"net.corrections": 1}, "net.corrections: dlv_irn_m restores from a latent code too"),
+        ("dlv_irn_a_x2_lite", {"train.flow_frozen": "true"}, "train.flow_frozen: without net.corrections nothing is trained"),
+        ("dlv_irn_a_x2_lite", {"net.corrections": 1, "train.compile": '"default"'}, 'train.compile: "none" is wanted'),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name, values, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(name, values)
+
+
+def test_their_arithmetic_is_counted():
+    plain = load_recipe("dlv_irn_a_x4_medium_robust", {})
+    recipe = load_recipe("dlv_irn_a_x4_medium_corrected", {})
+    flow = macs_per_lr_pixel(recipe.net)
+    assert flow == macs_per_lr_pixel(plain.net)
+    dense = 9 * (8 * 48 + 56 * 48 + 104 * 48 + 152 * 48 + 200 * 4)
+    assert correction_macs(recipe.net) == 2 * flow + dense
+    pixels = 2 * 24**2
+    assert step_flop(recipe, 2, 96) == 2 * pixels * (3 * flow + recipe.net.corrections * (2 * flow + 3 * dense))
