@@ -7,7 +7,7 @@ direction. Tiles with it may differ from the whole picture where a value lies th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ from rescale_export.session import session_of
 
 LIMIT = 0.05
 """Grey levels; a tenth of what may change a rounded value by one, because other pictures may be worse than those measured."""
+
+RMS_LIMIT = 0.01
+"""The same of a downscale graph with corrections, as a root mean square: where a leaky ReLU's input rounds to the other side of 0,
+single codes of the same picture move by a quarter of a level, however much is seen around them."""
 
 FARTHEST = 96
 """LR pixels around the core in the pictures that are measured, however far a network's corrections may look."""
@@ -43,8 +47,9 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         receptive_field: LR pixels of each of them, the exact halo.
 
     Returns:
-        For the manifest: ``lr_pixels``, which do for both, ``deviation`` (grey levels, the largest found) and ``limit``; where
-        the receptive fields differ also ``upscale_lr_pixels``.
+        For the manifest: ``lr_pixels``, which do for both, ``deviation`` (grey levels, the largest found) and ``limit``. With
+        corrections these two are of the upscale graph, whose own halo is ``upscale_lr_pixels``, and ``deviation_rms`` and
+        ``limit_rms`` of the downscale graph.
     """
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
     down_cases: list[_Case] = []
@@ -56,22 +61,32 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         feed = {name: out[name] for name in up.inputs}
         up_cases.append((up, feed, 1, up.of(up.all(feed))))
     if receptive_field["downscale"] == receptive_field["upscale"]:
-        halo, worst = _least_halo([*down_cases, *up_cases], receptive_field["downscale"])
+        halo, worst = _least_halo([*down_cases, *up_cases], receptive_field["downscale"], LIMIT, _largest)
         return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
-    up_halo, up_worst = _least_halo(up_cases, receptive_field["upscale"])
-    halo, worst = _least_halo(down_cases, receptive_field["downscale"])
-    halo = max(halo, up_halo)
-    return {"lr_pixels": halo, "upscale_lr_pixels": up_halo, "deviation": round(max(worst, up_worst), 4), "limit": LIMIT}
+    up_halo, worst = _least_halo(up_cases, receptive_field["upscale"], LIMIT, _largest)
+    halo, rms = _least_halo(down_cases, receptive_field["downscale"], RMS_LIMIT, _root_mean_square)
+    measured = {"deviation": round(worst, 4), "limit": LIMIT, "deviation_rms": round(rms, 4), "limit_rms": RMS_LIMIT}
+    return {"lr_pixels": max(halo, up_halo), "upscale_lr_pixels": up_halo, **measured}
 
 
-def _least_halo(cases: Sequence[_Case], receptive_field: int) -> tuple[int, float]:
-    """The smallest candidate that does, and the largest deviation with it; if none does, the receptive field."""
+def _least_halo(
+    cases: Sequence[_Case], receptive_field: int, limit: float, size: Callable[[npt.NDArray[np.float32]], float]
+) -> tuple[int, float]:
+    """The smallest candidate that does, and the size of the deviation with it; if none does, the receptive field."""
     for halo in CANDIDATES:
         if halo < receptive_field:
-            worst = float(np.max([_deviation(*case, halo) for case in cases]))
-            if worst <= LIMIT:
+            worst = float(np.max([size(_deviation(*case, halo)) for case in cases]))
+            if worst <= limit:
                 return halo, worst
     return receptive_field, 0.0
+
+
+def _largest(deviation: npt.NDArray[np.float32]) -> float:
+    return float(deviation.max())
+
+
+def _root_mean_square(deviation: npt.NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(deviation, dtype=np.float64).mean()))
 
 
 _Case = tuple["_Levels", Arrays, int, list[npt.NDArray[np.float32]]]
@@ -113,8 +128,10 @@ class _Levels:
         return [found[name] * np.float32(_LEVELS[name]) for name in self.names]
 
 
-def _deviation(graph: _Levels, feed: Arrays, step: int, whole: Sequence[npt.NDArray[np.float32]], halo: int) -> float:
-    """Largest difference in the core between the whole picture and the core with a halo; `step` input pixels are one LR pixel."""
+def _deviation(
+    graph: _Levels, feed: Arrays, step: int, whole: Sequence[npt.NDArray[np.float32]], halo: int
+) -> npt.NDArray[np.float32]:
+    """Differences in the core between the whole picture and the core with a halo; `step` input pixels are one LR pixel."""
     first = next(iter(feed.values()))
     side = first.shape[1] // step
     start = (side - CORE) // 2
@@ -125,11 +142,11 @@ def _deviation(graph: _Levels, feed: Arrays, step: int, whole: Sequence[npt.NDAr
         name: np.ascontiguousarray(value[:, :, rows, columns] if name == "z" else value[:, rows, columns])
         for name, value in feed.items()
     }
-    worst = []
+    found = []
     for got, want in zip(graph.of(graph.all(tile)), whole, strict=True):
         factor = got.shape[2] // region.height
         top, left = (s.start * factor for s in core.within(region))
         rows, columns = core.slices(factor)
         inner = got[:, :, top : top + CORE * factor, left : left + CORE * factor]
-        worst.append(np.abs(inner - want[:, :, rows, columns]).max())
-    return float(np.max(worst))
+        found.append(np.abs(inner - want[:, :, rows, columns]).ravel())
+    return np.concatenate(found)

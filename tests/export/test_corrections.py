@@ -17,7 +17,7 @@ from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import BundleError
 from rescale_export import graphs
 from rescale_export.cli import main
-from rescale_export.halo import LIMIT
+from rescale_export.halo import LIMIT, RMS_LIMIT
 from rescale_export.session import session_of
 from rescale_export.validate import reference
 from rescale_export.writer import FILTER_VALUES
@@ -89,7 +89,9 @@ def test_the_manifest_says_so(make_net, corrected_pair):
     fields = graphs.receptive_field(net)
     assert (one.receptive_field, one.upscale_receptive_field) == (fields["downscale"], fields["upscale"])
     assert one.upscale_halo <= one.halo <= one.receptive_field
-    assert one.manifest["halo"]["deviation"] <= LIMIT
+    measured = one.manifest["halo"]
+    assert measured["deviation"] <= measured["limit"] == LIMIT
+    assert measured["deviation_rms"] <= measured["limit_rms"] == RMS_LIMIT
     assert other.upscale_receptive_field == other.receptive_field == fields["upscale"]
     assert "corrections" not in other.manifest
     assert one.memory("downscale") > one.memory("upscale") == other.memory("upscale")
@@ -106,15 +108,16 @@ def test_either_bundle_restores_the_files_of_the_other(corrected_pair, picture, 
             assert not np.array_equal(small.rgb, plain.rgb)
 
 
-def test_tiles_give_what_the_whole_picture_gives(corrected_pair, picture):
+@pytest.mark.parametrize("exact", [False, True])
+def test_tiles_give_what_the_whole_picture_gives(corrected_pair, picture, exact):
     image = picture(150, 130)
-    with rescale.load(corrected_pair[0], threads=1, exact=True) as net:
+    with rescale.load(corrected_pair[0], threads=1, exact=exact) as net:
         whole = net.network.down(image)[0]
         net.network.tile = (25, 30)
         assert len(net.network.tiles(75, 65, "downscale")) > 1
         tiled = net.network.down(image)[0]
     assert np.abs(whole.astype(int) - tiled).max() <= 1
-    assert (whole != tiled).mean() <= 1e-3
+    assert (whole != tiled).mean() <= (1e-3 if exact else 1e-2)
 
 
 def test_refining_begins_where_they_end(corrected_pair, picture):
