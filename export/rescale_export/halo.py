@@ -25,9 +25,6 @@ RMS_LIMIT = 0.01
 """The same of a downscale graph with corrections, as a root mean square: where a leaky ReLU's input rounds to the other side of 0,
 single codes of the same picture move by a quarter of a level, however much is seen around them."""
 
-FARTHEST = 96
-"""LR pixels around the core in the pictures that are measured, however far a network's corrections may look."""
-
 CANDIDATES = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72)
 CORE = 32
 """LR pixels a side of the core that is compared."""
@@ -54,7 +51,7 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
     down_cases: list[_Case] = []
     up_cases: list[_Case] = []
-    for picture in _pictures(scale, min(max(receptive_field.values()), FARTHEST)):
+    for picture in _pictures(scale, min(receptive_field["downscale"], max(receptive_field["upscale"], CANDIDATES[-1]))):
         feed: Arrays = {"hr": picture}
         out = down.all(feed)
         down_cases.append((down, feed, scale, down.of(out)))
