@@ -63,11 +63,12 @@ def test_frames_are_pythons_byte_for_byte(native, bundle, picture, model, scale,
 def test_an_encoder_with_corrections_gives_the_same_bytes(native, corrected_pair, picture, options):
     tile, exact = options.get("tile"), options.get("exact", False)
     hr = picture(131, 118)
-    with rescale.load(corrected_pair[0], "onnxruntime", tile=tile and (tile, tile), exact=exact) as net:
-        small = net.downscale(hr)
-        for path in corrected_pair:  # a decoder needs nothing of them
+    small = None
+    for path in corrected_pair:  # a decoder needs nothing of them
+        with rescale.load(path, "onnxruntime", tile=tile and (tile, tile), exact=exact) as net:
             own = native.load(path, exact=int(exact), tile_width=tile or 0, tile_height=tile or 0)
-            if path == corrected_pair[0]:
+            if small is None:
+                small = net.downscale(hr)
                 assert np.array_equal(own.downscale(hr)[0], as_frame(small))
             assert np.array_equal(own.upscale(as_frame(small), None, np.zeros_like(hr)), net.upscale(small))
             own.close()
