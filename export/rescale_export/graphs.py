@@ -6,7 +6,8 @@
     decoder     code                                       -> z
 
 Rounding and clamping are inside, so the bytes come from the graph. z = 0 is not fed: the last block's G and H are absent
-from a downscale that drops z, and the first inverse block reduces to -G * exp(-s).
+from a downscale that drops z, and the first inverse block reduces to -G * exp(-s). A downscale with corrections holds the way
+up and its adjoint too, in float32 in every precision.
 
 Precision is part of the graph, for runtimes that are strongly typed: in ``mixed`` the subnets (and the -M autoencoder's layers)
 are float16 and the coupling stream, exp, tanh, sigmoid, Haar and quantiser float32; in ``fp16`` the stream is float16 too. Casts
