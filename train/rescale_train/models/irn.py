@@ -13,8 +13,8 @@
 
 Sources: IRN for the flow; the paper's section 2.1 for alpha (pre-split, mean, sigmoid, equation 1) and 2.2 for the
 autoencoder. DLV-IRN's channels z_d appended to the upper branch are our reading of the published abstract. Corrections of y
-before the 8 bits are ours. Where the paper is silent (logit before the inverse, 255 alpha levels, 8-bit latent) the choice is ours and said
-in place.
+before the 8 bits are ours. Where the paper is silent (logit before the inverse, 255 alpha levels, 8-bit latent) the choice is
+ours and said in place.
 """
 
 from __future__ import annotations
