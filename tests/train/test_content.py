@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from PIL import Image
@@ -58,6 +58,7 @@ def test_a_drawn_picture_is_decided_by_its_numbers_alone(kind: str) -> None:
 @given(
     kind=st.sampled_from(sorted(drawn.KINDS)), seed=st.integers(0, 2**32), height=st.integers(64, 200), width=st.integers(64, 200)
 )
+@example(kind="screen", seed=234645, height=64, width=64)  # a window narrower than its tick boxes
 def test_drawn_pictures_of_any_size(kind: str, seed: int, height: int, width: int) -> None:
     picture = drawn.KINDS[kind](rng(seed), height, width)
     assert (picture.shape, picture.dtype) == ((height, width, 3), np.uint8)

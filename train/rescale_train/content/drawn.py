@@ -116,7 +116,7 @@ def _widget(
         draw.rectangle((x0 + 1, y, x0 + 12, y + 11), outline=colour)
         if rng.random() < 0.5:
             draw.line((x0 + 3, y + 5, x0 + 6, y + 9, x0 + 11, y + 2), fill=accents[0], width=int(rng.integers(1, 3)))
-        draw.rectangle((x0 + 20, y, x1, y + line), outline=accents[2])
+        draw.rectangle((x0 + 20, y, max(x1, x0 + 20), y + line), outline=accents[2])
         ink.write(image, (left + 24, max(y, 0) + 2), ink.sentence(rng, 2), face, colour, how)
         line += 3
     elif kind == 4:  # icons
