@@ -55,34 +55,34 @@ def random_net(model: str, scale: int, seed: int = 0, corrections: int = 0, **ch
     return net.eval()
 
 
+def made_once(folder: Path, **options: Any) -> Callable[[str, int], Path]:
+    """Paths of small random bundles of a model and scale in a folder, each made when it is first asked for."""
+
+    def get(model: str, scale: int) -> Path:
+        target = folder / f"{model}_x{scale}"
+        if not target.exists():
+            write_bundle(random_net(model, scale), target, **options)
+        return target
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """Path of a small random bundle of a model and scale, made once."""
-    made: dict[tuple[str, int], Path] = {}
-
-    def get(model: str, scale: int) -> Path:
-        if (model, scale) not in made:
-            target = tmp_path_factory.mktemp("bundles") / f"{model}_x{scale}"
-            write_bundle(random_net(model, scale), target)
-            made[model, scale] = target
-        return made[model, scale]
-
-    return get
+    return made_once(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="session")
 def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """As `bundle`, with all precisions."""
-    made: dict[tuple[str, int], Path] = {}
+    return made_once(tmp_path_factory.mktemp("full"), precisions=PRECISIONS)
 
-    def get(model: str, scale: int) -> Path:
-        if (model, scale) not in made:
-            target = tmp_path_factory.mktemp("full") / f"{model}_x{scale}"
-            write_bundle(random_net(model, scale), target, None, PRECISIONS)
-            made[model, scale] = target
-        return made[model, scale]
 
-    return get
+@pytest.fixture(scope="session")
+def refinable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """As `bundle`, with the gradient graph."""
+    return made_once(tmp_path_factory.mktemp("refinable"), refine=True)
 
 
 @pytest.fixture(scope="session")
@@ -92,21 +92,6 @@ def corrected_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     write_bundle(net, folder / "with", None, ("mixed",), refine=True)
     write_bundle(net.without_corrections(), folder / "without", None, ())
     return folder / "with", folder / "without"
-
-
-@pytest.fixture(scope="session")
-def refinable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """As `bundle`, with the gradient graph."""
-    made: dict[tuple[str, int], Path] = {}
-
-    def get(model: str, scale: int) -> Path:
-        if (model, scale) not in made:
-            target = tmp_path_factory.mktemp("refinable") / f"{model}_x{scale}"
-            write_bundle(random_net(model, scale), target, None, ("mixed",), refine=True)
-            made[model, scale] = target
-        return made[model, scale]
-
-    return get
 
 
 @pytest.fixture(scope="session")

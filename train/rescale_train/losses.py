@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rescale.quality import LUMA_DIRECTION
 from rescale_train.config import Recipe
+from rescale_train.luma import stretch_luma
 from rescale_train.models import RescalingNet
 
 CHARBONNIER_EPS = 1e-6
@@ -54,9 +54,7 @@ def weigh_luma(difference: Tensor, luma: float) -> Tensor:
     """
     if luma == 0.0:
         return difference
-    direction = torch.tensor(LUMA_DIRECTION, device=difference.device, dtype=difference.dtype).view(1, 3, 1, 1)
-    along = (difference * direction).sum(1, keepdim=True)
-    return difference + (math.sqrt(1.0 + luma) - 1.0) * along * direction
+    return stretch_luma(difference, math.sqrt(1.0 + luma) - 1.0)
 
 
 class Objective(nn.Module):

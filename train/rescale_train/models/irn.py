@@ -25,8 +25,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from rescale.quality import LUMA_DIRECTION, LUMA_WEIGHT
+from rescale.quality import LUMA_WEIGHT
 from rescale_train.config import NetConfig
+from rescale_train.luma import stretch_luma
 from rescale_train.models.auxiliary import AutoEncoder
 from rescale_train.models.coupling import DenseBlock, InvBlock
 from rescale_train.models.haar import BlockTransform, first_level_matrices, haar_inverse_matrix, haar_matrix
@@ -119,9 +120,7 @@ class RescalingNet(nn.Module):
         with torch.enable_grad():
             start = y.detach().requires_grad_()
             error = self.inverse(start, self.decode_z(start, None)) - x
-            direction = error.new_tensor(LUMA_DIRECTION).view(1, 3, 1, 1)
-            along = (error * direction).sum(1, keepdim=True)
-            return torch.autograd.grad(error, start, (error + LUMA_WEIGHT * along * direction).detach())[0]
+            return torch.autograd.grad(error, start, stretch_luma(error.detach(), LUMA_WEIGHT))[0]
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
