@@ -192,7 +192,7 @@ def _plan(
         model=bundle.variant.name,
         scale=bundle.scale,
         size=bundle.size,
-        weights=bundle.weights,
+        weights=bundle.network,
         onnx_sha256=entry.sha256,
         engine_sha256="",
         bytes=0,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ import typer
 from rescale import __version__
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
-from rescale.console import new_app, print_json, printable, progress_bar, require, run_app, warn
+from rescale.console import new_app, print_json, printable, require, run_app, warn, work_bar
 from rescale.errors import InputError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -99,9 +101,8 @@ def down(
 
         def make(origin: Path, goal: Path) -> dict[str, Any]:
             picture = open_picture(stream_in(origin), alpha, max_pixels)
-            # A folder has a bar of its own.
-            with progress_bar(refine) if refine and not source.is_dir() else nullcontext(lambda name: None) as advance:
-                small = net.downscale(picture, refine, lambda: advance("refining"))
+            with _watched(net, source, "downscaling", refine) as advance:
+                small = net.downscale(picture, refine, advance)
             data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
             if sidecar is None:
                 write_result(goal, data)
@@ -157,7 +158,8 @@ def up(
             if small.size[0] * small.size[1] * net.bundle.scale**2 > max_pixels:
                 raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
-            picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
+            with _watched(net, source, "restoring"):
+                picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
             if trust_alpha and small.unverified_alpha is not None and net.bundle.variant.alpha and state is not State.OTHER_MODEL:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
@@ -261,6 +263,25 @@ def _load(
 
     budget = None if memory is None else parse_memory(memory)
     return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
+
+
+@contextmanager
+def _watched(net: Rescaler, source: Path, what: str, steps: int = 0) -> Iterator[Callable[[], None]]:
+    """Show how far the work on one picture is; a folder has a bar of its own. Yields what to call after a step of refining."""
+    if source.is_dir():
+        yield lambda: None
+        return
+    with work_bar(what) as tell:
+        if steps:
+            done = itertools.count(1)
+            tell(0, steps)
+            yield lambda: tell(next(done), steps)
+            return
+        before, net.network.tile_done = net.network.tile_done, tell
+        try:
+            yield lambda: None
+        finally:
+            net.network.tile_done = before
 
 
 def _unused_with_raw(**given: bool) -> None:

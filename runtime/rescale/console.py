@@ -25,6 +25,9 @@ PACKAGE = "rescale-toolkit"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
+PATIENCE = 1.0
+"""Seconds that a command works in silence before it shows what it does."""
+
 TERMINATED = 143
 """Exit code after SIGTERM, as shells use it."""
 
@@ -168,6 +171,32 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda name: bar.update(task, advance=1, description=printable(name))
+
+
+@contextmanager
+def work_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What one piece of work does and for how long, on stderr, if that is a terminal and the work takes more than `PATIENCE`.
+
+    Yields a function that is told how much of how much is done; until there is more than one part, the bar only shows life.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(printable(what), total=None)
+    start = threading.Timer(PATIENCE, bar.start)
+    start.daemon = True
+    start.start()
+    try:
+        yield lambda done, count: bar.update(task, completed=done, total=count if count > 1 else None)
+    finally:
+        start.cancel()
+        start.join()
+        bar.stop()
 
 
 def printable(value: Any) -> str:

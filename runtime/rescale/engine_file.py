@@ -76,7 +76,8 @@ class EngineInfo:
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         library: version of the library that built it.
         graph, precision: which of the bundle's graphs.
-        model, scale, size, weights: whose.
+        model, scale, size: whose.
+        weights: SHA-256 of all weights, those of corrections included (`Bundle.network`).
         onnx_sha256: of the graph's bytes.
         engine_sha256, bytes: of the engine file.
         profile: ``min``, ``opt`` and ``max``: (batch, height, width) in HR pixels.
@@ -215,10 +216,10 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
 
 def check_belongs(info: EngineInfo, bundle: Bundle) -> None:
     """Raises ForeignEngineError if an engine is of other weights than a bundle's, EngineError if of other graph bytes (stale)."""
-    if info.weights != bundle.weights or info.model != bundle.variant.name or info.scale != bundle.scale:
+    if info.weights != bundle.network or info.model != bundle.variant.name or info.scale != bundle.scale:
         mine = f"{info.model} x{info.scale} {info.size}, weights {info.weights[:12]}..."
         raise ForeignEngineError(
-            f"{info.path}: foreign: of {mine}; {bundle.path} holds {bundle.title}, weights {bundle.weights[:12]}..."
+            f"{info.path}: foreign: of {mine}; {bundle.path} holds {bundle.title}, weights {bundle.network[:12]}..."
         )
     try:
         graph = bundle.graph(info.graph, info.precision)
@@ -298,7 +299,7 @@ def engines_folder(bundle: Bundle, folder: str | os.PathLike[str] | None = None)
         return Path(folder)
     # The size comes from a manifest: nothing in it may lead elsewhere.
     size = re.sub(r"[^A-Za-z0-9_.-]", "_", bundle.size)
-    return cache_folder() / "engines" / f"{bundle.variant.name}_x{bundle.scale}_{size}-{bundle.weights[:12]}"
+    return cache_folder() / "engines" / f"{bundle.variant.name}_x{bundle.scale}_{size}-{bundle.network[:12]}"
 
 
 def engine_name(graph: str, precision: str, backend: str, profile: str, key: str) -> str:

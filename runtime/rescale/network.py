@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -35,6 +35,8 @@ class Network:
     Attributes:
         turn: entered while the network runs. A lock here lets threads take turns: two runs at a time on all CPUs only disturb
             each other.
+        tile_done: called with the number of tiles that are done and of all of them: before the first tile of a run and after
+            each.
 
     Args:
         bundle: what to run.
@@ -56,6 +58,7 @@ class Network:
         self.bundle, self.runner = bundle, runner
         self.tile, self.memory = tile, memory
         self.turn: AbstractContextManager[Any] = nullcontext()
+        self.tile_done: Callable[[int, int], None] = lambda done, count: None
         down = bundle.receptive_field if exact else bundle.halo
         up = bundle.upscale_receptive_field if exact else bundle.upscale_halo
         self.halos = {"downscale": down, "upscale": up, GRADIENT: up}
@@ -113,7 +116,7 @@ class Network:
         )
         tiles = self.tiles(height, width, "downscale", budget)
         feeds = ({"hr": _take(image, tile.region, scale)[None]} for tile in tiles)
-        for tile, out in zip(tiles, run_each(self.runner, "downscale", feeds), strict=True):
+        for tile, out in self._run_tiles("downscale", tiles, feeds):
             small = self._expect("downscale", out["lr"], (1, tile.region.height, tile.region.width, v.lr_channels))
             lr[tile.core.slices()] = small[0][tile.core.within(tile.region)]
             if latent is not None:
@@ -123,6 +126,15 @@ class Network:
                 target = _on_latent(tile.core)
                 latent[(slice(None), *target.slices())] = code[(slice(None), *target.within(_on_latent(near)))]
         return lr, latent
+
+    def _run_tiles(
+        self, graph: str, tiles: list[Tile], feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
+    ) -> Iterator[tuple[Tile, Mapping[str, npt.NDArray[np.generic]]]]:
+        """Each tile with what the graph gave for it."""
+        self.tile_done(0, len(tiles))
+        for done, (tile, out) in enumerate(zip(tiles, run_each(self.runner, graph, feeds), strict=True), 1):
+            yield tile, out
+            self.tile_done(done, len(tiles))
 
     def up(self, rgb: Array, alpha: Array | None, latent: Array | None) -> Array:
         """The bare network, without a marker to check.
@@ -178,7 +190,7 @@ class Network:
             return inputs
 
         tiles = self.tiles(height, width, graph, budget)
-        for tile, found in zip(tiles, run_each(self.runner, graph, (feed(t.region) for t in tiles)), strict=True):
+        for tile, found in self._run_tiles(graph, tiles, (feed(t.region) for t in tiles)):
             rows, columns = tile.core.within(tile.region)
             large = self._expect(graph, found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
             hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]

@@ -353,7 +353,7 @@ def test_copies_of_a_bundle_share_engines(own_bundle, profile, options, tmp_path
 def test_the_default_folder_is_the_cache(own_bundle, profile, monkeypatch, tmp_path):
     monkeypatch.setenv("RESCALE_CACHE", str(tmp_path / "cache"))
     path = build(own_bundle, "upscale", profile)
-    assert path.parent == tmp_path / "cache" / "engines" / f"irn_a_x2_{own_bundle.size}-{own_bundle.weights[:12]}"
+    assert path.parent == tmp_path / "cache" / "engines" / f"irn_a_x2_{own_bundle.size}-{own_bundle.network[:12]}"
     assert isinstance(path, Path)
 
 

@@ -167,7 +167,7 @@ def test_each_profile_is_measured_by_its_own_engines(own_bundle, other, tmp_path
     def engines(profile, of=own_bundle):
         written = []
         for name in ("downscale", "upscale"):
-            true = {"weights": own_bundle.weights, "onnx_sha256": own_bundle.graph(name, "fp32").sha256}
+            true = {"weights": own_bundle.network, "onnx_sha256": own_bundle.graph(name, "fp32").sha256}
             written.append(read_info(fake_tensorrt.write_engine(tmp_path / "engines", of, name, profile, **true)))
         return written
 

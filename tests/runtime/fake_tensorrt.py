@@ -51,7 +51,7 @@ def write_engine(
         "model": bundle.variant.name,
         "scale": bundle.scale,
         "size": bundle.size,
-        "weights": bundle.weights,
+        "weights": bundle.network,
         "onnx_sha256": entry.sha256,
         "engine_sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),

@@ -50,7 +50,7 @@ def engine_info(bundle: Bundle, path: Path, data: bytes, graph: str = "upscale",
         model=bundle.variant.name,
         scale=bundle.scale,
         size=bundle.size,
-        weights=bundle.weights,
+        weights=bundle.network,
         onnx_sha256=entry.sha256,
         engine_sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
@@ -192,7 +192,7 @@ def test_files_that_are_missing_or_too_large(engine, opened, monkeypatch):
 
 def test_engines_of_other_bundles_and_of_graphs_exported_since(engine, opened, bundle):
     other = Bundle(bundle("irn", 2))
-    assert f"foreign: of irn_a x2 {opened.size}, weights {opened.weights[:12]}" in refused(engine.path, other)
+    assert f"foreign: of irn_a x2 {opened.size}, weights {opened.network[:12]}" in refused(engine.path, other)
     for change, reason in (
         ({"onnx_sha256": "0" * 64}, "stale: the bundle's upscale.mixed.onnx was exported again since"),
         ({"outputs": engine.inputs}, "stale: its interface"),
@@ -261,11 +261,19 @@ def test_fitting_is_between_smallest_and_largest(size):
     assert info.fits(*size) == (size[0] <= 2 and 10 <= size[1] <= 100 and 20 <= size[2] <= 150)
 
 
+def test_an_encoder_without_corrections_has_engines_of_its_own(corrected_pair, tmp_path):
+    """Or cleaning up after one would delete those of the other as stale."""
+    corrected, plain = map(Bundle, corrected_pair)
+    assert engines_folder(corrected) != engines_folder(plain)
+    engine = write(engine_info(corrected, tmp_path / "upscale.engine", blob()), blob())
+    assert f"foreign: of irn_a x2 {corrected.size}, weights {corrected.network[:12]}" in refused(engine.path, plain)
+
+
 def test_folders(opened, monkeypatch, tmp_path):
     assert engines_folder(opened, "here") == Path("here")
     monkeypatch.setenv("RESCALE_CACHE", str(tmp_path))
     assert engines_folder(opened).parent == tmp_path / "engines"
-    assert engines_folder(opened).name == f"irn_a_x2_{opened.size}-{opened.weights[:12]}"
+    assert engines_folder(opened).name == f"irn_a_x2_{opened.size}-{opened.network[:12]}"
     monkeypatch.delenv("RESCALE_CACHE")
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")

@@ -77,6 +77,7 @@ void read_manifest(Bundle& b, const std::string& target, const Json& m) {
   b.scale = static_cast<int>(scale);
   b.size = string_field(m, "size");
   b.weights = sha256_field(field(m, "weights"), "sha256");
+  b.network = m.contains("corrections") ? sha256_field(m["corrections"], "sha256") : b.weights;
   b.receptive_field = pixels_field(m, "receptive_field");
   b.halo = m.contains("halo") ? pixels_field(m, "halo") : b.receptive_field;
   if (b.halo > b.receptive_field) throw DamagedTable{"a number is out of range"};

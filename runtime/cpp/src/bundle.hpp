@@ -44,7 +44,9 @@ struct Bundle {
   std::string path;
   Variant variant{};
   int scale = 0;
-  std::string size, weights;
+  std::string size;
+  std::string weights;  // SHA-256 of the flow's weights, which LR files name
+  std::string network;  // SHA-256 of all weights, those of corrections included
   int receptive_field = 0, halo = 0;                  // LR pixels
   int upscale_receptive_field = 0, upscale_halo = 0;  // the same when restoring only
   std::map<std::string, std::map<std::string, Graph>> precisions;

@@ -49,7 +49,7 @@ EngineInfo read_info(const std::string& sidecar) {
 }
 
 bool belongs(const EngineInfo& info, const Bundle& bundle, const Graph& graph) {
-  return info.weights == bundle.weights && info.model == bundle.variant.name && info.scale == bundle.scale &&
+  return info.weights == bundle.network && info.model == bundle.variant.name && info.scale == bundle.scale &&
          info.onnx_sha256 == graph.sha256 && info.inputs == graph.inputs && info.outputs == graph.outputs;
 }
 
@@ -86,7 +86,7 @@ std::string engines_folder(const Bundle& bundle, const std::string& folder) {
   for (char& c : size) {
     if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '.' && c != '-') c = '_';
   }
-  return cat(cache, "/engines/", bundle.variant.name, "_x", bundle.scale, "_", size, "-", bundle.weights.substr(0, 12));
+  return cat(cache, "/engines/", bundle.variant.name, "_x", bundle.scale, "_", size, "-", bundle.network.substr(0, 12));
 }
 
 std::vector<EngineInfo> find_engines(const std::string& folder, const Bundle& bundle, const std::string& backend,
