@@ -101,7 +101,7 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
     def get(model: str) -> Path:
         if model not in made:
-            found = find_shipped(model, 2, None)
+            found = find_shipped(model, 2, "lite")
             made[model] = tmp_path_factory.mktemp("shipped") / f"{model}_x2_lite"
             net = checkpoint.load_net(checkpoint.read(found.path), str(found.path))
             write_bundle(net, made[model], found.card, PRECISIONS, refine=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,14 +35,6 @@ from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec
 from rescale_train.models import RescalingNet
 
 BundleOf = Callable[[str, int], Path]
-
-ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("fake_tensorrt", ROOT / "tests/runtime/fake_tensorrt.py")
-assert _spec is not None
-fake_tensorrt = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("fake_tensorrt", fake_tensorrt)
-assert _spec.loader is not None
-_spec.loader.exec_module(fake_tensorrt)
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=60))

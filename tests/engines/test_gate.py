@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
-from pathlib import Path
 
+import fake_tensorrt
 import numpy as np
 import pytest
 
@@ -22,11 +21,6 @@ from rescale_engines import gate
 from rescale_engines.build import Options
 from rescale_engines.gate import build_checked, measure_engines
 from rescale_engines.profiles import parse_profile
-
-_spec = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).parents[1] / "runtime/fake_tensorrt.py")
-fake_tensorrt = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("fake_tensorrt", fake_tensorrt)
-_spec.loader.exec_module(fake_tensorrt)
 
 pytestmark = pytest.mark.usefixtures("rtx")
 
