@@ -32,7 +32,7 @@ from rescale_export.adjoint import Adjoint
 from rescale_export.writer import GraphWriter
 from rescale_train.models import DenseBlock, InvBlock, RescalingNet
 from rescale_train.models.coupling import CLAMP, LEAKY_SLOPE
-from rescale_train.models.irn import SLOPE_GAIN
+from rescale_train.models.irn import SLOPE_GAIN, code_range
 
 
 def _array(t: Tensor) -> npt.NDArray[np.float32]:
@@ -185,6 +185,10 @@ def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str) -> str:
     for k, block in enumerate(net.corrections):
         name = f"correction{k}"
         with g.in_float32():
+            low, high = code_range(c)
+            least = g.constant("codes.least", np.reshape(low, (1, -1, 1, 1)))
+            most = g.constant("codes.most", np.reshape(high, (1, -1, 1, 1)))
+            y = g.op("Min", [g.op("Max", [y, least], f"{name}.above"), most], f"{name}.held")
             start = len(g.nodes)
             a, b = y, ""
             if c.variant.alpha and not c.pre_split:

@@ -42,6 +42,19 @@ def test_the_graph_gives_what_pytorch_gives(make_net, picture, model, scale, cha
     assert (want != reference(net.without_corrections(), hr)["lr"]).mean() > 0.05, "the corrections do something"
 
 
+@pytest.mark.parametrize("model", ["irn", "irn_a"])
+def test_codes_beyond_what_a_file_holds_are_corrected_as_in_pytorch(make_net, model):
+    """A picture of black and white edges, and a flow that answers with codes far outside."""
+    net = make_net(model, 2, corrections=2)
+    with torch.no_grad():
+        net.levels[0][0].F.convs[4].bias += 1.5
+    hr = np.kron(np.random.default_rng(0).integers(0, 2, (1, 12, 10, 1)) * 255, np.ones((1, 2, 2, 3))).astype(np.uint8)
+    want = reference(net, hr)["lr"]
+    found = session_of(graphs.downscale(net).model({}).SerializeToString()).run(None, {"hr": hr})[0]
+    assert np.abs(found.astype(int) - want).max() <= 1
+    assert (found != want).mean() <= 1e-2
+
+
 @pytest.mark.parametrize("precision", ["mixed", "fp16"])
 def test_they_are_in_float32_in_every_precision(make_net, precision):
     g = graphs.downscale(make_net("irn_a", 2, corrections=2), precision)

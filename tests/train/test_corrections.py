@@ -17,6 +17,8 @@ from rescale_train.cost import correction_macs, macs_per_lr_pixel, step_flop
 from rescale_train.data import CropSampler
 from rescale_train.grow import grow
 from rescale_train.loop import Trainer
+from rescale_train.models.irn import code_range
+from rescale_train.models.quantise import logit
 from rescale_train.recipe import load_recipe
 
 PLAIN = [(m, s) for m in ("irn", "irn_a", "dlv_irn", "dlv_irn_a") for s in (2, 4)]
@@ -145,3 +147,31 @@ def test_their_arithmetic_is_counted():
     assert correction_macs(recipe.net) == 2 * flow + dense
     pixels = 2 * 24**2
     assert step_flop(recipe, 2, 96) == 2 * pixels * (3 * flow + recipe.net.corrections * (2 * flow + 3 * dense))
+
+
+@pytest.mark.parametrize("model", ["irn", "dlv_irn_a"])
+@torch.no_grad()
+def test_each_step_begins_at_codes_that_a_file_can_hold(make_net, monkeypatch, model):
+    """The decoder was trained on nothing else: beyond them its slopes, and with them the steps, grew without bounds."""
+    net = make_net(model, 2, corrections=2)
+    x = torch.rand(1, 3, 16, 12)
+    y = 4.0 * net(x)[0] - 1.0
+    seen = []
+    slope = net.slope
+    monkeypatch.setattr(net, "slope", lambda x, y: seen.append(y) or slope(x, y))
+    found = net.correct(x, y)
+    least, most = (torch.tensor(v).view(1, -1, 1, 1) for v in code_range(net.config))
+    assert len(seen) == 2
+    assert all(((at >= least - 1e-6) & (at <= most + 1e-6)).all() for at in seen)
+    assert torch.allclose(found, net.correct(x, torch.minimum(torch.maximum(y, least), most)), atol=1e-5)
+    if model == "dlv_irn_a":
+        extremes = logit(torch.tensor([0.0, 1.0])) / net.config.alpha_gain
+        assert [least[0, 3].item(), most[0, 3].item()] == pytest.approx(extremes.tolist(), rel=1e-5)
+
+
+def test_what_lies_beyond_is_still_pulled_back(make_net):
+    net = make_net("irn_a", 2, corrections=1)
+    x = torch.rand(1, 3, 8, 8)
+    y = (net(x)[0].detach() + 3.0).requires_grad_()
+    net.correct(x, y).square().sum().backward()
+    assert (y.grad != 0.0).all()

@@ -20,21 +20,35 @@ ours and said in place.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from rescale.codes import LOGIT_MARGIN
 from rescale.quality import LUMA_WEIGHT
 from rescale_train.config import NetConfig
 from rescale_train.luma import stretch_luma
 from rescale_train.models.auxiliary import AutoEncoder
 from rescale_train.models.coupling import DenseBlock, InvBlock
 from rescale_train.models.haar import BlockTransform, first_level_matrices, haar_inverse_matrix, haar_matrix
-from rescale_train.models.quantise import logit, quantise_alpha, quantise_latent, quantise_rgb
+from rescale_train.models.quantise import logit, quantise_alpha, quantise_latent, quantise_rgb, straight_through
 
 SLOPE_GAIN = 4.0
 """What a correction's block sees of a slope: it brings both inputs to about the same size."""
+
+
+def code_range(config: NetConfig) -> tuple[list[float], list[float]]:
+    """Least and largest value that a file can hold, of each channel of y."""
+    most = [1.0, 1.0, 1.0]
+    least = [0.0, 0.0, 0.0]
+    if config.variant.alpha:
+        # What `logit` makes of the first and last code.
+        alpha = math.log((1.0 - LOGIT_MARGIN) / LOGIT_MARGIN) / config.alpha_gain
+        most.append(alpha)
+        least.append(-alpha)
+    return least, most
 
 
 class Downscaled(NamedTuple):
@@ -122,13 +136,20 @@ class RescalingNet(nn.Module):
             error = self.inverse(start, self.decode_z(start, None)) - x
             return torch.autograd.grad(error, start, stretch_luma(error.detach(), LUMA_WEIGHT))[0]
 
+    def held(self, y: Tensor) -> Tensor:
+        """y within what the codes of a file hold; gradients pass through, as where it is rounded."""
+        low, high = (torch.tensor(v, dtype=y.dtype, device=y.device).view(1, -1, 1, 1) for v in code_range(self.config))
+        return straight_through(y, torch.minimum(torch.maximum(y, low), high))
+
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
 
         An encoder is one function for all pictures; what it leaves to be gained for one picture is told by the decoder's gradient
-        (iterative amortised inference, Marino et al., arXiv 1807.09356). x and y as of `slope`.
+        (iterative amortised inference, Marino et al., arXiv 1807.09356). x and y as of `slope`. Each step begins at codes that a
+        file can hold: beyond them the decoder was never trained, its slopes grow without bounds and so would the steps.
         """
         for block in self.corrections:
+            y = self.held(y)
             y = y + block(torch.cat((y, SLOPE_GAIN * self.slope(x, y)), 1)) / 255.0
         return y
 
