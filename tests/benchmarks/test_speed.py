@@ -366,7 +366,7 @@ def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> No
     assert [(s.bundle.path, s.weights) for s in only] == [(path, "unknown")]
     wanted = competitors(Options(backends=["onnxruntime"], precisions=["fp32"]))
     both = list(subjects(Options(models=["irn"], scales=[2]), wanted, tmp_path))
-    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 lite", "same")]
+    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 medium", "same")]
     again = list(subjects(Options(bundles=[both[0].bundle.path]), wanted, tmp_path))
     assert again[0].weights == "same"
     assert all(torch.equal(p, q) for p, q in zip(again[0].net.parameters(), both[0].net.parameters(), strict=True))
