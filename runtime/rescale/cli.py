@@ -276,12 +276,9 @@ def _watched(net: Rescaler, source: Path, what: str, steps: int = 0) -> Iterator
             done = itertools.count(1)
             tell(0, steps)
             yield lambda: tell(next(done), steps)
-            return
-        before, net.network.tile_done = net.network.tile_done, tell
-        try:
+        else:
+            net.network.tile_done = tell
             yield lambda: None
-        finally:
-            net.network.tile_done = before
 
 
 def _unused_with_raw(**given: bool) -> None:

@@ -20,13 +20,11 @@ ours and said in place.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from rescale.codes import LOGIT_MARGIN
 from rescale.quality import LUMA_WEIGHT
 from rescale_train.config import NetConfig
 from rescale_train.luma import stretch_luma
@@ -44,8 +42,7 @@ def code_range(config: NetConfig) -> tuple[list[float], list[float]]:
     most = [1.0, 1.0, 1.0]
     least = [0.0, 0.0, 0.0]
     if config.variant.alpha:
-        # What `logit` makes of the first and last code.
-        alpha = math.log((1.0 - LOGIT_MARGIN) / LOGIT_MARGIN) / config.alpha_gain
+        alpha = float(logit(torch.tensor(1.0, dtype=torch.float64))) / config.alpha_gain
         most.append(alpha)
         least.append(-alpha)
     return least, most
@@ -139,7 +136,7 @@ class RescalingNet(nn.Module):
     def held(self, y: Tensor) -> Tensor:
         """y within what the codes of a file hold; gradients pass through, as where it is rounded."""
         low, high = (torch.tensor(v, dtype=y.dtype, device=y.device).view(1, -1, 1, 1) for v in code_range(self.config))
-        return straight_through(y, torch.minimum(torch.maximum(y, low), high))
+        return straight_through(y, torch.clamp(y, low, high))
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
