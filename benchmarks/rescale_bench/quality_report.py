@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,22 +29,58 @@ def tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table a scale and set.
 
     Returns:
-        ``scale``, ``set``, ``count`` and ``rows``: ``method``, ``origin`` (`MEASURED` or `PUBLISHED`), ``source`` and the figures
-        that are known; a row has figures of one origin only.
+        ``scale``, ``set``, ``count``; ``rows``: ``method``, ``origin`` (`MEASURED` or `PUBLISHED`), ``source`` and the figures
+        that are known; a row has figures of one origin only; ``spread``: see `spread`.
     """
     found: dict[tuple[int, str], dict[str, Any]] = {}
     measured = [(r["model"], r) for r in report["results"]] + [("bicubic down and up", r) for r in report["bicubic"]]
     for method, result in measured:
         place = (result["scale"], result["set"])
-        table = found.setdefault(place, {"scale": place[0], "set": place[1], "count": result["count"], "rows": []})
+        table = found.setdefault(place, {"scale": place[0], "set": place[1], "count": result["count"], "rows": [], "spread": []})
         by = result.get("backend", "MATLAB's kernel, 8 bits")
         row = {"method": method, "origin": MEASURED, "source": by, **result["mean"]}
         table["rows"].append(row)
     for (scale, name), table in found.items():
+        table["spread"] = spread(report, scale, name)
         for p in published_rows(scale, name):
             figures = {"hr_psnr_y": p.hr_psnr_y, "hr_ssim_y": p.hr_ssim_y}
             table["rows"].append({"method": p.method, "origin": PUBLISHED, "source": p.source, **figures})
     return list(found.values())
+
+
+def spread(report: Mapping[str, Any], scale: int, name: str) -> list[dict[str, Any]]:
+    """What a set's means hide: the picture that comes back worst, and the gains of single ones (HR Y-PSNR, dB).
+
+    Returns:
+        One a measured bundle: ``method``, ``lowest`` and ``gains``: over bicubic and, from the second bundle on, over the first
+        one of this scale: ``over``, ``least``, ``median`` and ``most``. ``lowest``, ``least`` and ``most`` are pairs of a
+        picture's name and dB. Where both restored a picture without error its gain is 0.
+    """
+
+    def of(kind: str) -> list[Mapping[str, Any]]:
+        return [r for r in report[kind] if (r["scale"], r["set"]) == (scale, name)]
+
+    bicubic, results = of("bicubic"), of("results")
+    found = []
+    for i, result in enumerate(results):
+        bases = [("bicubic", b) for b in bicubic] + [(b["model"], b) for b in results[:1] if i]
+        each = {p["name"]: p["hr_psnr_y"] for p in result["pictures"]}
+        gains = []
+        for title, base in bases:
+            by = {p["name"]: _gain(each[p["name"]], p["hr_psnr_y"]) for p in base["pictures"]}
+            ranked = _ranked(by)
+            median = statistics.median(by.values())
+            gains.append({"over": title, "least": ranked[0], "median": median, "most": ranked[-1]})
+        found.append({"method": result["model"], "lowest": _ranked(each)[0], "gains": gains})
+    return found
+
+
+def _gain(value: float, base: float) -> float:
+    return 0.0 if value == base else value - base  # infinite both, where a picture comes back without error
+
+
+def _ranked(by: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(by.items(), key=lambda item: item[1])
 
 
 def as_markdown(report: Mapping[str, Any], each: bool) -> str:
@@ -58,6 +95,8 @@ def as_markdown(report: Mapping[str, Any], each: bool) -> str:
             cells = [_figure(row.get(key), digits) for _, key, digits in (*COLUMNS, FORCED)]
             lines.append(_row([name, row["origin"], *cells]))
         lines.append("")
+        if table["spread"]:
+            lines += [*map(_spread, table["spread"]), ""]
         if each:
             lines += _pictures(report, table)
     published = [r for t in report["tables"] for r in t["rows"] if r["origin"] == PUBLISHED]
@@ -70,6 +109,15 @@ def as_markdown(report: Mapping[str, Any], each: bool) -> str:
     lines += [f"- {name}: {text}" for name, text in report["definitions"].items()]
     lines += [f"- not measured: {line}" for line in report["missing"]]
     return "\n".join(lines) + "\n"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """In HR Y-PSNR."""
+    text = f"- {row['method']}, picture by picture: lowest {_figure(row['lowest'][1], 2)} dB ({row['lowest'][0]})"
+    for gain in row["gains"]:
+        (least, low), (most, high) = gain["least"], gain["most"]
+        text += f"; over {gain['over']} {low:+.2f} ({least}) to {high:+.2f} ({most}), median {gain['median']:+.2f}"
+    return text
 
 
 def _methods(rows: list[dict[str, Any]], source: str) -> list[str]:

@@ -20,7 +20,7 @@ from rescale_bench.cli import main
 from rescale_bench.paper import BICUBIC, SETS, TABLE_3, published, published_rows
 from rescale_bench.pictures import folder_set, sample
 from rescale_bench.quality import FIGURES, measure_bicubic, measure_picture, measure_set, measure_set_bicubic, ssim_rgb, ssim_y
-from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, tables
+from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, as_markdown, spread, tables
 from rescale_bench.store import Store
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
@@ -70,6 +70,8 @@ def test_every_line_of_the_table_says_where_it_is_from(
     assert {row[1] for row in rows} == {MEASURED, PUBLISHED}
     assert all(row[0].startswith("**") == (row[1] == MEASURED) for row in rows)
     assert all(not any(row[i] for i in (3, 5, 6, 7, 8, 9, 10)) for row in rows if row[1] == PUBLISHED)
+    spreads = [line for line in text.splitlines() if ", picture by picture: lowest " in line]
+    assert [line.count("; over ") for line in spreads] == [1, 2, 1], "over bicubic, and over the first bundle of the scale"
     assert text.count("## Set5, x2 (2 pictures)") == text.count("## Set5, x4 (2 pictures)") == 1
     assert "- border: as many pixels as the scale are cropped on every side" in text
     assert "- rounding: LR and restored HR are rounded to 8 bits" in text
@@ -212,11 +214,47 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
         bundles_of([], ["dlv_irn_m"], [], tmp_path)
 
 
+def spread_report(bicubic: list[float], **models: list[float]) -> dict[str, Any]:
+    """A report of one set with these HR Y-PSNR of its pictures."""
+
+    def result(values: list[float]) -> dict[str, Any]:
+        pictures = [{"name": f"p{i}.png", "hr_psnr_y": v} for i, v in enumerate(values)]
+        mean = dict.fromkeys(FIGURES, math.nan) | {"hr_psnr_y": math.fsum(values) / len(values)}
+        return {"scale": 2, "set": "mine", "count": len(values), "mean": mean, "pictures": pictures, "backend": "b"}
+
+    report = {"results": [{"model": m, **result(v)} for m, v in models.items()], "bicubic": [result(bicubic)]}
+    return report | {"tables": tables(report), "protocol": {}, "definitions": {}, "missing": []}
+
+
+def test_a_picture_that_comes_back_broken_is_seen_beside_a_good_mean() -> None:
+    """Corrections that diverged on 2 of 143 pictures raised the means of three sets (docs/training.md)."""
+    found = spread_report([20.0, 30.0, 35.0], plain=[30.0, 38.0, 44.0], corrected=[30.5, 16.0, 45.75])
+    plain, corrected = spread(found, 2, "mine")
+    over_bicubic = {"over": "bicubic", "least": ("p1.png", 8.0), "median": 9.0, "most": ("p0.png", 10.0)}
+    assert plain == {"method": "plain", "lowest": ("p0.png", 30.0), "gains": [over_bicubic]}
+    over_bicubic = {"over": "bicubic", "least": ("p1.png", -14.0), "median": 10.5, "most": ("p2.png", 10.75)}
+    over_plain = {"over": "plain", "least": ("p1.png", -22.0), "median": 0.5, "most": ("p2.png", 1.75)}
+    assert corrected == {"method": "corrected", "lowest": ("p1.png", 16.0), "gains": [over_bicubic, over_plain]}
+    assert spread(found, 4, "mine") == spread(found, 2, "yours") == []
+    (line,) = (row for row in as_markdown(found, each=False).splitlines() if row.startswith("- corrected"))
+    assert line == (
+        "- corrected, picture by picture: lowest 16.00 dB (p1.png)"
+        "; over bicubic -14.00 (p1.png) to +10.75 (p2.png), median +10.50"
+        "; over plain -22.00 (p1.png) to +1.75 (p2.png), median +0.50"
+    )
+
+
+def test_a_picture_without_error_is_no_gain_over_another_without_error() -> None:
+    (found,) = spread(spread_report([math.inf, 40.0], m=[math.inf, 40.0]), 2, "mine")
+    assert found["gains"] == [{"over": "bicubic", "least": ("p0.png", 0.0), "median": 0.0, "most": ("p1.png", 0.0)}]
+
+
 def test_tables_keep_the_order_of_scales_and_sets() -> None:
     mean = dict.fromkeys(FIGURES, 1.0)
 
     def result(scale: int, name: str, **head: str) -> dict[str, Any]:
-        return {"scale": scale, "set": name, "count": 1, "mean": mean, "backend": "b", **head}
+        pictures = [{"name": "p", "hr_psnr_y": 30.0}]
+        return {"scale": scale, "set": name, "count": 1, "mean": mean, "pictures": pictures, "backend": "b", **head}
 
     results = [result(s, n, model=f"m{s}") for s in (2, 4) for n in ("Set5", "mine")]
     bicubic = [result(s, n) for s in (2, 4) for n in ("Set5", "mine")]
