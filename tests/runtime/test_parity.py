@@ -1,42 +1,26 @@
+"""Outputs are compared with PyTorch's, and the gate refuses what is too far from them."""
+
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 from rescale.backends import create
 from rescale.bundle import Bundle
-from rescale.errors import BackendError, BundleError, ConfigError, MissingExtraError, ParityError
-from rescale.golden import read_npy
-from rescale.half import HalfRunner, rounded
+from rescale.errors import ParityError
 from rescale.image import pad_planes
-from rescale.parity import (
-    FALL_BACK,
-    Case,
-    Comparison,
-    Parity,
-    choose_precision,
-    golden_vectors,
-    measure,
-    worst_spot,
-)
+from rescale.parity import Case, Comparison, Parity, choose_precision, golden_vectors, measure, worst_spot
 from rescale.quality import psnr
 
 BundleOf = Callable[[str, int], Path]
-Alter = Callable[..., Path]
 
 seeds = st.integers(0, 2**32 - 1)
 calm = settings(deadline=None, max_examples=50)
@@ -172,98 +156,6 @@ def test_reports_hold_no_infinity(full_bundle: BundleOf) -> None:
     json.dumps(choice.to_dict(), allow_nan=False)
 
 
-# Golden vectors
-
-
-def test_golden_arrays_round_trip() -> None:
-    for array in (np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.float32([[1.5], [-2]]), np.zeros((0, 3), np.uint8)):
-        for order in "CF":
-            buffer = io.BytesIO()
-            np.save(buffer, np.asarray(array, order=order))  # type: ignore[call-overload]
-            found = read_npy(buffer.getvalue())
-            np.testing.assert_array_equal(found, array)
-            assert found.dtype == array.dtype
-            assert found.flags.writeable
-
-
-def npy(array: np.ndarray, **header: Any) -> bytes:
-    buffer = io.BytesIO()
-    if header:
-        fields = {"descr": "|u1", "fortran_order": False, "shape": array.shape} | header
-        np.lib.format.write_array_header_1_0(buffer, fields)  # type: ignore[arg-type]
-        return buffer.getvalue() + array.tobytes()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "EOF|magic"),
-        (b"no array at all", "magic"),
-        (npy(np.zeros(3, np.float64)), "an array of float64; uint8 and float32 are read"),
-        (npy(np.array([print, None])), "an array of object"),
-        (npy(np.zeros(3, ">f4")), "an array of >f4"),
-        (npy(np.zeros(3, np.uint8), shape=(1 << 40,)), "with 3 bytes"),
-        (npy(np.zeros(3, np.uint8), shape=(1 << 40, 1 << 40)), "with 3 bytes"),
-        (npy(np.zeros(3, np.uint8), shape=(2,)), r"shape \(2,\) and uint8 with 3 bytes"),
-        (npy(np.zeros(3, np.uint8), shape=(-1, -3)), "with 3 bytes"),
-        (npy(np.zeros(3, np.uint8))[:-1], "with 2 bytes"),
-        (b"\x93NUMPY\x03\x00" + bytes(80), r"version \(3, 0\)"),
-    ],
-)
-def test_an_array_that_lies_is_refused_before_it_is_made(data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_npy(data)
-
-
-def repacked(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[[str, bytes], bytes]:
-    """A change of the golden file's entries."""
-
-    def apply(_: str, data: bytes) -> bytes:
-        with zipfile.ZipFile(io.BytesIO(data)) as z:
-            entries = {n: z.read(n) for n in z.namelist()}
-        out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
-            for name, content in change(entries).items():
-                z.writestr(name, content)
-        return out.getvalue()
-
-    return apply
-
-
-GOLDEN_CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] = {
-    "empty": (lambda e: {}, "no case in it"),
-    "gone": (lambda e: {n: b for n, b in e.items() if n != "1.z_hat.npy"}, "incomplete: case 1 has no z_hat"),
-    "dtype": (lambda e: e | {"0.lr.npy": npy(np.zeros((1, 1, 1, 3), np.float32))}, r"case 0 has a lr of float32"),
-    "shape": (lambda e: e | {"0.restored.npy": npy(np.zeros((1, 1, 2, 3), np.uint8))}, r"case 0 has a restored of uint8 \(1, 1,"),
-    "odd": (lambda e: e | {"0.hr.npy": npy(np.zeros((1, 3, 2, 3), np.uint8))}, "in multiples of 2"),
-    "rank": (lambda e: e | {"0.hr.npy": npy(np.zeros((2, 3), np.uint8))}, r"an hr of \(2, 3\)"),
-    "code": (lambda e: e | {"0.code.npy": npy(np.zeros((1, 4, 2, 2), np.uint8))}, "case 0 has a code"),
-    "pickle": (lambda e: e | {"2.z.npy": npy(np.array([print]))}, "an array of object"),
-    "many": (lambda e: e | {f"x{i}": b"" for i in range(1001)}, "more than 1000 arrays"),
-    "bomb": (lambda e: e | {"x": bytes((256 << 20) + 1)}, "268435456 bytes"),
-}
-
-
-@pytest.mark.parametrize("name", GOLDEN_CHANGES)
-def test_broken_golden_vectors_are_refused(full_bundle: BundleOf, altered: Alter, name: str) -> None:
-    change, message = GOLDEN_CHANGES[name]
-    path = altered(full_bundle("irn_m", 2), repacked(change), "golden.npz")
-    with pytest.raises(BundleError, match=rf"golden vectors cannot be read: .*{message}.*; export the bundle again"):
-        golden_vectors(Bundle(path))
-
-
-def test_a_golden_file_that_is_no_archive_is_refused(full_bundle: BundleOf, altered: Alter) -> None:
-    def damage(_: str, data: bytes) -> bytes:
-        middle = len(data) // 2
-        return data[:middle] + bytes(64) + data[middle + 64 :]
-
-    for change in (lambda _, data: b"no archive", lambda _, data: data[: len(data) // 2], damage):
-        with pytest.raises(BundleError, match="golden vectors cannot be read"):
-            golden_vectors(Bundle(altered(full_bundle("irn_m", 2), change, "golden.npz")))
-
-
 # Measuring
 
 
@@ -327,174 +219,3 @@ def test_pytorchs_own_results_are_equal(full_bundle: BundleOf, model: str) -> No
     assert (parity.lost, parity.mean_lost) == (0.0, 0.0)
     assert {k: c.different for k, c in parity.total().items()} == dict.fromkeys(parity.total(), 0)
     assert all(c.worst is None and c.z_error == 0.0 for c in parity.cases)
-
-
-# float16 as a device computes it
-
-
-def half_graph() -> bytes:
-    """y = ((half(x) * 3.1) + 2050) - 2050, all in float16."""
-    half = [numpy_helper.from_array(np.float16(v), n) for n, v in (("a", 3.1), ("b", 2050.0))]
-    nodes = [
-        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
-        helper.make_node("Mul", ["h", "a"], ["m"]),
-        helper.make_node("Add", ["m", "b"], ["s"]),
-        helper.make_node("Sub", ["s", "b"], ["d"]),
-        helper.make_node("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
-    ]
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in "xy"]
-    graph = helper.make_graph(nodes, "test", [values[0]], [values[1]], half)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def test_every_float16_operator_rounds_as_numpy_does() -> None:
-    session = onnxruntime.InferenceSession(rounded(half_graph()), providers=["CPUExecutionProvider"])
-    x = np.linspace(-30, 30, 4001, dtype=np.float32)
-    h = x.astype(np.float16)
-    want = h * np.float16(3.1) + np.float16(2050) - np.float16(2050)
-    assert want.dtype == np.float16
-    np.testing.assert_array_equal(session.run(None, {"x": x})[0], want.astype(np.float32))
-    exact = h.astype(np.float32) * np.float32(np.float16(3.1))
-    assert np.abs(exact - want.astype(np.float32)).max() >= 0.9, "the rounding shows"
-
-
-@pytest.mark.parametrize("graph", ["downscale", "upscale"])
-@pytest.mark.parametrize("precision", ["mixed", "fp16"])
-def test_onnx_runtime_keeps_every_rounding(full_bundle: BundleOf, tmp_path: Path, graph: str, precision: str) -> None:
-    data = Bundle(full_bundle("dlv_irn_a", 2)).read_graph(graph, precision)
-    source = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data))
-    half = {v.name for v in source.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    moves = ("Concat", "Split", "DepthToSpace", "Cast")
-    wanted = sum(1 for n in source.graph.node if n.output[0] in half and n.op_type not in moves)
-    assert wanted > 5
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(rounded(data), options, providers=["CPUExecutionProvider"])
-    found = [n for n in onnx.load(tmp_path / "optimised.onnx").graph.node if n.op_type == "Cast"]
-    assert sum(1 for n in found if n.attribute[0].i == TensorProto.FLOAT16) >= wanted
-
-
-def test_a_graph_without_float16_is_left_alone(full_bundle: BundleOf) -> None:
-    bundle = Bundle(full_bundle("irn", 2))
-    data = bundle.read_graph("upscale")
-    assert rounded(data) is data
-    cases = golden_vectors(bundle)
-    a, b = (
-        make.run("upscale", {"lr": cases[3]["lr"]})["hr"]
-        for make in (HalfRunner(bundle, "fp32", 1), create(bundle, "onnxruntime", 1))
-    )
-    np.testing.assert_array_equal(a, b)
-
-
-def test_what_cannot_be_rounded_is_refused() -> None:
-    with pytest.raises(BackendError, match="not a valid ONNX graph"):
-        rounded(b"no graph")
-    model = onnx.load_model_from_string(half_graph())
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.raises(BackendError, match="test: x is float16; a bundle's graphs take and give uint8 and float32"):
-        rounded(model.SerializeToString())
-
-
-def test_onnx_is_asked_for_by_name(full_bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle(full_bundle("irn", 2))
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else find(name, *a))
-    with pytest.raises(MissingExtraError, match=r"onnx not installed: pip install 'rescale-toolkit\[export\]'"):
-        HalfRunner(bundle, "mixed")
-    with pytest.raises(MissingExtraError, match="onnx not installed"):
-        choose_precision(bundle, "tensorrt-rtx", "mixed")
-    assert choose_precision(bundle, "onnxruntime", "mixed", threads=1)[0] == "mixed"
-
-
-def test_the_half_runner_is_a_runner(full_bundle: BundleOf) -> None:
-    bundle = Bundle(full_bundle("irn", 2))
-    runner = create(bundle, "half", 1, "fp16")
-    assert runner.name.endswith("CPU, fp16, 1 thread(s), every float16 result rounded")
-    runner.close()
-    with pytest.raises(BackendError, match="used after close"):
-        runner.run("downscale", {"hr": np.zeros((1, 2, 2, 3), np.uint8)})
-    with pytest.raises(ConfigError, match="unknown precision 'int8': choose one of fp32, mixed, fp16"):
-        create(bundle, "half", 1, "int8")
-
-
-# Choosing
-
-
-def scaled(factor: float) -> Callable[[str, bytes], bytes]:
-    """Every convolution's weights multiplied."""
-
-    def apply(_: str, data: bytes) -> bytes:
-        model = onnx.load_model_from_string(data)
-        for t in model.graph.initializer:
-            if t.name.endswith(".weight"):
-                array = numpy_helper.to_array(t)
-                t.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), t.name))
-        out: bytes = model.SerializeToString()
-        return out
-
-    return apply
-
-
-def files(*precisions: str) -> list[str]:
-    return [f"{g}.{p}.onnx".replace(".fp32", "") for g in ("downscale", "upscale") for p in precisions]
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "half", "tensorrt", "tensorrt-rtx"])
-@pytest.mark.parametrize(
-    ("broken", "wanted", "chosen"),
-    [
-        ((), "fp16", "fp16"),
-        ((), "mixed", "mixed"),
-        ((), "fp32", "fp32"),
-        (("fp16",), "fp16", "mixed"),
-        (("fp16",), "mixed", "mixed"),
-        (("fp16", "mixed"), "fp16", "fp32"),
-        (("mixed",), "mixed", "fp32"),
-    ],
-)
-def test_the_first_precision_that_passes_is_taken(
-    full_bundle: BundleOf, altered: Alter, backend: str, broken: tuple[str, ...], wanted: str, chosen: str
-) -> None:
-    bundle = Bundle(altered(full_bundle("irn", 2), scaled(1.1), *files(*broken)))
-    precision, report = choose_precision(bundle, backend, wanted, threads=1)
-    assert precision == report.precision == chosen
-    tried = list(FALL_BACK[FALL_BACK.index(wanted) : FALL_BACK.index(chosen) + 1])
-    assert list(report.measured) == tried
-    assert list(report.refused) == tried[:-1]
-    assert ("rounded" in report.runner) == (backend != "onnxruntime")
-    assert str(report).count("refused") == len(tried) - 1
-    assert (f"; use {chosen}: " in str(report)) == (len(tried) > 1)
-    assert report.to_dict()["measured"][chosen]["psnr_lost"] <= 0.02
-
-
-def test_no_precision_that_passes_is_an_error(full_bundle: BundleOf, altered: Alter) -> None:
-    bundle = Bundle(altered(full_bundle("irn", 2), scaled(1.1), *files(*FALL_BACK)))
-    message = r"irn x2 custom on onnxruntime: fp16 refused at .*; mixed refused at .*; fp32 refused at .*; export the bundle again"
-    with pytest.raises(ParityError, match=message):
-        choose_precision(bundle, "onnxruntime", "fp16", threads=1)
-
-
-def test_a_tighter_limit_refuses_more(shipped_bundle: Callable[[str], Path]) -> None:
-    bundle = Bundle(shipped_bundle("dlv_irn_a"))
-    precision, report = choose_precision(bundle, "half", "fp16", max_loss=0.004)
-    assert precision == "mixed"
-    assert "0.00" in report.refused["fp16"]
-    assert str(report).startswith("fp16 refused at ")
-
-
-def test_what_the_bundle_does_not_hold_is_said(full_bundle: BundleOf, altered: Alter, bundle: BundleOf) -> None:
-    only_mixed = Bundle(bundle("irn", 2))
-    with pytest.raises(BundleError, match="holds fp32, mixed, not 'fp16'; export it with --precision fp16"):
-        choose_precision(only_mixed, "onnxruntime", "fp16")
-    with pytest.raises(ConfigError, match="unknown precision 'int8': choose one of fp32, mixed, fp16"):
-        choose_precision(only_mixed, "onnxruntime", "int8")
-    without = Bundle(altered(full_bundle("irn", 2), scaled(1.1), *files("fp16")))
-    del without.precisions["mixed"]
-    precision, report = choose_precision(without, "onnxruntime", "fp16", threads=1)
-    assert precision == "fp32"
-    assert report.refused["mixed"] == "unseen: the bundle does not hold it; export it with --precision mixed"
-    with pytest.raises(BackendError, match="unknown backend 'abacus'"):
-        choose_precision(only_mixed, "abacus", "mixed")
