@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -86,12 +87,23 @@ def refinable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], 
 
 
 @pytest.fixture(scope="session")
-def corrected_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Bundles of an irn_a x2 network with corrections of the encoder, with the gradient graph too, and of the same without."""
-    net, folder = random_net("irn_a", 2, corrections=2), tmp_path_factory.mktemp("corrected")
-    write_bundle(net, folder / "with", None, ("mixed",), refine=True)
-    write_bundle(net.without_corrections(), folder / "without", None, ())
-    return folder / "with", folder / "without"
+def corrected_pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Bundles of an x2 network with corrections of the encoder, with the gradient graph too, and of the same without, made once."""
+
+    @functools.cache
+    def get(model: str) -> tuple[Path, Path]:
+        net, folder = random_net(model, 2, corrections=2), tmp_path_factory.mktemp("corrected")
+        write_bundle(net, folder / "with", None, ("mixed",), refine=True)
+        write_bundle(net.without_corrections(), folder / "without", None, ())
+        return folder / "with", folder / "without"
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def corrected_pair(corrected_pair_of: Callable[[str], tuple[Path, Path]]) -> tuple[Path, Path]:
+    """That of irn_a."""
+    return corrected_pair_of("irn_a")
 
 
 @pytest.fixture(scope="session")

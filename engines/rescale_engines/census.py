@@ -29,7 +29,7 @@ class Layer(NamedTuple):
 
 # Names as rescale_export.graphs gives them; the first pattern that fits decides.
 _PARTS = {
-    "correction": re.compile(r"correction\d+\.[\w.]+"),
+    "correction": re.compile(r"correction\d*\.[\w.]+"),
     "subnet": re.compile(r"level\d+\.block\d+\.(F|G|H|GH)\.[\w.]+|(encoder|decoder)\.[\w.]+"),
     "stream": re.compile(r"level\d+\.[\w.]+"),
     "edge": re.compile(r"(input|alpha|lr|hr|latent)\.[\w.]+"),
@@ -73,8 +73,8 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
 
     Subnets (and the -M autoencoder) are float16 in ``mixed`` and ``fp16``; the coupling stream, exp, tanh and Haar are float16 in
     ``fp16`` only; what stands between bytes and the stream (scaling, sigmoid, logit, clamping, rounding) is float32 in all, and so
-    are an encoder's corrections. Casts change dtype and comparisons give none, so both are left out; in ``fp32`` no layer at all
-    is float16.
+    are an encoder's corrections. Casts change dtype and comparisons give none, so both are left out, and so are the sizes that
+    corrections of -M compute; in ``fp32`` no layer at all is float16.
 
     Raises:
         EngineError: a layer of another dtype, a layer of unknown part, or none that computes, naming the first.
@@ -90,6 +90,8 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
         belongs = part(layer.name)
         if belongs is None:
             raise EngineError(f"{what}: layer {layer.name} ({layer.type}) is of no known part; its precision cannot be proved")
+        if belongs == "correction" and layer.dtype in WHOLE:
+            continue  # of sizes
         if layer.dtype != expected[belongs]:
             message = f"is of the {belongs} and gives {layer.dtype}, {precision} wants {expected[belongs]}"
             raise EngineError(f"{what}: layer {layer.name} ({layer.type}) {message}: the graph is not what its name says")

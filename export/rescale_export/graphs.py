@@ -22,12 +22,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from rescale import contract
 from rescale.codes import ALPHA_MAX, ALPHA_MIN, LATENT_NEUTRAL, LOGIT_MARGIN
-from rescale.contract import graph_names
+from rescale.contract import Tensor, graph_names
+from rescale.network import LATENT_HALO
 from rescale.quality import error_metric
+from rescale.variants import LATENT_STRIDE
 from rescale_export.adjoint import Adjoint
 from rescale_export.writer import GraphWriter
 from rescale_train.models import DenseBlock, InvBlock, RescalingNet
@@ -35,7 +38,7 @@ from rescale_train.models.coupling import CLAMP, LEAKY_SLOPE
 from rescale_train.models.irn import SLOPE_GAIN, code_range
 
 
-def _array(t: Tensor) -> npt.NDArray[np.float32]:
+def _array(t: torch.Tensor) -> npt.NDArray[np.float32]:
     value: npt.NDArray[np.float32] = t.detach().cpu().float().numpy()
     return value
 
@@ -172,15 +175,15 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         codes = g.op("Add", [rounded, g.scalar(ALPHA_MIN)], "alpha.code")
         small = g.concat([_round_rgb(g, rgb, "lr"), codes], "lr.cat")
     else:
-        small = _round_rgb(g, _correct(g, net, unit, a), "lr")
+        small = _round_rgb(g, _correct(g, net, unit, a, _as_decoded(g, net, b) if net.corrections and v.latent else ""), "lr")
     g.output(_to_bytes(g, small, "lr"), contract.lr(v))
     if v.latent:
         g.output(b, contract.z(c.z_channels))
     return g
 
 
-def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str) -> str:
-    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's."""
+def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z: str = "") -> str:
+    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's, z what is decoded (empty: zero)."""
     c = net.config
     for k, block in enumerate(net.corrections):
         name = f"correction{k}"
@@ -190,7 +193,7 @@ def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str) -> str:
             most = g.constant("codes.most", np.reshape(high, (1, -1, 1, 1)))
             y = g.op("Min", [g.op("Max", [y, least], f"{name}.above"), most], f"{name}.held")
             start = len(g.nodes)
-            a, b = y, ""
+            a, b = y, z
             if c.variant.alpha and not c.pre_split:
                 a, alpha = g.split(y, [3, 1], f"{name}.split")
                 b = _as_first_of(g, alpha, c.z_channels + 1, f"{name}.high")
@@ -289,16 +292,46 @@ def _layers(g: GraphWriter, layers: nn.Sequential, value: str, name: str) -> str
     return value
 
 
+def _encode(g: GraphWriter, net: RescalingNet, z: str, prefix: str = "") -> str:
+    """z, both sides multiples of 4, -> whole numbers -127..127."""
+    assert net.autoencoder is not None
+    gain = net.autoencoder.gain
+    gained = g.op("Mul", [z, g.scalar(gain)], f"{prefix}latent.gain") if gain != 1.0 else z
+    s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, gained, f"{prefix}encoder")], f"{prefix}latent.tanh")
+    levels = g.op("Mul", [s, g.scalar(127.0)], f"{prefix}latent.levels")
+    return g.op("Round", [levels], f"{prefix}latent.round")
+
+
+def _decode(g: GraphWriter, net: RescalingNet, levels: str, prefix: str = "") -> str:
+    """-127..127 -> z-hat."""
+    assert net.autoencoder is not None
+    s = g.op("Div", [levels, g.scalar(127.0)], f"{prefix}latent.unit")
+    z = _sequence(g, net.autoencoder.decoder, s, f"{prefix}decoder")
+    gain = net.autoencoder.gain
+    return g.op("Div", [z, g.scalar(gain)], f"{prefix}latent.ungain") if gain != 1.0 else z
+
+
+def _as_decoded(g: GraphWriter, net: RescalingNet, z: str) -> str:
+    """z-hat from z of any size, as encoder and decoder make it of a file, in float32."""
+    count, name = net.config.z_channels, "correction.z"
+    with g.in_float32():
+        stride = g.constant(f"{name}.stride", [LATENT_STRIDE] * 2, np.int64)
+        size = g.op("Shape", [z], f"{name}.size", start=2)
+        more = g.op("Add", [size, g.constant(f"{name}.most", [LATENT_STRIDE - 1] * 2, np.int64)], f"{name}.more")
+        whole = g.op("Mul", [g.op("Div", [more, stride], f"{name}.blocks"), stride], f"{name}.whole")
+        short = g.op("Sub", [whole, size], f"{name}.short")
+        pads = g.op("Concat", [g.constant(f"{name}.none", [0] * 6, np.int64), short], f"{name}.pads", axis=0)
+        padded = g.op("Pad", [z, pads], f"{name}.pad", mode="edge")
+        g.declare(padded, Tensor("", "float32", ("batch", count, "padded_height", "padded_width")))
+        decoded = _decode(g, net, _encode(g, net, padded, "correction."), "correction.")
+        start, axes = (g.constant(f"{name}.{k}", v, np.int64) for k, v in (("start", [0, 0]), ("axes", [2, 3])))
+        return g.declare(g.op("Slice", [decoded, start, size, axes], f"{name}.hat"), contract.z(count))
+
+
 def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M encoder graph; both sides of z are multiples of 4."""
-    assert net.autoencoder is not None
     g = GraphWriter("encoder", precision)
-    z = g.input(contract.z(net.config.z_channels))
-    gain = net.autoencoder.gain
-    gained = g.op("Mul", [z, g.scalar(gain)], "latent.gain") if gain != 1.0 else z
-    s = g.op("Tanh", [_sequence(g, net.autoencoder.encoder, gained, "encoder")], "latent.tanh")
-    levels = g.op("Mul", [s, g.scalar(127.0)], "latent.levels")
-    rounded = g.op("Round", [levels], "latent.round")
+    rounded = _encode(g, net, g.input(contract.z(net.config.z_channels)))
     codes = g.op("Add", [rounded, g.scalar(LATENT_NEUTRAL)], "latent.code")
     packed = g.op("Cast", [codes], "latent.cast", to=onnx.TensorProto.UINT8)
     g.output(packed, contract.code())
@@ -307,16 +340,10 @@ def encoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
 
 def decoder(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
     """The -M decoder graph; its z is cropped to the LR picture by the caller."""
-    assert net.autoencoder is not None
     g = GraphWriter("decoder", precision)
-    code = g.input(contract.code())
-    floats = g.op("Cast", [code], "latent.cast", to=onnx.TensorProto.FLOAT)
+    floats = g.op("Cast", [g.input(contract.code())], "latent.cast", to=onnx.TensorProto.FLOAT)
     centred = g.op("Sub", [floats, g.scalar(LATENT_NEUTRAL)], "latent.centre")
-    s = g.op("Div", [centred, g.scalar(127.0)], "latent.unit")
-    z = _sequence(g, net.autoencoder.decoder, s, "decoder")
-    if net.autoencoder.gain != 1.0:
-        z = g.op("Div", [z, g.scalar(net.autoencoder.gain)], "latent.ungain")
-    g.output(z, contract.z(net.config.z_channels))
+    g.output(_decode(g, net, centred), contract.z(net.config.z_channels))
     return g
 
 
@@ -338,9 +365,11 @@ def receptive_field(net: RescalingNet) -> dict[str, int]:
     """LR pixels on each side that a value of a downscale or upscale graph may depend on: 10 pixels a block at its resolution.
 
     A dense block of five 3x3 convolutions reaches 5 pixels; F and then G or H of the same block add up. A correction looks as
-    far as the upscale graph, then as its adjoint, then as its own dense block.
+    far as the upscale graph, then as its adjoint, then as its own dense block; with a latent code, as far as encoder and decoder
+    before that.
     """
     stages = net.stages()
     at_finest = sum(10 * len(blocks) * 2**level for level, (_, blocks) in enumerate(stages))
     flow = int(-(-at_finest // 2 ** (len(stages) - 1)))
-    return {"downscale": flow + len(net.corrections) * (2 * flow + 5), "upscale": flow}
+    latent = 2 * LATENT_HALO if net.config.variant.latent and net.corrections else 0
+    return {"downscale": flow + latent + len(net.corrections) * (2 * flow + 5), "upscale": flow}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from rescale.tiling import Box, grow
+from rescale.variants import LATENT_STRIDE
 from rescale_export.probe import photograph, probe_picture
 from rescale_export.session import session_of
 
@@ -49,14 +50,16 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         ``limit_rms`` of the downscale graph.
     """
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
+    # The latent code that corrections look at hangs on where its blocks begin; tiles begin there too.
+    align = LATENT_STRIDE if "z" in down.outputs and receptive_field["downscale"] != receptive_field["upscale"] else 1
     down_cases: list[_Case] = []
     up_cases: list[_Case] = []
     for picture in _pictures(scale, min(receptive_field["downscale"], max(receptive_field["upscale"], CANDIDATES[-1]))):
         feed: Arrays = {"hr": picture}
         out = down.all(feed)
-        down_cases.append((down, feed, scale, down.of(out)))
+        down_cases.append((down, feed, scale, align, down.of(out)))
         feed = {name: out[name] for name in up.inputs}
-        up_cases.append((up, feed, 1, up.of(up.all(feed))))
+        up_cases.append((up, feed, 1, 1, up.of(up.all(feed))))
     if receptive_field["downscale"] == receptive_field["upscale"]:
         halo, worst = _least_halo([*down_cases, *up_cases], receptive_field["downscale"], LIMIT, _largest)
         return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
@@ -86,8 +89,9 @@ def _root_mean_square(deviation: npt.NDArray[np.float32]) -> float:
     return float(np.sqrt(np.square(deviation, dtype=np.float64).mean()))
 
 
-_Case = tuple["_Levels", Arrays, int, list[npt.NDArray[np.float32]]]
-"""A graph, what it is fed, the input pixels of an LR pixel, and what it makes of the whole picture."""
+_Case = tuple["_Levels", Arrays, int, int, list[npt.NDArray[np.float32]]]
+"""A graph, what it is fed, the input pixels of an LR pixel, the LR pixels that tiles are aligned to, and what it makes of the whole
+picture."""
 
 
 def _pictures(scale: int, halo: int) -> list[npt.NDArray[np.uint8]]:
@@ -126,14 +130,14 @@ class _Levels:
 
 
 def _deviation(
-    graph: _Levels, feed: Arrays, step: int, whole: Sequence[npt.NDArray[np.float32]], halo: int
+    graph: _Levels, feed: Arrays, step: int, align: int, whole: Sequence[npt.NDArray[np.float32]], halo: int
 ) -> npt.NDArray[np.float32]:
     """Differences in the core between the whole picture and the core with a halo; `step` input pixels are one LR pixel."""
     first = next(iter(feed.values()))
     side = first.shape[1] // step
-    start = (side - CORE) // 2
+    start = (side - CORE) // 2 // align * align
     core = Box(start, start + CORE, start, start + CORE)
-    region = grow(core, halo, 1, side, side)
+    region = grow(core, halo, align, side, side)
     rows, columns = region.slices(step)
     tile = {
         name: np.ascontiguousarray(value[:, :, rows, columns] if name == "z" else value[:, rows, columns])

@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto, shape_inference
 from rescale.variants import LATENT_STRIDE
 
 SIDE = 64
-"""LR pixels a side of the size at which lifetimes are walked; large enough that constants do not matter."""
+"""LR pixels a side of the size at which lifetimes are walked: a multiple of the latent stride, large enough that constants do not
+matter."""
 
 _BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.INT64: 8, TensorProto.INT32: 4}
 _BYTES |= {TensorProto.UINT8: 1, TensorProto.BOOL: 1}
@@ -26,7 +27,8 @@ def bytes_per_lr_pixel(model: ModelProto, scale: int) -> int:
     concrete.CopyFrom(model)
     known = {"batch": 1, "height": SIDE * scale, "width": SIDE * scale, "lr_height": SIDE, "lr_width": SIDE}
     known |= {"latent_height": SIDE // LATENT_STRIDE, "latent_width": SIDE // LATENT_STRIDE}
-    for value in (*concrete.graph.input, *concrete.graph.output):
+    known |= {"padded_height": SIDE, "padded_width": SIDE}
+    for value in (*concrete.graph.input, *concrete.graph.output, *concrete.graph.value_info):
         for d in value.type.tensor_type.shape.dim:
             if d.HasField("dim_param"):
                 d.dim_value = known[d.dim_param]

@@ -7,6 +7,7 @@ operators, grouped convolutions and dead branches by construction, and makes an 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class GraphWriter:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.known: list[Tensor] = []
 
     def input(self, tensor: Tensor) -> str:
         """Declare a graph input."""
@@ -64,6 +66,11 @@ class GraphWriter:
             node.input[:] = [name if x == value else x for x in node.input]
             node.output[:] = [name if x == value else x for x in node.output]
         self.outputs.append(tensor)
+
+    def declare(self, value: str, tensor: Tensor) -> str:
+        """Say what a value is where it hangs on sizes that shape inference does not follow. Returns the value."""
+        self.known.append(dataclasses.replace(tensor, name=value))
+        return value
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -174,6 +181,7 @@ class GraphWriter:
             [info(t) for t in self.inputs],
             [info(t) for t in self.outputs],
             list(self.constants.values()),
+            value_info=[info(t) for t in self.known],
         )
         return helper.make_model(
             graph,

@@ -55,10 +55,13 @@ def test_a_valid_engine_is_kept(own_bundle, profile, options, tmp_path):
     assert (forced.reused, forced.reason) == (False, "asked for again")
 
 
-def test_a_downscale_graph_with_corrections_is_built(corrected_pair, profile, options):
-    made = ensure(Bundle(corrected_pair[0]), "downscale", profile, options=options)
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_a_downscale_graph_with_corrections_is_built(corrected_pair_of, profile, options, model):
+    """That of -M pads and crops by sizes that are known when it runs."""
+    path = corrected_pair_of(model)[0]
+    made = ensure(Bundle(path), "downscale", profile, options=options)
     assert made.info.path.stat().st_size > 0
-    assert read_engine(made.info.path, Bundle(corrected_pair[0]))[0] == made.info
+    assert read_engine(made.info.path, Bundle(path))[0] == made.info
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ import torch
 import rescale
 from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import BundleError
+from rescale.network import LATENT_HALO
+from rescale.variants import LATENT_STRIDE
 from rescale_export import graphs
 from rescale_export.cli import main
 from rescale_export.halo import LIMIT, RMS_LIMIT
+from rescale_export.memory import bytes_per_lr_pixel
 from rescale_export.session import session_of
 from rescale_export.validate import reference
 from rescale_export.writer import FILTER_VALUES
@@ -25,7 +28,7 @@ from rescale_train import checkpoint
 from rescale_train.checkpoint import flow_digest, weights_digest
 from rescale_train.recipe import load_recipe
 
-CASES = [(m, s, {}) for m in ("irn", "irn_a", "dlv_irn", "dlv_irn_a") for s in (2, 4)]
+CASES = [(m, s, {}) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 CASES += [("irn_a", 2, {"alpha_split": "post"}), ("irn_a", 4, {"alpha_split": "post"}), ("dlv_irn_a", 2, {"shared_trunk": False})]
 CASES += [("irn_a", 4, {"blocks": (0, 1)}), ("irn_a", 2, {"alpha_basis": "orthonormal"})]
 
@@ -75,19 +78,26 @@ def test_filters_that_corrections_share_are_stored_once(make_net):
     assert not [name for name in more if "level" in name], "of the second one only its own block is new"
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize(("model", "scale"), [("irn_a", 2), ("irn_a", 4), ("irn_m", 2), ("irn_m", 4)])
 @torch.no_grad()
-def test_a_code_depends_on_no_more_than_the_receptive_field(make_net, scale):
-    net = make_net("irn_a", scale, corrections=2).double()
+def test_a_code_depends_on_no_more_than_the_receptive_field(make_net, model, scale):
+    net = make_net(model, scale, corrections=2).double()
     net.corrections = net.corrections[:1]
     field = graphs.receptive_field(net)
-    assert field["downscale"] == 3 * field["upscale"] + 5
-    side, at = 2 * field["downscale"] + 7, field["downscale"] + 3
+    assert field["downscale"] == 3 * field["upscale"] + 5 + (2 * LATENT_HALO if model == "irn_m" else 0)
+    at = -(-field["downscale"] // LATENT_STRIDE) * LATENT_STRIDE
+    side = 2 * at + 4
     g = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, side * scale, side * scale, generator=g, dtype=torch.float64)
     other, block = x.clone(), slice(at * scale, (at + 1) * scale)
     other[..., block, block] = torch.rand(1, 3, scale, scale, generator=g, dtype=torch.float64)
-    delta = (net.correct(other, net(other)[0]) - net.correct(x, net(x)[0]))[0].abs().amax(0)
+
+    def codes(picture):
+        y, z = net(picture)
+        coder = net.autoencoder
+        return net.correct(picture, y, torch.zeros_like(z) if coder is None else coder.decode(coder.encode(z), *z.shape[2:]))
+
+    delta = (codes(other) - codes(x))[0].abs().amax(0)
     rows, columns = torch.nonzero(delta, as_tuple=True)
     reach = int(torch.maximum((rows - at).abs(), (columns - at).abs()).max())
     assert field["upscale"] < reach <= field["downscale"]
@@ -111,24 +121,30 @@ def test_the_manifest_says_so(make_net, corrected_pair):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 12), (33, 21), (64, 80)])
-def test_either_bundle_restores_the_files_of_the_other(corrected_pair, picture, height, width):
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_either_bundle_restores_the_files_of_the_other(corrected_pair_of, picture, model, height, width):
     image = picture(height, width)
-    with rescale.load(corrected_pair[0], threads=1) as one, rescale.load(corrected_pair[1], threads=1) as other:
+    first, second = corrected_pair_of(model)
+    with rescale.load(first, threads=1) as one, rescale.load(second, threads=1) as other:
         small, plain = one.downscale(image), other.downscale(image)
         assert np.array_equal(one.upscale(small), other.upscale(small))
         assert np.array_equal(one.upscale(plain), other.upscale(plain))
+        assert (small.latent is None) == (model == "irn_a")
+        assert small.latent is None or np.array_equal(small.latent, plain.latent)
         if height > 8:
             assert not np.array_equal(small.rgb, plain.rgb)
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_tiles_give_what_the_whole_picture_gives(corrected_pair, picture, exact):
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_tiles_give_what_the_whole_picture_gives(corrected_pair_of, picture, model, exact):
     image = picture(150, 130)
-    with rescale.load(corrected_pair[0], threads=1, exact=exact) as net:
-        whole = net.network.down(image)[0]
+    with rescale.load(corrected_pair_of(model)[0], threads=1, exact=exact) as net:
+        whole, code = net.network.down(image)
         net.network.tile = (25, 30)
         assert len(net.network.tiles(75, 65, "downscale")) > 1
-        tiled = net.network.down(image)[0]
+        tiled, tiled_code = net.network.down(image)
+    assert np.array_equal(code, tiled_code)
     assert np.abs(whole.astype(int) - tiled).max() <= 1
     assert (whole != tiled).mean() <= (1e-3 if exact else 1e-2)
 
@@ -173,3 +189,16 @@ def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monke
     one, other = Bundle(tmp_path / "all"), Bundle(tmp_path / "fast")
     assert (one.corrections, other.corrections) == (2, 0)
     assert one.weights == other.weights
+
+
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_memory_counts_every_tensor(make_net, monkeypatch, model):
+    """Shape inference does not follow the sizes that -M pads and crops by; what it cannot tell would count as nothing."""
+    seen = []
+    infer = onnx.shape_inference.infer_shapes
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", lambda *a, **k: seen.append(infer(*a, **k).graph) or infer(*a, **k))
+    written = graphs.downscale(make_net(model, 2, corrections=2)).model({})
+    assert bytes_per_lr_pixel(written, 2) > 0
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*seen[-1].value_info, *seen[-1].output)}
+    assert {o for node in seen[-1].node for o in node.output} <= set(shapes)
+    assert not [name for name, sides in shapes.items() if 0 in sides]

@@ -58,7 +58,7 @@ class NetConfig:
         ae_layers: convolutions in the encoder of the -M autoencoder, 2 or 4 (paper, table 2).
         ae_zero_init: zero the decoder's last layer, so that training starts at z-hat = 0 (our proposal).
         corrections: learned steps of the encoder along the decoder's gradient, see `RescalingNet.correct` (ours); the decoder is
-            the same with and without them. Not for -M.
+            the same with and without them.
         correction_growth: growth of a correction's dense block.
         latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
             trained z has an RMS of about 0.005: without a gain the code varies by less than one of its 255 levels.
@@ -107,10 +107,6 @@ class NetConfig:
         _one_of("net.ae_layers", self.ae_layers, (2, 4))
         require(0 <= self.corrections <= 8, f"net.corrections: 0 to 8, got {self.corrections}")
         require(1 <= self.correction_growth <= 256, f"net.correction_growth: 1 to 256, got {self.correction_growth}")
-        require(
-            not (v.latent and self.corrections),
-            f"net.corrections: {self.model} restores from a latent code too; 0 is wanted, got {self.corrections}",
-        )
 
     @property
     def variant(self) -> Variant:
@@ -256,7 +252,7 @@ class TrainConfig:
             Alpha stays as it is: it has no picture to be faithful to, and noise there costs restored detail.
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
-        flow_frozen: keep the flow fixed and train the encoder's corrections alone.
+        flow_frozen: keep the flow and the autoencoder fixed and train the encoder's corrections alone.
         seed: of the weights, the crops, the mixed-in pictures and the noise.
         loss: weights of the loss terms.
         mix: pictures beside the photographs; none by default.

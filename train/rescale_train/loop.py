@@ -200,7 +200,7 @@ class Trainer:
             self.net.load_state_dict(start.weights)
         if recipe.train.ae_pretrain_steps and (start is None or start.fresh_autoencoder):
             pretrain_autoencoder(self.net, recipe, device)
-        if recipe.train.ae_frozen and self.net.autoencoder is not None:
+        if (recipe.train.ae_frozen or recipe.train.flow_frozen) and self.net.autoencoder is not None:
             self.net.autoencoder.requires_grad_(False)
         if recipe.train.flow_frozen:
             self.net.levels.requires_grad_(False)

@@ -118,19 +118,20 @@ class RescalingNet(nn.Module):
             state = transform.inverse(torch.cat((a, b), 1))
         return state
 
-    def slope(self, x: Tensor, y: Tensor) -> Tensor:
+    def slope(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Gradient of half the squared error of what y restores, by y; the square of luma counts 1 + `LUMA_WEIGHT` times.
 
         Args:
             x: (B, 3, H, W), what is to be restored.
             y: (B, 3 or 4, h, w) as `forward` gives it.
+            z: (B, z, h, w), the z-hat that the decoder will have; it does not depend on y.
 
         Returns:
             Shape of y; a constant to whatever is derived from it.
         """
         with torch.enable_grad():
             start = y.detach().requires_grad_()
-            error = self.inverse(start, self.decode_z(start, None)) - x
+            error = self.inverse(start, z.detach()) - x
             return torch.autograd.grad(error, start, stretch_luma(error.detach(), LUMA_WEIGHT))[0]
 
     def held(self, y: Tensor) -> Tensor:
@@ -138,16 +139,16 @@ class RescalingNet(nn.Module):
         low, high = (torch.tensor(v, dtype=y.dtype, device=y.device).view(1, -1, 1, 1) for v in code_range(self.config))
         return straight_through(y, torch.clamp(y, low, high))
 
-    def correct(self, x: Tensor, y: Tensor) -> Tensor:
+    def correct(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
 
         An encoder is one function for all pictures; what it leaves to be gained for one picture is told by the decoder's gradient
-        (iterative amortised inference, Marino et al., arXiv 1807.09356). x and y as of `slope`. Each step begins at codes that a
+        (iterative amortised inference, Marino et al., arXiv 1807.09356). x, y and z as of `slope`. Each step begins at codes that a
         file can hold: beyond them the decoder was never trained, its slopes grow without bounds and so would the steps.
         """
         for block in self.corrections:
             y = self.held(y)
-            y = y + block(torch.cat((y, SLOPE_GAIN * self.slope(x, y)), 1)) / 255.0
+            y = y + block(torch.cat((y, SLOPE_GAIN * self.slope(x, y, z)), 1)) / 255.0
         return y
 
     def without_corrections(self) -> RescalingNet:
@@ -159,15 +160,16 @@ class RescalingNet(nn.Module):
     def downscale(self, x: Tensor) -> Downscaled:
         """HR (B, 3, H, W) in [0, 1] -> what an LR file holds, and what the losses need."""
         y, z = self(x)
-        y = self.correct(x, y)
+        code = None
+        if self.autoencoder is not None:
+            code = quantise_latent(self.autoencoder.encode(z))
+        if self.corrections:
+            y = self.correct(x, y, self.decode_z(y, code))
         rgb = y[:, :3]
         lr = quantise_rgb(rgb)
         if self.config.variant.alpha:
             u = torch.sigmoid(self.config.alpha_gain * y[:, 3:4])
             lr = torch.cat((lr, quantise_alpha(u)), 1)
-        code = None
-        if self.autoencoder is not None:
-            code = quantise_latent(self.autoencoder.encode(z))
         return Downscaled(lr, code, rgb, z)
 
     def decode_z(self, lr: Tensor, code: Tensor | None) -> Tensor:
