@@ -44,7 +44,7 @@ def test_first_command_restores_a_real_picture_and_prints_its_psnr(workplace):
 
 
 def test_second_command_is_what_ci_runs():
-    assert blocks("sh")[1].strip().endswith("&& .venv/bin/pytest -q")
+    assert blocks("sh")[1].strip().endswith("&& .venv/bin/pytest -q -n auto --dist worksteal")
     assert "<!-- test command -->\n```sh\n" + blocks("sh")[1] in README
     assert "test command" in (ROOT / ".ci" / "run").read_text()
 
