@@ -175,15 +175,16 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
         codes = g.op("Add", [rounded, g.scalar(ALPHA_MIN)], "alpha.code")
         small = g.concat([_round_rgb(g, rgb, "lr"), codes], "lr.cat")
     else:
-        small = _round_rgb(g, _correct(g, net, unit, a, _as_decoded(g, net, b) if net.corrections and v.latent else ""), "lr")
+        z_hat = _as_decoded(g, net, b) if v.latent and net.corrections else ""
+        small = _round_rgb(g, _correct(g, net, unit, a, z_hat), "lr")
     g.output(_to_bytes(g, small, "lr"), contract.lr(v))
     if v.latent:
         g.output(b, contract.z(c.z_channels))
     return g
 
 
-def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z: str = "") -> str:
-    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's, z what is decoded (empty: zero)."""
+def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z_hat: str = "") -> str:
+    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's, z-hat what is decoded (empty: zero)."""
     c = net.config
     for k, block in enumerate(net.corrections):
         name = f"correction{k}"
@@ -193,7 +194,7 @@ def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z: str = "") -> 
             most = g.constant("codes.most", np.reshape(high, (1, -1, 1, 1)))
             y = g.op("Min", [g.op("Max", [y, least], f"{name}.above"), most], f"{name}.held")
             start = len(g.nodes)
-            a, b = y, z
+            a, b = y, z_hat
             if c.variant.alpha and not c.pre_split:
                 a, alpha = g.split(y, [3, 1], f"{name}.split")
                 b = _as_first_of(g, alpha, c.z_channels + 1, f"{name}.high")
