@@ -31,8 +31,8 @@ def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, s
         picture = module._pictures(scale, 40)[0]
         feed = {"hr": picture}
         whole = graphs["downscale"].of(graphs["downscale"].all(feed))
-        exact = module._deviation(graphs["downscale"], feed, scale, whole, receptive_field(net)["downscale"]).max()
-        short = module._deviation(graphs["downscale"], feed, scale, whole, 0).max()
+        exact = module._deviation(graphs["downscale"], feed, scale, 1, whole, receptive_field(net)["downscale"]).max()
+        short = module._deviation(graphs["downscale"], feed, scale, 1, whole, 0).max()
         assert exact < 1e-2 < short
 
 
