@@ -36,7 +36,7 @@ def tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     measured = [(r["model"], r) for r in report["results"]] + [("bicubic down and up", r) for r in report["bicubic"]]
     for method, result in measured:
         place = (result["scale"], result["set"])
-        table = found.setdefault(place, {"scale": place[0], "set": place[1], "count": result["count"], "rows": [], "spread": []})
+        table = found.setdefault(place, {"scale": place[0], "set": place[1], "count": result["count"], "rows": []})
         by = result.get("backend", "MATLAB's kernel, 8 bits")
         row = {"method": method, "origin": MEASURED, "source": by, **result["mean"]}
         table["rows"].append(row)
@@ -56,11 +56,7 @@ def spread(report: Mapping[str, Any], scale: int, name: str) -> list[dict[str, A
         one of this scale: ``over``, ``least``, ``median`` and ``most``. ``lowest``, ``least`` and ``most`` are pairs of a
         picture's name and dB. Where both restored a picture without error its gain is 0.
     """
-
-    def of(kind: str) -> list[Mapping[str, Any]]:
-        return [r for r in report[kind] if (r["scale"], r["set"]) == (scale, name)]
-
-    bicubic, results = of("bicubic"), of("results")
+    bicubic, results = (_of(report[kind], scale, name) for kind in ("bicubic", "results"))
     found = []
     for i, result in enumerate(results):
         bases = [("bicubic", b) for b in bicubic] + [(b["model"], b) for b in results[:1] if i]
@@ -73,6 +69,11 @@ def spread(report: Mapping[str, Any], scale: int, name: str) -> list[dict[str, A
             gains.append({"over": title, "least": ranked[0], "median": median, "most": ranked[-1]})
         found.append({"method": result["model"], "lowest": _ranked(each)[0], "gains": gains})
     return found
+
+
+def _of(results: list[dict[str, Any]], scale: int, name: str) -> list[dict[str, Any]]:
+    """Those of one scale and set."""
+    return [r for r in results if (r["scale"], r["set"]) == (scale, name)]
 
 
 def _gain(value: float, base: float) -> float:
@@ -126,10 +127,7 @@ def _methods(rows: list[dict[str, Any]], source: str) -> list[str]:
 
 def _pictures(report: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
-    place = (table["scale"], table["set"])
-    for r in report["results"]:
-        if (r["scale"], r["set"]) != place:
-            continue
+    for r in _of(report["results"], table["scale"], table["set"]):
         lines += [f"{r['model']}, each picture:", "", *_head(["", *(head for head, _, _ in COLUMNS), FORCED[0]])]
         for p in r["pictures"]:
             lines.append(_row([p["name"], *(_figure(p[key], digits) for _, key, digits in (*COLUMNS, FORCED))]))

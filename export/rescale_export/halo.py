@@ -50,8 +50,9 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         ``limit_rms`` of the downscale graph.
     """
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
+    corrected = receptive_field["downscale"] != receptive_field["upscale"]
     # The latent code that corrections look at hangs on where its blocks begin; tiles begin there too.
-    align = LATENT_STRIDE if "z" in down.outputs and receptive_field["downscale"] != receptive_field["upscale"] else 1
+    align = LATENT_STRIDE if corrected and "z" in down.outputs else 1
     down_cases: list[_Case] = []
     up_cases: list[_Case] = []
     for picture in _pictures(scale, min(receptive_field["downscale"], max(receptive_field["upscale"], CANDIDATES[-1]))):
@@ -60,7 +61,7 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         down_cases.append((down, feed, scale, align, down.of(out)))
         feed = {name: out[name] for name in up.inputs}
         up_cases.append((up, feed, 1, 1, up.of(up.all(feed))))
-    if receptive_field["downscale"] == receptive_field["upscale"]:
+    if not corrected:
         halo, worst = _least_halo([*down_cases, *up_cases], receptive_field["downscale"], LIMIT, _largest)
         return {"lr_pixels": halo, "deviation": round(worst, 4), "limit": LIMIT}
     up_halo, worst = _least_halo(up_cases, receptive_field["upscale"], LIMIT, _largest)

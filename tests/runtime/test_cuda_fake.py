@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from captured_copies import replay
 
 from rescale.cuda.fake import FakeCuda, Violation
 from rescale.errors import OutOfMemoryError
@@ -108,21 +109,7 @@ class TestFake:
             self.wrong(api, "while this thread captures", call, *arguments)
 
     def test_a_captured_graph_runs_when_it_is_launched(self, api):
-        device, host, back = api.allocate(4), api.allocate_host(4), api.allocate_host(4)
-        stream = api.create_stream()
-        host.array()[:] = 1
-        back.array()[:] = 0
-        api.begin_capture(stream)
-        api.to_device(device, host, 4, stream)
-        api.to_host(back, device, 4, stream)
-        graph = api.end_capture(stream)
-        api.synchronize()
-        assert not back.array().any()
-        for value in (1, 2):
-            host.array()[:] = value
-            api.launch(graph, stream)
-            api.synchronize()
-            assert (back.array() == value).all()
+        replay(api, api.create_stream(), 4, (1, 2), api.synchronize)
 
     def test_work_waits_until_it_must(self, api):
         device, host, stream = api.allocate(4), api.allocate_host(4), api.create_stream()

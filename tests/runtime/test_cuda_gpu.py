@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from captured_copies import replay
 
 from rescale import flavour, parity
 from rescale.backends.onnxruntime import OnnxRuntimeRunner
@@ -107,20 +108,12 @@ def test_a_graph_replays_its_copies(api):
         pytest.skip(f"{api.name} has no CUDA graphs")
     with api.current():
         stream, event = api.create_stream(), api.create_event()
-        device, host, back = api.allocate(4096), api.allocate_host(4096), api.allocate_host(4096)
-        back.array()[:] = 0
-        api.begin_capture(stream)
-        api.to_device(device, host, 4096, stream)
-        api.to_host(back, device, 4096, stream)
-        graph = api.end_capture(stream)
-        api.synchronize()
-        assert not back.array().any()
-        for value in (7, 8):
-            host.array()[:] = value
-            api.launch(graph, stream)
+
+        def wait() -> None:
             api.record(event, stream)
             api.synchronize_event(event)
-            assert (back.array() == value).all()
+
+        graph, device, host, back = replay(api, stream, 4096, (7, 8), wait)
         # What a capture forbids fails, and the stream is good afterwards.
         api.begin_capture(stream)
         with pytest.raises(BackendError):
