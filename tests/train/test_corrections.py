@@ -12,7 +12,7 @@ import torch
 from rescale.errors import ConfigError
 from rescale.quality import error_metric
 from rescale_train import checkpoint
-from rescale_train.config import NetConfig, from_dict, to_dict
+from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
 from rescale_train.cost import correction_macs, macs_per_lr_pixel, step_flop
 from rescale_train.data import CropSampler
 from rescale_train.grow import grow
@@ -21,6 +21,7 @@ from rescale_train.models import RescalingNet
 from rescale_train.models.irn import code_range
 from rescale_train.models.quantise import logit
 from rescale_train.recipe import load_recipe
+from rescale_train.start import read_start
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 
@@ -131,6 +132,22 @@ def test_they_grow_in_number_and_not_otherwise(make_net):
     plain = make_net("irn", 2, corrections=2)
     with pytest.raises(ConfigError, match="its corrections are of x2"):
         grow(plain, dataclasses.replace(plain.config, scale=4, blocks=(1, 1)))
+
+
+@pytest.mark.parametrize(("model", "scale"), ALL)
+@torch.no_grad()
+def test_a_flow_goes_on_without_them(make_net, tmp_path, model, scale):
+    net = make_net(model, scale, corrections=2)
+    wider = dataclasses.replace(net.config, corrections=0, growth=6)
+    x = torch.rand(1, 3, 8 * scale, 8 * scale)
+    grown, flow = grow(net, wider).downscale(x), net.without_corrections().downscale(x)
+    assert torch.allclose(grown.lr, flow.lr, atol=1e-5)
+    path = tmp_path / "corrected.safetensors"
+    checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1)), {})
+    start = read_start(path, Recipe(net.without_corrections().config, TrainConfig(steps=1)))
+    assert start.grown.endswith("left without its corrections")
+    assert start.digest == checkpoint.weights_digest(net), "cards find what a run began with by the whole network's digest"
+    assert start.weights.keys() == net.without_corrections().state_dict().keys()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Larger networks that start as smaller trained ones: more blocks, wider dense blocks, separate G and H, a dual latent
-variable, an autoencoder, corrections of the encoder, x4 for x2.
+variable, an autoencoder, corrections of the encoder, x4 for x2. Corrections can be left out too: the flow does without them.
 
 The grown network computes what the small one computes. New filters are fresh but feed nothing yet, new blocks are the
 identity, new corrections change nothing, the autoencoder decodes to z-hat = 0 unless ``ae_zero_init`` is false; all of them
@@ -45,9 +45,9 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
         return f"its dual latent variable has {small.dlv_channels} channels, more than {large.dlv_channels}"
     if large.shared_trunk and not small.shared_trunk:
         return "its G and H are separate"
-    if small.corrections and (twice or small.correction_growth != large.correction_growth):
+    if small.corrections and large.corrections and (twice or small.correction_growth != large.correction_growth):
         return f"its corrections are of x{small.scale} and growth {small.correction_growth}"
-    if small.corrections > large.corrections:
+    if small.corrections > large.corrections > 0:
         return f"it has {small.corrections} corrections, more than {large.corrections}"
     return ""
 
@@ -58,7 +58,8 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
     Args:
         source: trained network.
         config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true), from x2
-            to x4 (plain ``irn`` only), by corrections, or by an autoencoder, which is fresh; or without its dual latent variable.
+            to x4 (plain ``irn`` only), by corrections, or by an autoencoder, which is fresh; or without its dual latent variable,
+            or without all of its corrections: then the grown network's encoder does what the source's does without them.
 
     Returns:
         The grown network; what is fresh in it comes from torch's global generator.

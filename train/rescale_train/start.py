@@ -61,7 +61,11 @@ def read_start(path: Path, recipe: Recipe) -> Start:
             raise CheckpointError(f"{path}: {e}") from None
         small = given.recipe.net
         count = sum(small.blocks)
-        near = ", left without its dual latent variable" if small.dlv_channels > config.dlv_channels else ""
+        left = {
+            "dual latent variable": small.dlv_channels > config.dlv_channels,
+            "corrections": small.corrections > config.corrections,
+        }
+        near = "".join(f", left without its {name}" for name, so in left.items() if so)
         growth = " and ".join(map(str, dict.fromkeys(small.growths)))
         grown = f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {growth}{near}"
     return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown, fresh_autoencoder)
