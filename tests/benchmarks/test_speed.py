@@ -5,19 +5,13 @@ import io
 import json
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rescale import png
 from rescale.bundle import Bundle
@@ -28,14 +22,13 @@ from rescale.rescaler import load
 from rescale.variants import LATENT_STRIDE
 from rescale_bench import speed
 from rescale_bench.cli import main
-from rescale_bench.machine import PRODUCT_FLOPS, machine, peak_rss, versions
+from rescale_bench.machine import PRODUCT_FLOPS
 from rescale_bench.peers import eager, naive, naive_file
-from rescale_bench.peers_torch import export_naive, load_net, random_net, save_net
-from rescale_bench.speed_plan import Competitor, Options, Subject, competitors, sample_picture, side_lengths, subjects
-from rescale_bench.speed_processes import Job, Process, Timing, rounds, run_in_turn
-from rescale_bench.speed_report import add_ratios, direction_report, product_report, show, spread, sweep_flatness
+from rescale_bench.peers_torch import export_naive, load_net, save_net
+from rescale_bench.speed_plan import Competitor, Options, Subject, sample_picture
+from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
+from rescale_bench.speed_report import show
 from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec, arrays_file, downscale, serve, timed, upscale
-from rescale_train.config import net_config
 from rescale_train.models import RescalingNet
 
 BundleOf = Callable[[str, int], Path]
@@ -166,72 +159,6 @@ def test_a_plain_export_that_is_damaged_is_told(tmp_path: Path) -> None:
         naive(tmp_path, "irn", 2, 1).down(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_random_networks_are_zero_nowhere() -> None:
-    a, b = (random_net(net_config("irn", 2, "lite")) for _ in range(2))
-    weights = [p for name, p in a.named_parameters() if name.endswith("weight")]
-    assert all((p != 0).all() for p in weights)
-    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
-@given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True), st.integers(1, 7))
-def test_rounds_are_fair(names: list[str], repeats: int) -> None:
-    order = list(rounds(names, repeats))
-    assert len(order) == len(names) * repeats
-    for i in range(repeats):
-        part = order[i * len(names) : (i + 1) * len(names)]
-        assert sorted(part) == sorted(names)
-        assert part[0] == names[i % len(names)]
-
-
-@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20))
-def test_spread_is_ordered(times: list[float]) -> None:
-    found = spread(times)
-    assert found["times"] == times
-    assert found["min"] <= found["q1"] * (1 + 1e-9)
-    assert found["q1"] <= found["median"] * (1 + 1e-9)
-    assert found["median"] <= found["q3"] * (1 + 1e-9)
-    assert found["q3"] <= found["max"] * (1 + 1e-9)
-
-
-def timing(run: float, codec: float = 0.25) -> Timing:
-    times = {"decode": [codec] * 3, "run": [run, 2 * run, 4 * run], "encode": [codec] * 3}
-    times["whole"] = [a + 2 * codec for a in times["run"]]
-    return Timing(times, "x", 10, 20)
-
-
-def test_ratios_are_the_peers_time_over_mine() -> None:
-    def row(name: str, down: float, up: float) -> dict[str, Any]:
-        directions = {d: direction_report(timing(s), 4_000_000_000, 8.0) for d, s in zip(DIRECTIONS, (down, up), strict=True)}
-        return {"name": name, "directions": directions}
-
-    rows = [row("onnxruntime fp32", 0.5, 1.0), row("eager", 2.0, 3.0), row("naive", 1.0, 0.5)]
-    rows.append({"name": "onnxruntime mixed", "directions": {"upscale": rows[0]["directions"]["upscale"]}})
-    add_ratios(rows)
-    mine = rows[0]
-    assert mine["round_trip"] == {"run": 3.0, "whole": 4.0}
-    assert mine["times_faster"]["eager"] == {
-        "downscale": {"run": 4.0, "whole": 3.0},
-        "upscale": {"run": 3.0, "whole": pytest.approx(6.5 / 2.5)},
-        "round_trip": {"run": pytest.approx(10 / 3), "whole": pytest.approx(11 / 4)},
-    }
-    assert mine["times_faster"]["naive"]["upscale"]["run"] == 0.5
-    assert rows[1]["times_faster"]["eager"]["round_trip"] == {"run": 1.0, "whole": 1.0}
-    assert rows[3]["round_trip"] is None
-    assert set(rows[3]["times_faster"]["eager"]) == {"upscale"}
-    assert mine["directions"]["downscale"]["gflops"] == 4.0
-    assert mine["directions"]["downscale"]["share_of_peak"] == 0.5
-
-
-def test_the_peak_is_the_best_product() -> None:
-    found = product_report(Timing({"run": [0.5, 0.25, 1.0]}, "product"))
-    assert found["gflops"] == PRODUCT_FLOPS / 0.25 / 1e9
-
-
-def test_flatness_is_largest_over_smallest() -> None:
-    sizes = [{"seconds_per_megapixel": {"run": r, "whole": w}} for r, w in ((1.0, 3.0), (1.2, 3.0), (1.1, 3.0))]
-    assert sweep_flatness(sizes) == {"run": pytest.approx(0.2), "whole": 0.0}
-
-
 def test_a_process_that_dies_fails_alone(bundle: BundleOf, tmp_path: Path) -> None:
     source = tmp_path / "source.png"
     source.write_bytes(png.encode(sample_picture(20, 30)))
@@ -307,76 +234,6 @@ def test_steps_do_what_the_commands_do(bundle: BundleOf) -> None:
         assert file == opened.downscale(picture).to_bytes()
         _, _, restored = timed(upscale(opened.network, opened.bundle), file)
         assert np.array_equal(read_picture(restored), opened.upscale(Small.from_bytes(file)))
-
-
-def test_peak_memory_is_the_process_own() -> None:
-    """`ru_maxrss` of a child is at least what its parent took when it began."""
-    ballast = np.ones(200 << 20, np.uint8)
-    command = "from rescale_bench.machine import peak_rss; print(peak_rss())"
-    found = int(subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout)
-    assert peak_rss() > ballast.nbytes > found > 1 << 20
-
-
-def test_machine_is_read_from_linux_files(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512f amx_bf16x\n")
-    (tmp_path / "meminfo").write_text("MemTotal:       2048 kB\nMemAvailable:   1024 kB\n")
-    found = machine(3, tmp_path / "cpuinfo", tmp_path / "meminfo")
-    assert (found["cpu"], found["simd"], found["memory"], found["threads"]) == ("Some CPU @ 2 GHz", ["avx2", "avx512f"], 2 << 20, 3)
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50\nFeatures\t: fp asimd asimdhp\n")
-    assert machine(1, tmp_path / "cpuinfo", tmp_path / "none")["simd"] == ["asimd", "asimdhp"]
-    assert machine(1, tmp_path / "none", tmp_path / "none")["memory"] is None
-    assert versions()["onnxruntime"] == ort.__version__
-
-
-def test_default_competitors() -> None:
-    names = [c.name for c in competitors(Options())]
-    assert names[0] == "onnxruntime fp32"
-    assert names[-3:] == ["eager", "compiled", "naive"]
-    assert "compiled" not in [c.name for c in competitors(Options(compiled=False))]
-    assert "onnxruntime mixed" not in names
-    assert not any(c.asked for c in competitors(Options(precisions=["mixed"])))
-    found = competitors(Options(backends=["onnxruntime"], precisions=["mixed", "mixed"], peers=False))
-    assert found == [Competitor("backend", "onnxruntime", "mixed", True)]
-    assert all(c.kind == "backend" for c in competitors(Options(sweep=True)))
-
-
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_sample_pictures_have_any_size(height: int, width: int) -> None:
-    picture = sample_picture(height, width)
-    assert picture.shape == (height, width, 3)
-    assert picture.dtype == np.uint8
-
-
-def test_sample_pictures_do_not_repeat_for_a_codec() -> None:
-    once, often = len(png.encode(sample_picture(192, 288))), len(png.encode(sample_picture(768, 1152)))
-    assert often == pytest.approx(16 * once, rel=0.1)
-
-
-@given(st.floats(0.001, 200.0))
-def test_sides_make_the_megapixels(megapixels: float) -> None:
-    height, width = side_lengths(megapixels)
-    assert height % 16 == width % 16 == 0
-    if megapixels > 0.05:
-        assert height * width / 1e6 == pytest.approx(megapixels, rel=0.1)
-
-
-def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> None:
-    path = bundle("irn", 2)
-    only = list(subjects(Options(bundles=[path]), competitors(Options()), tmp_path))
-    assert [(s.bundle.path, s.weights) for s in only] == [(path, "unknown")]
-    wanted = competitors(Options(backends=["onnxruntime"], precisions=["fp32"]))
-    both = list(subjects(Options(models=["irn"], scales=[2]), wanted, tmp_path))
-    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 medium", "same")]
-    again = list(subjects(Options(bundles=[both[0].bundle.path]), wanted, tmp_path))
-    assert again[0].weights == "same"
-    assert all(torch.equal(p, q) for p, q in zip(again[0].net.parameters(), both[0].net.parameters(), strict=True))
-
-
-@pytest.mark.usefixtures("only_irn_ships")
-def test_models_without_weights_get_random_ones(tmp_path: Path) -> None:
-    wanted = competitors(Options(backends=["onnxruntime"], precisions=["mixed"]))
-    (subject,) = subjects(Options(models=["irn_a"], sizes=["lite"]), wanted, tmp_path)
-    assert (subject.weights, list(subject.bundle.precisions)) == ("random", ["fp32", "mixed"])
 
 
 def test_pictures_of_foreign_weights_are_not_compared(bundle: BundleOf, make_net: MakeNet, tmp_path: Path) -> None:
