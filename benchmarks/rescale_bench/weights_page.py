@@ -56,13 +56,10 @@ def page(shipped: Iterable[Shipped]) -> str:
 
 
 def history(shipped: Shipped) -> list[str]:
-    """The runs that led to weights, first one first: command, network, steps and minutes. Each begins with what the last wrote."""
-    stages: list[Mapping[str, Any]] = [shipped.card]
-    while "continued_from" in stages[0]:
-        stages.insert(0, stages[0]["continued_from"])
+    """The runs that led to weights, first one first: command, network, steps and minutes."""
     lines: list[str] = []
     start = ""
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(shipped.stages, 1):
         recipe = from_dict(Recipe, stage["recipe"], "recipe")
         stopped = "" if stage["steps"] >= recipe.train.steps else f" (stopped after {stage['steps']:,})"
         steps = f"{recipe.train.steps:,} steps{stopped}"

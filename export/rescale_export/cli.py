@@ -114,30 +114,32 @@ def export(
 def print_list(json_: bool) -> None:
     """All models and scales, with the weights that ship for them."""
     from rescale_train.config import SIZES
-    from rescale_train.shipped import list_shipped
+    from rescale_train.shipped import Shipped, default_of, list_shipped
+
+    def describe(s: Shipped, default: Shipped) -> dict[str, Any]:
+        said = {key: s.card[key] for key in ("parameters", "figures")}
+        corrections = s.card["recipe"]["net"].get("corrections", 0)
+        return {"size": s.size, "default": s is default, "steps": s.steps, "corrections": corrections, **said}
 
     shipped = list_shipped()
     rows: list[dict[str, Any]] = []
     for name, v in VARIANTS.items():
         for scale in SCALES:
             here = [s for s in shipped if (s.model, s.scale) == (name, scale)]
-            rows.append(
-                {
-                    "model": name,
-                    "title": v.title,
-                    "scale": scale,
-                    "sizes": list(SIZES),
-                    "weights": [{"size": s.size, "steps": s.card["steps"], "figures": s.card["figures"]} for s in here],
-                }
-            )
+            weights = [describe(s, default_of(here)) for s in here]
+            rows.append({"model": name, "title": v.title, "scale": scale, "sizes": list(SIZES), "weights": weights})
     if json_:
         print_json(rows)
         return
     for row in rows:
         print(f"{row['model']} x{row['scale']} ({row['title']}), sizes {', '.join(row['sizes'])}")
-        for w in row["weights"]:
+        for w in sorted(row["weights"], key=lambda w: -w["parameters"]):
+            marked = " (default)" if w["default"] else ""
+            corrected = f", {w['corrections']} corrections" if w["corrections"] else ""
+            what = f"{w['parameters'] / 1e6:.2f} M parameters{corrected}, {w['steps']:,} steps"
             figures = ", ".join(f"{k} {v['hr_psnr_y']:.2f} dB" for k, v in w["figures"].items())
-            print(f"    shipped: {w['size']}, {w['steps']} steps, Y-PSNR {figures}")
+            print(f"    shipped: {w['size']}{marked}, {what}; Y-PSNR {figures}")
+    print("(default): what is taken without --size; steps: of all runs that led to the weights; corrections: see --no-corrections")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from rescale_train import checkpoint, shipped
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import SIZES, Recipe, TrainConfig, net_config
 from rescale_train.models import RescalingNet
+from rescale_train.shipped import find_shipped
 
 MakeNet = Callable[..., RescalingNet]
 
@@ -35,7 +36,8 @@ def folder(tmp_path: Path, net_of: MakeNet, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "shipped"
     path.mkdir()
     save(path / "irn_a_x2_lite.safetensors", net_of(net_config("irn_a", 2, "lite")))
-    card: dict[str, Any] = {"model": "irn_a", "scale": 2, "size": "lite", "steps": 77}
+    card: dict[str, Any] = {"model": "irn_a", "scale": 2, "size": "lite", "steps": 77, "parameters": 187_000, "recipe": {"net": {}}}
+    card["continued_from"] = {"steps": 1_000, "continued_from": {"steps": 23}}
     card["figures"] = {"Set5": {"hr_psnr_y": 41.236}, "BSD100": {"hr_psnr_y": 39.5}}
     (path / "irn_a_x2_lite.json").write_text(json.dumps(card))
     monkeypatch.setattr(shipped, "weights_folder", lambda: path)
@@ -100,11 +102,12 @@ def test_weights_that_do_not_ship_are_an_error(tmp_path: Path, folder: Path, cap
 
 def test_the_list_names_every_model_and_scale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, note = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if not line.startswith(" ")]
     assert heads == [f"{m} x{s} ({v.title}), sizes full, medium, lite" for m, v in VARIANTS.items() for s in SCALES]
     at = lines.index("irn_a x2 (IRN-A), sizes full, medium, lite")
-    assert lines[at + 1] == "    shipped: lite, 77 steps, Y-PSNR Set5 41.24 dB, BSD100 39.50 dB"
+    assert lines[at + 1] == "    shipped: lite (default), 0.19 M parameters, 1,100 steps; Y-PSNR Set5 41.24 dB, BSD100 39.50 dB"
+    assert note.startswith("(default): what is taken without --size")
     assert len(lines) == len(heads) + 1
 
 
@@ -116,6 +119,17 @@ def test_the_list_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     weights = {(r["model"], r["scale"]): r["weights"] for r in rows}
     assert [w["size"] for w in weights["irn_a", 2]] == ["lite"]
     assert [k for k, w in weights.items() if w] == [("irn_a", 2)]
+
+
+def test_the_list_says_what_is_taken_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out):
+        default = find_shipped(row["model"], row["scale"])
+        assert [w["size"] for w in row["weights"] if w["default"]] == [default.size]
+        (taken,) = (w for w in row["weights"] if w["default"])
+        assert taken["parameters"] == default.card["parameters"]
+        assert taken["steps"] == default.steps >= default.card["steps"]
+        assert taken["corrections"] == default.card["recipe"]["net"].get("corrections", 0)
 
 
 @pytest.mark.parametrize(

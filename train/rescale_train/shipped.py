@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,19 @@ class Shipped:
     def title(self) -> str:
         """Short name: model, scale and size."""
         return f"{self.model} x{self.scale} {self.size}"
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """Cards of the runs that led to these weights, first one first; each began with what the one before wrote."""
+        stages = [self.card]
+        while "continued_from" in stages[0]:
+            stages.insert(0, stages[0]["continued_from"])
+        return stages
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps of all runs that led to these weights."""
+        return sum(stage["steps"] for stage in self.stages)
 
     def headline(self) -> tuple[str, float]:
         """(set, mean HR Y-PSNR in dB) of the first measured set of `HEADLINE_SETS`; an empty name if there is none."""
@@ -93,6 +107,11 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
         there = ", ".join(s.title for s in every) or "none"
         cure = "train them with rescale-train and give --checkpoint"
         raise UnknownModelError(f"no weights ship for {wanted} (shipped: {there}); {cure}")
+    return default_of(fitting)
+
+
+def default_of(fitting: Sequence[Shipped]) -> Shipped:
+    """Which of the weights of one model and scale a user gets who names no size; see `find_shipped`."""
     preferred = {name: -rank for rank, name in enumerate(DEFAULT_SIZES)}
     return max(fitting, key=lambda s: (preferred.get(s.size, -len(preferred)), s.headline()[1]))
 
