@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rescale.container import sidecar_path
 from rescale.errors import InputError, OutputError, RescaleError
 from rescale.files import TEMPORARY_GLOB, TEMPORARY_NAME, machine_mark
 
@@ -39,16 +40,21 @@ def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -
 
     Raises:
         InputError: nothing to do, a folder below cannot be read, or two sources would be written to one target.
+        OutputError: a target, or the side-car beside it, is one of the sources: by a link, or since `source` lies below `target`.
     """
     paths = (Path(folder) / name for folder, _, names in os.walk(source, onerror=_refuse_folder) for name in names)
     found = sorted(p for p in paths if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
     if not found:
         raise InputError(f"{source}: no picture found; wanted are {' '.join(suffixes)}")
     jobs: dict[Path, Job] = {}
+    places = {os.path.realpath(path): path for path in found}
     for path in found:
         goal = target / path.relative_to(source).with_suffix(new_suffix)
         if goal in jobs:
             raise InputError(f"{path} and {jobs[goal].source.name} would both become {goal}; rename one")
+        for place in (goal, sidecar_path(goal)):
+            if taken := places.get(os.path.realpath(place)):
+                raise OutputError(f"{place}: is the source {taken} itself; choose another folder for the results")
         jobs[goal] = Job(path, goal)
     return list(jobs.values())
 

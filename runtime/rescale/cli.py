@@ -15,7 +15,7 @@ from rescale import __version__
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
 from rescale.console import new_app, print_json, printable, require, run_app, warn, work_bar
-from rescale.errors import InputError, OutputError
+from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 from rescale.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ def down(
 
     check_paths(source, target)
     if raw is not None:
-        others = {"layout": layout != "alpha", "carrier": carrier != "chunk", "alpha": alpha != "refuse"}
+        others = {
+            "layout": layout != "alpha",
+            "carrier": carrier != "chunk",
+            "alpha": alpha != "refuse",
+            "container": container != "png",
+        }
         _unused_with_raw(**others, refine=refine > 0, overwrite=overwrite)
     elif carrier == "sidecar" and target == STREAM:
         raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
@@ -136,13 +141,13 @@ def up(
     json_: Json = False,
 ) -> int:
     """Restore large pictures. Exit code 3: the LR file cannot be restored exactly."""
-    from rescale.container import SUFFIXES, Small, State
+    from rescale.container import SUFFIXES, State
     from rescale.picture import WRITABLE, open_picture
 
     check_paths(source, target)
     if raw is not None:
         _unused_with_raw(force=force, trust_alpha=trust_alpha, reference=reference is not None, overwrite=overwrite)
-    elif source.is_file() and target != STREAM and target.suffix.lower() not in WRITABLE:
+    elif not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
         raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
     if reference is not None and source.is_dir():
         raise InputError(f"--reference {reference}: is one picture, and {source} a folder of many; leave it out")
@@ -154,8 +159,8 @@ def up(
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=True)
 
         def make(origin: Path, goal: Path) -> dict[str, Any]:
-            small = Small.open(stream_in(origin), max_pixels)
-            if small.size[0] * small.size[1] * net.bundle.scale**2 > max_pixels:
+            small = _open_lr(origin, max_pixels)
+            if math.prod(_restored_size(small, net)) > max_pixels:
                 raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
             with _watched(net, source, "restoring"):
@@ -209,15 +214,20 @@ def verify(
 ) -> int:
     """Check that a file can be restored exactly. Exit code 0: it can; 3: it cannot."""
     from rescale.bundle import Bundle
-    from rescale.container import ADVICE, Small, State
-    from rescale.errors import LrFileError
+    from rescale.container import ADVICE, State
 
-    small = Small.open(stream_in(source), max_pixels)
-    state, detail = small.state, small.detail
-    if bundle is not None:
-        b = Bundle(bundle)
-        b.verify()
-        state, detail = small.verdict(b.variant.name, b.scale, b.weights)
+    made = None if bundle is None else Bundle(bundle)
+    if made is not None:
+        made.verify()
+    try:
+        small = _open_lr(source, max_pixels)
+        state, detail = small.state, small.detail
+        if made is not None:
+            state, detail = small.verdict(made.variant.name, made.scale, made.weights)
+    except LrFileError as e:
+        if not json_:
+            raise
+        state, detail = State(e.state), str(e)
     if json_:
         print_json({"source": str(source), "state": str(state), "detail": detail, "restorable": state is State.EXACT})
         return 0 if state is State.EXACT else LrFileError.exit_code
@@ -263,6 +273,29 @@ def _load(
 
     budget = None if memory is None else parse_memory(memory)
     return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
+
+
+def _open_lr(source: Path, max_pixels: int) -> Small:
+    """`Small.open` for commands that say whether a file can be restored.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+        LrFileError: it is no whole picture.
+    """
+    from rescale.container import ADVICE, Small, State
+
+    try:
+        return Small.open(stream_in(source), max_pixels)
+    except DamagedPictureError as e:
+        raise LrFileError(f"{e}: {ADVICE[State.DAMAGED]}", State.DAMAGED) from None
+
+
+def _restored_size(small: Small, net: Rescaler) -> tuple[int, int]:
+    """(width, height) of what an LR picture becomes: the HR picture's, or without a marker that fits all that the network gives."""
+    block, scale = small.block, net.bundle.scale
+    if block is not None and (block.lr_size, block.scale) == (small.size, scale):
+        return block.hr_size
+    return small.size[0] * scale, small.size[1] * scale
 
 
 @contextmanager
@@ -328,10 +361,11 @@ def _down_text(facts: dict[str, Any]) -> str:
 
 def _up_text(facts: dict[str, Any]) -> str:
     text = f"{facts['target']}: {facts['hr_size'][0]}x{facts['hr_size'][1]}, {facts['model']}"
-    if "psnr_y" in facts and None in (facts["psnr_y"], facts["psnr_rgb"]):
+    if "psnr_y" in facts and facts["psnr_rgb"] is None:
         text += ", equal to the reference"
     elif "psnr_y" in facts:
-        text += f", Y-PSNR {facts['psnr_y']:.2f} dB (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
+        luma = "infinite" if facts["psnr_y"] is None else f"{facts['psnr_y']:.2f} dB"
+        text += f", Y-PSNR {luma} (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
     return text
 
 

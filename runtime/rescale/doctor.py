@@ -23,7 +23,7 @@ from rescale.bundle import Bundle
 from rescale.console import print_json, progress_bar
 from rescale.memory import available_memory
 from rescale.probes import BROKEN, PROBES, WORKS, Facts, finding, install
-from rescale.threads import CGROUP, cpu_quota, usable_threads
+from rescale.threads import cpu_quota, usable_threads
 
 # The engines' backends find devices through cuda-python.
 NEEDS = {
@@ -90,7 +90,7 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "usable_threads": usable_threads(),
-        "quota": cpu_quota(CGROUP),
+        "quota": cpu_quota(),
         "flags": [flag for flag in FLAGS if flag in has],
     }
 
@@ -175,7 +175,7 @@ def describe(report: Facts) -> list[str]:
         lines += _rows(name, found["state"], " ".join(filter(None, (found["version"], found["detail"]))), found["cure"])
     lines.append("backends:")
     for name, b in report["backends"].items():
-        said = "default" if name == report["default"] else "" if b["works"] else b["why"]
+        said = ": ".join(filter(None, ("default" if name == report["default"] else "", "" if b["works"] else b["why"])))
         lines += _rows(name, "works" if b["works"] else "unusable", said, b["cure"])
     if "bundle" in report:
         b = report["bundle"]

@@ -20,6 +20,10 @@ class InputError(RescaleError):
     """A picture or a folder given by the user cannot be used."""
 
 
+class DamagedPictureError(InputError):
+    """The bytes of a file could be read, but are no whole picture: empty, truncated, damaged, or none at all."""
+
+
 class OutputError(RescaleError):
     """A result cannot be written."""
 

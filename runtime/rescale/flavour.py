@@ -7,7 +7,6 @@ but the few that `Flavour` tells of.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rescale.errors import BackendError, MissingExtraError
+from rescale.extras import import_library
 
 NAMES = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -59,7 +59,7 @@ def probe() -> tuple[int, str]:
     Raises:
         MissingExtraError: cuda-python is not installed.
     """
-    runtime = _import("cuda.bindings.runtime", "tensorrt-rtx")
+    runtime = import_library("cuda.bindings.runtime", "tensorrt-rtx")
     try:
         error, count = runtime.cudaGetDeviceCount()
     except Exception as e:  # the bindings load the driver's library on the first call, and word its absence in several ways
@@ -97,7 +97,7 @@ def device() -> Device:
     count, reason = probe()
     if not count:
         raise BackendError(f"no CUDA device ({reason})")
-    runtime = _import("cuda.bindings.runtime", "tensorrt-rtx")
+    runtime = import_library("cuda.bindings.runtime", "tensorrt-rtx")
     error, index = runtime.cudaGetDevice()
     if int(error) == 0:
         error, found = runtime.cudaGetDeviceProperties(index)
@@ -123,23 +123,10 @@ def load(name: str, needs_device: bool = True) -> Flavour:
         raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
     # Asked first: it must be known before anything of `tensorrt` is constructed.
     count, reason = probe() if needs_device else (0, "")
-    module = _import(_MODULES[name], name)
+    module = import_library(_MODULES[name], name)
     if needs_device and not count:
         raise BackendError(f"{name}: no CUDA device ({reason})")
     return Flavour(name, module, str(module.__version__), builds_without_gpu=name == "tensorrt-rtx")
-
-
-def _import(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        if e.name is None or not module.startswith(e.name.split(".")[0]):
-            raise BackendError(f"{module}: cannot be imported: {e}") from None
-        from rescale.console import PACKAGE
-
-        raise MissingExtraError(f"{module} not installed: pip install '{PACKAGE}[{extra}]'") from None
-    except Exception as e:  # NVIDIA's packages raise classes of several kinds where a shared library is missing
-        raise BackendError(f"{module}: installed, but cannot be imported: {type(e).__name__}: {e}") from None
 
 
 _listening: ContextVar[list[Message] | None] = ContextVar("rescale_tensorrt_messages", default=None)

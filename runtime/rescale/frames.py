@@ -7,7 +7,9 @@ stream must be stored losslessly, and the reader of it must know the size. -M ha
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import re
 import select
 import threading
 from collections.abc import Callable
@@ -37,10 +39,12 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         InputError: not two numbers from 1 to 65535.
     """
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 1 <= int(width) <= MAX_SIDE and 1 <= int(height) <= MAX_SIDE):
-        raise InputError(f"size {text!r}: WIDTHxHEIGHT is wanted, each from 1 to {MAX_SIDE}, such as 1280x720")
-    return int(width), int(height)
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
+    width, height = (int(side) for side in match.groups()) if match else (0, 0)
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        shown = text if len(text) < 40 else text[:40] + "..."
+        raise InputError(f"size {shown!r}: WIDTHxHEIGHT is wanted, each from 1 to {MAX_SIDE}, such as 1280x720")
+    return width, height
 
 
 def lr_frame_bytes(net: Rescaler, hr_size: tuple[int, int]) -> tuple[int, int, int]:
@@ -93,7 +97,12 @@ def _read_frame(source: BinaryIO, size: int, index: int) -> bytes:
     """One frame; empty at the end of the stream."""
     parts, missing = [], size
     while missing:
-        part = read_some(source, missing)
+        try:
+            part = read_some(source, missing)
+        except OSError as e:
+            name = getattr(source, "name", None)
+            where = str(name) if isinstance(name, str | os.PathLike) else "the stream"
+            raise InputError(f"{where}: cannot read frame {index}: {e.strerror or e}") from None
         if not part:
             break
         parts.append(part)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.errors import InputError, MissingExtraError
+from rescale.errors import DamagedPictureError, InputError, MissingExtraError
 
 SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a")
 FILE_TYPE = bytes.fromhex("00000014667479706a786c20000000006a786c20")
@@ -48,11 +48,11 @@ def read_boxes(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
             start += 8
         end = len(data) if length == 0 else at + length
         if end > len(data) or end < start:
-            raise InputError(f"{name}: truncated JPEG XL: a {kind!r} box ends after the file")
+            raise DamagedPictureError(f"{name}: truncated JPEG XL: a {kind!r} box ends after the file")
         boxes.append((kind, data[start:end]))
         at = end
     if at != len(data):
-        raise InputError(f"{name}: damaged JPEG XL: bytes behind the last box")
+        raise DamagedPictureError(f"{name}: damaged JPEG XL: bytes behind the last box")
     return boxes
 
 
@@ -68,7 +68,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
             stream = body[4:] if kind == b"jxlp" else body
             break
     if len(stream) < 16 or not stream.startswith(CODESTREAM):
-        raise InputError(f"{name}: damaged JPEG XL: no picture in it")
+        raise DamagedPictureError(f"{name}: damaged JPEG XL: no picture in it")
     bits = int.from_bytes(stream[2:66], "little")
 
     def take(count: int) -> int:
@@ -124,7 +124,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
     try:
         pixels = np.asarray(codec.jpegxl_decode(data))
     except Exception as e:  # imagecodecs raises classes of its own
-        raise InputError(f"{name}: truncated or damaged JPEG XL: {e}") from None
+        raise DamagedPictureError(f"{name}: truncated or damaged JPEG XL: {e}") from None
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
         raise InputError(f"{name}: {pixels.dtype} {pixels.shape} in a JPEG XL; an 8-bit still picture is wanted")
     if pixels.ndim == 2 or pixels.shape[2] in (1, 2):

@@ -10,6 +10,7 @@ import math
 import re
 from pathlib import Path
 
+from rescale.cgroup import MOUNT, OWN, control_groups
 from rescale.errors import InputError
 
 ARENA_FACTOR = 4.0
@@ -32,7 +33,7 @@ _ACCOUNTS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Control groups of version 2 and 1: folder, limit, use, and the name of the cached files in memory.stat."""
+"""Control groups of version 2 and 1: kind, limit, use, and the name of the cached files in memory.stat."""
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "G": 1 << 30, "GB": 1 << 30}
 
@@ -52,12 +53,12 @@ def parse_memory(text: str) -> int:
     return int(value)
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process can still get: what the system has free, at most what its control group leaves; None if unknown.
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = MOUNT, own: Path = OWN) -> int | None:
+    """Bytes that this process can still get: what the system has free, at most what its control groups leave; None if unknown.
 
     Args:
         meminfo: the kernel's account of the system.
-        cgroup: where control groups are mounted, of version 2, or of version 1 with a folder for each kind of limit.
+        cgroup, own: see `control_groups`.
     """
     found = []
     try:
@@ -65,14 +66,14 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path(
         found += [int(match.group(1)) << 10] if match else []
     except OSError:
         pass
-    for folder, most, used, cached in _ACCOUNTS:
-        try:
-            limit = (cgroup / folder / most).read_text().strip()
-            if limit != "max" and int(limit) < NO_LIMIT:
-                found.append(max(0, int(limit) - _held(cgroup / folder, used, cached)))
-            break
-        except (OSError, ValueError):
-            continue
+    for kind, most, used, cached in _ACCOUNTS:
+        for group in control_groups(cgroup, kind, own):
+            try:
+                limit = (group / most).read_text().strip()
+                if limit != "max" and int(limit) < NO_LIMIT:
+                    found.append(max(0, int(limit) - _held(group, used, cached)))
+            except (OSError, ValueError):
+                continue
     return min(found) if found else None
 
 

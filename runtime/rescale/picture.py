@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rescale import colour, jxl, png, riff
 from rescale.choices import AlphaRule
-from rescale.errors import InputError, RescaleError
+from rescale.errors import DamagedPictureError, InputError, RescaleError
 from rescale.files import atomic_write, read_some
 from rescale.image import check_rgb
 from rescale.limits import MAX_PIXELS
@@ -133,7 +133,7 @@ def _read_all(source: BinaryIO) -> bytes:
 
 def _bounded(data: bytes, name: str) -> tuple[bytes, str]:
     if not data:
-        raise InputError(f"{name}: empty")
+        raise DamagedPictureError(f"{name}: empty")
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
     return data, name
@@ -159,7 +159,7 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise InputError(f"{name}: {_TOO_LARGE}") from None
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
-        raise InputError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
+        raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
         _check_pixels(image.width, image.height, max_pixels, name)
         if header is not None and header.depth in (2, 4) and "transparency" in image.info and image.mode == "L":
@@ -193,6 +193,16 @@ def _load(image: Image.Image, name: str) -> None:
         image.load()
 
 
+def _converted(image: Image.Image, mode: str, name: str) -> Array:
+    """Pixels in another mode. What a file says of its palette is looked at only here.
+
+    Raises:
+        InputError: the palette or its transparency is damaged.
+    """
+    with _damage_is_named(name):
+        return np.array(image.convert(mode))
+
+
 @contextlib.contextmanager
 def _damage_is_named(name: str) -> Iterator[None]:
     try:
@@ -202,7 +212,7 @@ def _damage_is_named(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise InputError(f"{name}: {_TOO_LARGE}") from None
     except Exception as e:  # decoders raise many classes on damaged files; none of them is a fault of ours
-        raise InputError(f"{name}: truncated or damaged picture: {e}") from None
+        raise DamagedPictureError(f"{name}: truncated or damaged picture: {e}") from None
 
 
 def _is_deep(mode: str) -> bool:
@@ -227,7 +237,7 @@ def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array
         _load(image, name)
         if _is_deep(image.mode):
             raise InputError(f"{name}: {image.mode} samples; an LR picture has 8 bits")
-        return np.array(image.convert("RGBA" if _has_alpha(image) else "RGB"))
+        return _converted(image, "RGBA" if _has_alpha(image) else "RGB", name)
 
 
 def decode_plane(data: bytes, name: str, max_pixels: int) -> Array:
@@ -280,8 +290,8 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
         carried = colour.from_png(png.read_chunks(data, name), name) if _is_png(data) else colour.from_info(image.info, name)
         gray = image.mode in ("1", "L", "LA")
         if not _has_alpha(image):
-            return Picture(np.array(image.convert("RGB")), gray, None, carried)
-        rgba = np.array(image.convert("RGBA"))
+            return Picture(_converted(image, "RGB", name), gray, None, carried)
+        rgba = _converted(image, "RGBA", name)
         return Picture(np.ascontiguousarray(rgba[:, :, :3]), gray, _transparency(rgba, alpha, name), carried)
 
 

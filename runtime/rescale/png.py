@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rescale.errors import InputError
+from rescale.errors import DamagedPictureError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
@@ -62,7 +62,7 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
         InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged.
     """
     if not data.startswith(SIGNATURE):
-        raise InputError(f"{name}: not a PNG file")
+        raise DamagedPictureError(f"{name}: not a PNG file")
     chunks: list[Chunk] = []
     at = len(SIGNATURE)
     while at + 12 <= len(data) and len(chunks) < MAX_CHUNKS:
@@ -70,19 +70,19 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
         kind = data[at + 4 : at + 8]
         end = at + 12 + length
         if end > len(data):
-            raise InputError(f"{name}: truncated PNG: a {kind!r} chunk of {length} bytes ends after the file")
+            raise DamagedPictureError(f"{name}: truncated PNG: a {kind!r} chunk of {length} bytes ends after the file")
         body = data[at + 8 : end - 4]
         (crc,) = struct.unpack_from(">I", data, end - 4)
         intact = zlib.crc32(body, zlib.crc32(kind)) == crc
         if not intact and kind in CRITICAL:
-            raise InputError(f"{name}: damaged PNG: the CRC of a {kind.decode('latin-1')} chunk does not match")
+            raise DamagedPictureError(f"{name}: damaged PNG: the CRC of a {kind.decode('latin-1')} chunk does not match")
         chunks.append(Chunk(kind, body, intact))
         at = end
         if kind == b"IEND":
             break
     kinds = [c.kind for c in chunks]
     if not kinds or kinds[0] != b"IHDR" or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
-        raise InputError(f"{name}: truncated or damaged PNG: IHDR, IDAT or IEND is missing")
+        raise DamagedPictureError(f"{name}: truncated or damaged PNG: IHDR, IDAT or IEND is missing")
     return chunks
 
 
@@ -93,10 +93,10 @@ def read_header(chunks: list[Chunk], name: str) -> Header:
         InputError: it is malformed.
     """
     if len(chunks[0].data) != 13:
-        raise InputError(f"{name}: damaged PNG: IHDR has {len(chunks[0].data)} bytes, wanted 13")
+        raise DamagedPictureError(f"{name}: damaged PNG: IHDR has {len(chunks[0].data)} bytes, wanted 13")
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", chunks[0].data)
     if not width or not height:
-        raise InputError(f"{name}: damaged PNG: size {width}x{height}")
+        raise DamagedPictureError(f"{name}: damaged PNG: size {width}x{height}")
     return Header(width, height, depth, colour, interlace != 0)
 
 
@@ -119,15 +119,15 @@ def require_rows(chunks: Iterable[Chunk], header: Header, name: str) -> None:
                         missing -= len(inflate.decompress(rest, PIECE))
                         rest = inflate.unconsumed_tail
     except zlib.error as e:
-        raise InputError(f"{name}: truncated or damaged picture: {e}") from None
+        raise DamagedPictureError(f"{name}: truncated or damaged picture: {e}") from None
     if missing > 0:
-        raise InputError(f"{name}: truncated or damaged picture: its data end before its last row")
+        raise DamagedPictureError(f"{name}: truncated or damaged picture: its data end before its last row")
 
 
 def _data_bytes(header: Header, name: str) -> int:
     """Bytes of all rows before compression, each with its filter byte."""
     if header.colour not in CHANNELS:
-        raise InputError(f"{name}: damaged picture: its colour type is {header.colour}")
+        raise DamagedPictureError(f"{name}: damaged picture: its colour type is {header.colour}")
     bits = header.depth * CHANNELS[header.colour]
     total = 0
     for x, y, dx, dy in ADAM7 if header.interlaced else ((0, 0, 1, 1),):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rescale.errors import InputError
+from rescale.errors import DamagedPictureError, InputError
 
 MAX_SIDE = 16383
 """Longest side that WebP can hold."""
@@ -31,20 +31,20 @@ def read_chunks(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
         InputError: not a WebP file, truncated, or with too many chunks.
     """
     if not is_webp(data):
-        raise InputError(f"{name}: not a WebP file")
+        raise DamagedPictureError(f"{name}: not a WebP file")
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if end > len(data):
-        raise InputError(f"{name}: truncated WebP: {len(data)} of {end} bytes")
+        raise DamagedPictureError(f"{name}: truncated WebP: {len(data)} of {end} bytes")
     chunks: list[tuple[bytes, bytes]] = []
     at = 12
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         if at + 8 + length > end or len(chunks) >= MAX_CHUNKS:
-            raise InputError(f"{name}: damaged WebP: a {kind!r} chunk of {length} bytes does not fit")
+            raise DamagedPictureError(f"{name}: damaged WebP: a {kind!r} chunk of {length} bytes does not fit")
         chunks.append((kind, data[at + 8 : at + 8 + length]))
         at += 8 + length + (length & 1)
     if not any(kind in (b"VP8 ", b"VP8L", b"ANMF") for kind, _ in chunks):
-        raise InputError(f"{name}: damaged WebP: no picture in it")
+        raise DamagedPictureError(f"{name}: damaged WebP: no picture in it")
     return chunks
 
 

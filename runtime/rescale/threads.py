@@ -1,4 +1,4 @@
-"""How many CPU threads this process may use: what the scheduler allows, and what its control group pays for."""
+"""How many CPU threads this process may use: what the scheduler allows, and what its control groups pay for."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import math
 import os
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from rescale.cgroup import MOUNT, OWN, control_groups
 
 
-def usable_threads(cgroup: Path = CGROUP) -> int:
-    """CPUs in this process's affinity mask, at most the CPU quota of its control group rounded up; at least 1."""
+def usable_threads(cgroup: Path = MOUNT, own: Path = OWN) -> int:
+    """CPUs in this process's affinity mask, at most the CPU quota of its control groups rounded up; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(cgroup)
+    quota = cpu_quota(cgroup, own)
     return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
 
 
-def cpu_quota(cgroup: Path) -> float | None:
-    """CPUs that the control group may use, from version 2's cpu.max or version 1's cpu.cfs_*_us; None without a limit."""
-    for read in (_version_2, _version_1):
-        try:
-            limit, period = read(cgroup)
-        except (OSError, ValueError):
-            continue
-        return limit / period if limit > 0 and period > 0 else None
-    return None
+def cpu_quota(cgroup: Path = MOUNT, own: Path = OWN) -> float | None:
+    """CPUs that the control groups may use, from version 2's cpu.max or version 1's cpu.cfs_*_us; None without a limit."""
+    found = []
+    for kind, read in (("", _version_2), ("cpu", _version_1)):
+        for group in control_groups(cgroup, kind, own):
+            try:
+                limit, period = read(group)
+            except (OSError, ValueError):
+                continue
+            if limit > 0 and period > 0:
+                found.append(limit / period)
+    return min(found, default=None)
 
 
-def _version_2(cgroup: Path) -> tuple[float, float]:
-    limit, period = (cgroup / "cpu.max").read_text().split()
+def _version_2(group: Path) -> tuple[float, float]:
+    limit, period = (group / "cpu.max").read_text().split()
     return (-1.0 if limit == "max" else float(limit)), float(period)
 
 
-def _version_1(cgroup: Path) -> tuple[float, float]:
-    folder = cgroup / "cpu"
-    return float((folder / "cpu.cfs_quota_us").read_text()), float((folder / "cpu.cfs_period_us").read_text())
+def _version_1(group: Path) -> tuple[float, float]:
+    return float((group / "cpu.cfs_quota_us").read_text()), float((group / "cpu.cfs_period_us").read_text())

@@ -301,6 +301,8 @@ def test_raw_mistakes(here, bundle, capsys, tmp_path):
     for args, message in (
         (["down", "f.raw", "o.raw", "--raw", "33x21", *here], "frame 1: the stream ends after 5 of 2079 bytes"),
         (["down", "f.raw", "o.raw", "--raw", "33", *here], "WIDTHxHEIGHT is wanted"),
+        (["down", "f.raw", "o.raw", "--raw", "9" * 5000 + "x4", *here], "9999...': WIDTHxHEIGHT is wanted"),
+        (["down", "f.raw", "o.raw", "--raw", "33x21", "--container", "webp", *here], "--container: has no meaning for raw frames"),
         (["down", "f.raw", "o.raw", "--raw", "33x21", "-b", bundle("irn_m", 2)], "raw frames cannot carry its latent code"),
     ):
         code, err = error_of(capsys, args)
@@ -398,3 +400,75 @@ def test_a_picture_that_would_become_too_large_is_refused_before_it_does(here, c
     code, err = error_of(capsys, ["up", "photo.png", "big.png", *here, "--force", "--max-pixels", "1000"])
     assert code == 1
     assert "would become larger than 1000 pixels" in err
+
+
+def test_what_was_made_under_a_limit_is_restored_under_it(here, capsys):
+    """The HR picture counts, not what it is padded to: 33x21 are 693 pixels, 34x22 are 748."""
+    limit = ["--max-pixels", "693", *here]
+    assert main(["down", "photo.png", "s.png", *limit]) == 0
+    assert main(["up", "s.png", "again.png", *limit]) == 0
+    code, err = error_of(capsys, ["up", "s.png", "b.png", *here, "--max-pixels", "692"])
+    assert (code, "would become larger than 692 pixels" in err) == (1, True)
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "source below the target", "side-car"])
+def test_a_folder_never_replaces_its_own_sources(here, tmp_path, capsys, picture, link):
+    source, target, options = tmp_path / "in", tmp_path / "out", ["--overwrite"]
+    (source / "sub").mkdir(parents=True)
+    (target / "sub").mkdir(parents=True)
+    original = source / "sub" / "p.png"
+    rescale.write_picture(original, picture(12, 16))
+    before = original.read_bytes()
+    match link:
+        case "file":
+            (target / "sub" / "p.png").symlink_to(original)
+        case "folder":
+            (target / "sub").rmdir()
+            (target / "sub").symlink_to(source / "sub")
+        case "side-car":
+            (target / "sub" / "p.png.rescale").symlink_to(original)
+            options += ["--carrier", "sidecar"]
+        case _:
+            target, original = tmp_path, source / "p.png"
+            (source / "in").mkdir()
+            rescale.write_picture(source / "in" / "p.png", picture(8, 8))
+            rescale.write_picture(original, picture(12, 16, seed=1))
+            before = original.read_bytes()
+    code, err = error_of(capsys, ["down", source, target, *options, *here])
+    assert code == 1
+    assert f"is the source {original} itself; choose another folder for the results" in err
+    assert original.read_bytes() == before
+
+
+def test_equal_is_said_of_equal_pictures_alone(here, capsys, tmp_path, picture):
+    assert main(["down", "photo.png", "s.png", *here]) == 0
+    assert main(["up", "s.png", "again.png", *here]) == 0
+    again = np.array(Image.open("again.png"))
+    Image.fromarray(again).save("same.png")
+    again[0, 0] ^= 255
+    Image.fromarray(again).save("corner.png")
+    capsys.readouterr()
+    assert main(["up", "s.png", "again.png", "--reference", "same.png", *here]) == 0
+    assert "equal to the reference" in capsys.readouterr().out
+    assert main(["up", "s.png", "again.png", "--reference", "corner.png", *here]) == 0
+    out = capsys.readouterr().out
+    assert "equal" not in out
+    assert "Y-PSNR infinite (BT.601, 2 px cropped), RGB-PSNR " in out
+
+
+@pytest.mark.parametrize("left", [0, 4, 60, 0.5, 0.99])
+def test_a_file_that_was_copied_in_part_cannot_be_restored(here, capsys, tmp_path, left):
+    assert main(["down", "photo.png", "s.png", *here]) == 0
+    data = (tmp_path / "s.png").read_bytes()
+    (tmp_path / "part.png").write_bytes(data[: left if isinstance(left, int) else int(left * len(data))])
+    capsys.readouterr()
+    for command in (["verify", "part.png"], ["up", "part.png", "again.png", *here]):
+        code, err = error_of(capsys, command)
+        assert code == 3
+        assert err.endswith("take an undamaged copy")
+    assert main(["verify", "part.png", "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["restorable"]) == ("damaged", False)
+    for command in (["verify", "none.png"], ["verify", "s.png", "--max-pixels", "10"]):
+        assert error_of(capsys, command)[0] == 1
+    assert not (tmp_path / "again.png").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,3 +291,25 @@ def test_kept_transparency_is_measured_against_its_source(here, capsys, picture)
     capsys.readouterr()
     assert main(["up", "s.png", "o.png", "--reference", "clear.png", "--json", *here]) == 0
     assert json.loads(capsys.readouterr().out)["psnr_y"] > 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens and cannot be read")
+def test_a_source_of_frames_that_cannot_be_read_is_named(here, capsys):
+    assert main(["down", "/proc/self/mem", "out.raw", "--raw", "4x4", *here]) == 1
+    assert capsys.readouterr().err == "error: /proc/self/mem: cannot read frame 0: Input/output error\n"
+    assert not Path("out.raw").exists()
+
+
+@pytest.mark.parametrize("library", ["openvino", "onnxruntime"])
+def test_a_broken_library_is_one_line(here, tmp_path, library):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    (tmp_path / "fake" / library).mkdir(parents=True)
+    (tmp_path / "fake" / library / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')")
+    command = [sys.executable, "-m", "rescale", "down", "photo.png", "s.png", "--backend", library, *here]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "fake"), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    cause = f"error: {library}: installed, but cannot be imported: ImportError: libtbb.so.12: cannot open shared object file"
+    instead = "; --backend onnxruntime does without it; rescale doctor says more" if library == "openvino" else ""
+    assert done.stderr == f"{cause}{instead}\n"

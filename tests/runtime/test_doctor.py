@@ -141,6 +141,7 @@ def test_a_broken_default_backend_is_exit_code_1_and_crashing_others_are_not(tmp
     assert code == 1
     assert re.search(rf"{default} +broken +[\d.]+ ImportError: lib.so: wrong ELF class", out)
     assert f"pip install --force-reinstall {default}" in out
+    assert re.search(rf"{default} +unusable +default: {default} broken: ImportError: lib.so", out), "the cause beside the default"
 
 
 @pytest.mark.parametrize(("there", "default"), [(True, "openvino"), (False, "onnxruntime")])

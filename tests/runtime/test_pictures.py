@@ -14,7 +14,7 @@ from PIL import Image
 import rescale
 from rescale import Picture, Small, State, colour, jxl, png, riff
 from rescale.errors import InputError, OutputError
-from rescale.picture import decode_pixels
+from rescale.picture import decode_pixels, open_picture
 
 jxl_missing = importlib.util.find_spec("imagecodecs") is None
 ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))
@@ -260,6 +260,16 @@ def test_gray_is_the_mean_in_every_container(picture):
     for suffix in (".png", ".webp"):
         found = np.array(Image.open(io.BytesIO(gray.to_bytes(suffix))).convert("RGB"))
         assert np.array_equal(found, np.dstack([want] * 3))
+
+
+def test_a_palette_with_more_transparency_than_colours_is_damage(picture) -> None:
+    """Pillow finds it when the pixels are converted."""
+    chunks = png.read_chunks(encoded(Image.fromarray(picture(8, 9)).quantize(16), "PNG"), "x")
+    at = next(i for i, c in enumerate(chunks) if c.kind == b"IDAT")
+    data = png.assemble([*chunks[:at], png.Chunk(b"tRNS", b"\x80" * 300, True), *chunks[at:]])
+    for read in (open_picture, Small.from_bytes):
+        with pytest.raises(InputError, match="truncated or damaged picture"):
+            read(data)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

@@ -1,4 +1,4 @@
-// What this process may use of the machine: what the scheduler allows, and what its control group pays for.
+// What this process may use of the machine: what the scheduler allows, and what its control groups pay for.
 
 #pragma once
 
@@ -6,7 +6,16 @@
 
 namespace rescale::detail {
 
-int usable_threads();            // CPUs in the affinity mask, at most the CPU quota rounded up; at least 1
-std::uint64_t default_budget();  // bytes: half of what is available; 2 GiB where that is unknown. Allocates nothing.
+// Where the kernel tells it.
+struct MachineFiles {
+  const char* meminfo = "/proc/meminfo";
+  const char* groups = "/sys/fs/cgroup";   // where control groups are mounted, of version 2 or 1
+  const char* own = "/proc/self/cgroup";   // which of them hold this process
+};
+
+// CPUs in the affinity mask, at most the CPU quota rounded up; at least 1.
+int usable_threads(const MachineFiles& files = {});
+// Bytes: half of what is available; 2 GiB where that is unknown. Allocates nothing.
+std::uint64_t default_budget(const MachineFiles& files = {});
 
 }  // namespace rescale::detail

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from rescale.bundle import Bundle
 from rescale.errors import BackendError
+from rescale.extras import import_library
 
 NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -70,7 +71,8 @@ def create(
 
     Raises:
         BundleError: the bundle does not hold that precision.
-        BackendError: unknown, not installed, or it cannot load the graphs; fewer than 1 or more than `MAX_THREADS` threads;
+        MissingExtraError: not installed.
+        BackendError: unknown, installed but broken, or it cannot load the graphs; fewer than 1 or more than `MAX_THREADS` threads;
             options of no provider.
     """
     if threads is not None and threads > MAX_THREADS:
@@ -93,6 +95,7 @@ def create(
     if backend == "auto":
         backend = auto_backend(precision)
     if backend == "onnxruntime":
+        import_library("onnxruntime")
         from rescale.backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(bundle, threads, precision, provider, provider_options)

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale.bundle import Bundle
-from rescale.console import require
 from rescale.errors import BackendError, OutOfMemoryError
+from rescale.extras import import_library
 from rescale.threads import usable_threads
 
 _ALLOCATION = re.compile(r"bad_alloc|allocate|out of memory", re.I)
@@ -36,6 +36,8 @@ _MOVES = {"Reorder", "Convert", "Const", "Input", "Output", "Transpose", "Reshap
 """Kinds of node that compute nothing; 8-bit inputs pass through bfloat16 unchanged."""
 
 PRECISIONS = ("fp32", "mixed")
+
+_INSTEAD = "--backend onnxruntime does without it; rescale doctor says more"
 
 
 @functools.cache
@@ -59,7 +61,7 @@ class OpenVinoRunner:
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
-        BackendError: a precision that is not offered, or a CPU without bfloat16.
+        BackendError: a precision that is not offered, a CPU without bfloat16, or an installation that does not work.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
@@ -67,10 +69,13 @@ class OpenVinoRunner:
             raise BackendError(f"threads: at least 1, got {threads}")
         if precision not in PRECISIONS:
             raise BackendError(f"openvino runs {' and '.join(PRECISIONS)}, not {precision!r}")
-        require(("openvino",), "openvino")
-        self._ov = importlib.import_module("openvino")
-        self._core = _core(self._ov)
-        if precision == "mixed" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._ov = import_library("openvino", "openvino", _INSTEAD)
+        try:
+            self._core = _core(self._ov)
+            capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        except Exception as e:  # where a plugin cannot be loaded it raises classes of several kinds
+            raise BackendError(f"openvino: finds no CPU to run on: {e}; {_INSTEAD}") from None
+        if precision == "mixed" and "BF16" not in capabilities:
             raise BackendError("openvino: this CPU has no bfloat16 instructions (AVX512-BF16 or AMX); use --precision fp32")
         self._bundle, self._precision = bundle, precision
         self._threads = threads or usable_threads()
