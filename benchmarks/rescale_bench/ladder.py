@@ -28,10 +28,10 @@ Rung = dict[str, Any]
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """What `rescale-train study` wrote, with at least two finished arms.
+    """What `rescale-train study` wrote, with at least two finished arms, each with the figures of the sets that all of them have.
 
     Raises:
-        InputError: it is no such folder, or fewer arms are finished.
+        InputError: it is no such folder, fewer arms are finished, or no set was measured on all of them.
     """
     path = folder / "study.json"
     try:
@@ -42,6 +42,10 @@ def read_study(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not the result of rescale-train study: {e}") from None
     if len(names) < 2:
         raise InputError(f"{path}: {len(names)} finished arm(s); a ladder has at least 2")
+    common = [name for name in arms[0]["figures"] if all(name in a["figures"] for a in arms)]
+    if not common:
+        raise InputError(f"{path}: no set was measured on all {len(arms)} arms; run them again with one --measure")
+    arms = [a | {"figures": {name: a["figures"][name] for name in common}} for a in arms]
     return {"title": str(study.get("title", "")), "arms": arms}
 
 

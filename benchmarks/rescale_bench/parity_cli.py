@@ -85,9 +85,9 @@ def _checked(bundles: Sequence[Bundle], options: Options) -> list[Report]:
     sets: list[Any] = []
     if options.data:
         require(("torch", "skimage"), "bench")
-        from rescale_bench.pictures import folder_set
+        from rescale_bench.pictures import picture_sets
 
-        sets = [folder_set(folder, options.limit or None) for folder in options.data]
+        sets = picture_sets(options.data, options.limit or None)
     sizes = [parse_size(text) for text in options.sizes]
     pairs = len(options.backends or BACKENDS) * len(options.precisions or PRECISIONS)
     with progress_bar(len(bundles) * (pairs + 1 + len(sizes) + sum(len(s.pictures) for s in sets))) as advance:

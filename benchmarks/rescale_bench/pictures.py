@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,29 @@ def folder_set(folder: Path, limit: int | None = None) -> PictureSet:
     return PictureSet(os.path.basename(os.path.abspath(folder)), tuple((str(p.relative_to(folder)), _reader(p)) for p in paths))
 
 
-def crop_to_multiple(picture: Picture, multiple: int) -> Picture:
-    """Cut at the bottom and right so that both sides are multiples; the field's protocol for HR."""
+def picture_sets(folders: Sequence[Path], limit: int | None = None) -> list[PictureSet]:
+    """A `folder_set` of each folder.
+
+    Raises:
+        InputError: as `folder_set`, or two would have one name, by which reports tell sets apart.
+    """
+    found = [folder_set(folder, limit) for folder in folders]
+    names = [each.name for each in found]
+    for name, folder in zip(names, folders, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"{folder}: two sets would be called {name!r} after their folders; rename one, or link to it")
+    return found
+
+
+def crop_to_multiple(picture: Picture, multiple: int, name: str) -> Picture:
+    """Cut at the bottom and right so that both sides are multiples; the field's protocol for HR.
+
+    Raises:
+        InputError: a side is smaller; the message names the picture.
+    """
     height, width = (n - n % multiple for n in picture.shape[:2])
     if not (height and width):
-        raise InputError(f"a picture of {picture.shape[1]}x{picture.shape[0]} is smaller than the scale {multiple}")
+        raise InputError(f"{name}: {picture.shape[1]}x{picture.shape[0]} is smaller than the scale {multiple}; take it out")
     return picture[:height, :width]
 
 

@@ -45,13 +45,13 @@ def psnr(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
-    from rescale_bench.pictures import folder_set, sample_set
+    from rescale_bench.pictures import picture_sets, sample_set
     from rescale_bench.quality import DEFINITIONS, measure_set, measure_set_bicubic
     from rescale_bench.quality_report import as_markdown, tables
     from rescale_bench.rate_codecs import JXL, WEBP
     from rescale_bench.store import Store
 
-    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set(limit or None)]
+    sets = picture_sets(data, limit or None) if data else [sample_set(limit or None)]
     store = Store(keep)
     needs = {"LR files as lossless WebP": WEBP, "LR files as lossless JPEG XL": JXL}
     report: dict[str, Any] = {

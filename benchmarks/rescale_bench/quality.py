@@ -84,7 +84,7 @@ def measure_picture(net: Rescaler, name: str, picture: Picture, steps: int = 0) 
         steps: of refining the LR.
     """
     scale = net.bundle.scale
-    hr = np.ascontiguousarray(crop_to_multiple(picture, scale))
+    hr = np.ascontiguousarray(crop_to_multiple(picture, scale, name))
     made = net.downscale(hr, steps)
     files = {c: made.to_bytes(c) for c in _containers(made.size)}
     small = Small.from_bytes(files["png"])
@@ -94,7 +94,7 @@ def measure_picture(net: Rescaler, name: str, picture: Picture, steps: int = 0) 
 
 def measure_bicubic(scale: int, name: str, picture: Picture) -> PictureQuality:
     """The same of plain interpolation: bicubic down and up, both rounded to 8 bits. Its LR files are bare pictures."""
-    hr = np.ascontiguousarray(crop_to_multiple(picture, scale))
+    hr = np.ascontiguousarray(crop_to_multiple(picture, scale, name))
     lr = bicubic_picture(hr, scale)
     writers: dict[str, Callable[[Picture], bytes]] = {"png": png.encode, "webp": riff.encode, "jxl": lambda p: jxl.encode(p, {})}
     sizes = {c: len(writers[c](lr)) for c in _containers((lr.shape[1], lr.shape[0]))}

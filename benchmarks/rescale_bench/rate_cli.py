@@ -40,7 +40,7 @@ def rate(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
-    from rescale_bench.pictures import folder_set, sample_set
+    from rescale_bench.pictures import picture_sets, sample_set
     from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
     from rescale_bench.rate_plots import plots
@@ -58,7 +58,7 @@ def rate(
     lossless = [c for c in LOSSLESS if not c.need.missing()]
     for line in missing():
         warn(f"not measured: {line}")
-    sets = [folder_set(d, limit or None) for d in data] if data else [sample_set(limit or None)]
+    sets = picture_sets(data, limit or None) if data else [sample_set(limit or None)]
     tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
     with ExitStack() as stack:
         paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))

@@ -85,7 +85,7 @@ def panels(net: Rescaler, name: str, picture: Picture, row: Mapping[str, Any]) -
         row: its figures.
     """
     scale = net.bundle.scale
-    hr = np.ascontiguousarray(crop_to_multiple(picture, scale))
+    hr = np.ascontiguousarray(crop_to_multiple(picture, scale, name))
     small = Small.from_bytes(net.downscale(hr).to_bytes())
     again = net.upscale(small)
     height, width = hr.shape[:2]

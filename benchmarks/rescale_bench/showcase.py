@@ -27,7 +27,7 @@ def showcase(net: Rescaler, picture: Picture, centre: tuple[int, int] | None = N
         An RGB picture: source, LR in the LR file, bicubic LR enlarged again, restored, restoration error times 8.
     """
     scale = net.bundle.scale
-    hr = np.ascontiguousarray(crop_to_multiple(picture, scale))
+    hr = np.ascontiguousarray(crop_to_multiple(picture, scale, "the picture to show"))
     small = Small.from_bytes(net.downscale(hr).to_bytes())
     again = net.upscale(small)
     size = (hr.shape[1], hr.shape[0])

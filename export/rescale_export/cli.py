@@ -82,7 +82,9 @@ def export(
         said = f"{said}, {config.corrections} corrections of the encoder (--no-corrections is some ten times faster)"
     if not corrections:
         net = net.without_corrections()
-        said, card = f"{said}, without the encoder's corrections", {k: v for k, v in card.items() if k != "figures"}
+        said = f"{said}, without the encoder's corrections"
+        # What the card measured and counted is with them.
+        card = {k: v for k, v in card.items() if k not in ("figures", "validation", "parameters", "weights_sha256")}
     if not json_:
         print(f"{model} x{scale}: {said}")
     bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision, refine)

@@ -150,7 +150,7 @@ def test_a_mean_of_nothing_is_undefined(values: list[float]) -> None:
 @given(height=st.integers(4, 20), width=st.integers(4, 20), multiple=st.sampled_from([1, 2, 4]))
 def test_pictures_are_cut_at_the_bottom_and_right(height: int, width: int, multiple: int) -> None:
     picture = probe_picture(height, width)
-    cut = crop_to_multiple(picture, multiple)
+    cut = crop_to_multiple(picture, multiple, "p.png")
     rows, cols = cut.shape[:2]
     assert 0 <= height - rows < multiple
     assert 0 <= width - cols < multiple
@@ -159,8 +159,8 @@ def test_pictures_are_cut_at_the_bottom_and_right(height: int, width: int, multi
 
 
 def test_a_picture_below_the_scale_is_refused() -> None:
-    with pytest.raises(InputError, match="a picture of 9x3 is smaller than the scale 4"):
-        crop_to_multiple(probe_picture(3, 9), 4)
+    with pytest.raises(InputError, match=r"^p.png: 9x3 is smaller than the scale 4; take it out$"):
+        crop_to_multiple(probe_picture(3, 9), 4, "p.png")
 
 
 @pytest.mark.parametrize(

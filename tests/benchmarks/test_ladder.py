@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rescale.errors import InputError
 from rescale_bench.cli import main
-from rescale_bench.ladder import mark_knee, quality
+from rescale_bench.ladder import mark_knee, quality, read_study
 from rescale_export.probe import probe_picture
 from rescale_train.cli import main as train
 
@@ -70,6 +71,18 @@ def test_other_precisions(study: Path, capsys: pytest.CaptureFixture[str], preci
     options = ["--resolution", "64x48", "--repeats", "1", "--threads", "1", "--precision", precision, "--json"]
     assert main(["ladder", str(study), *options]) == 0
     assert precision in json.loads(capsys.readouterr().out)["backend"]
+
+
+def test_only_sets_that_all_arms_have_count(study: Path, tmp_path: Path) -> None:
+    content = json.loads((study / "study.json").read_text())
+    first, second = content["arms"]
+    first["figures"]["Set14"] = first["figures"]["held"]
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert [list(a["figures"]) for a in read_study(tmp_path)["arms"]] == [["held"], ["held"]]
+    second["figures"] = {"Set5": second["figures"]["held"]}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"study\.json: no set was measured on all 2 arms; run them again with one --measure"):
+        read_study(tmp_path)
 
 
 def rung(seconds: float, decibel: float) -> dict[str, Any]:

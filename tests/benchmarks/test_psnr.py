@@ -208,6 +208,20 @@ def test_by_default_all_shipped_weights_are_measured(monkeypatch: pytest.MonkeyP
     assert written == []
 
 
+@pytest.mark.parametrize("command", [["psnr"], ["rate"], ["parity", "--backend", "onnxruntime"]])
+def test_sets_of_one_name_are_refused_before_the_work(
+    bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """Set5/HR and Set14/HR: reports tell sets apart by the names of their folders."""
+    data = []
+    for name in ("Set5", "Set14"):
+        folder_of(name)
+        folder_of(f"{name}/HR", (16, 16))
+        data += ["--data", str(tmp_path / name / "HR")]
+    assert main([*command, str(bundle("irn", 2)), *data]) == 1
+    assert f"{tmp_path}/Set5/HR: two sets would be called 'HR' after their folders; rename one" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("only_irn_ships")
 def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match=r"no weights ship for dlv_irn_m \(shipped: irn x2 lite\)"):

@@ -191,6 +191,14 @@ def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monke
     assert one.weights == other.weights
 
 
+def test_a_card_says_nothing_of_corrections_that_were_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "irn", "--scale", "2", "--size", "medium", "--no-corrections", "--precision", "fp32"]) == 0
+    card = Bundle(tmp_path / "irn_x2_medium").manifest["weights"]["card"]
+    assert card["recipe"]["train"]["steps"] == 600
+    assert not {"figures", "validation", "parameters", "weights_sha256"} & card.keys()
+
+
 @pytest.mark.parametrize("model", ["irn_a", "irn_m"])
 def test_memory_counts_every_tensor(make_net, monkeypatch, model):
     """Shape inference does not follow the sizes that -M pads and crops by; what it cannot tell would count as nothing."""

@@ -144,6 +144,48 @@ def test_weights_are_validated_on_what_they_were_not_trained_on(
     assert "4 pictures to train on, 0 held out" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_with_the_pictures_it_began_with(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "out" / "checkpoint.safetensors"
+    assert run("--max-minutes", "0") == 0
+    trained_on = checkpoint.read(first).progress["trained_on"]
+    assert run("--max-minutes", "0", "--resume") == 0
+    assert checkpoint.read(first).progress["trained_on"] == trained_on
+    Image.fromarray(probe_picture(40, 40, 9)).save(pictures / "new.png")
+    capsys.readouterr()
+    assert run("--max-minutes", "0", "--resume") == 1
+    assert "checkpoint.safetensors: its run trained on other pictures; give the --data, --val and --holdout" in error(capsys)
+
+
+def test_a_run_that_held_out_nothing_goes_on_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else half of what it trained on would be what it is validated on."""
+    assert run("--max-minutes", "0", "--holdout", "0") == 0
+    assert run("--max-minutes", "0", "--resume") == 0
+    assert capsys.readouterr().out.count("4 pictures to train on, 0 held out") == 2
+    assert held_by(tmp_path / "out" / "checkpoint.safetensors") == []
+
+
+def test_the_plots_of_a_run_are_not_trained_on(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--set", "train.steps=1", "--log-every", "1", "--out", str(pictures / "run")]
+    assert run(*out) == 0
+    assert (pictures / "run" / "loss.png").exists()
+    assert run(*out, "--resume") == 0
+    assert capsys.readouterr().out.count("3 pictures to train on, 1 held out") == 2
+
+
+def test_weights_that_do_not_say_what_they_were_trained_on_are_told(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--max-minutes", "0", "--out", str(tmp_path / "first")) == 0
+    found = checkpoint.read(tmp_path / "first" / "checkpoint.safetensors")
+    path = tmp_path / "silent.safetensors"
+    checkpoint.write(path, checkpoint.load_net(found, "first").state_dict(), found.recipe, {})
+    capsys.readouterr()
+    assert run("--max-minutes", "0", "--init-from", str(path)) == 0
+    assert f"warning: validation: {path} does not say what it was trained on; if on these pictures" in capsys.readouterr().err
+
+
 def test_a_run_says_where_its_weights_may_know_the_validation(
     run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -333,10 +333,17 @@ def test_initial_weights_are_taken(recipe_of: RecipeOf, net_of: Callable[..., Re
     assert same(weights(trainer), trainer.average)
 
 
-@pytest.mark.parametrize("train", [{"batch": 4, "final_batch": 3}, {"batch": 3, "final_batch": 4}])
-def test_a_batch_that_cannot_be_shared_is_refused(recipe_of: RecipeOf, train: dict[str, object]) -> None:
-    with pytest.raises(RescaleError, match="a batch of 3 crops cannot be shared by 2 processes"):
-        Trainer(recipe_of(**train), CPU, world=2)
+@pytest.mark.parametrize(
+    ("key", "train"), [("final_batch", {"batch": 4, "final_batch": 3}), ("batch", {"batch": 3, "final_batch": 4})]
+)
+def test_a_batch_that_cannot_be_shared_is_refused(recipe_of: RecipeOf, key: str, train: dict[str, object]) -> None:
+    with pytest.raises(RescaleError, match=rf"train\.{key}: a batch of 3 crops cannot be shared by 2 processes"):
+        Trainer(recipe_of(final_fraction=0.1, **train), CPU, world=2)
+
+
+def test_a_final_batch_that_never_comes_need_not_be_shared(recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda module, device_ids: module)
+    assert Trainer(recipe_of(batch=4, final_batch=3, final_fraction=0.0), CPU, world=2).world == 2
 
 
 def test_resuming_another_recipe_is_refused(recipe_of: RecipeOf, sampler_of: SamplerOf, tmp_path: Path) -> None:

@@ -329,6 +329,14 @@ def test_arms_start_from_weights_and_are_measured_on_what_those_held_out(
     assert after["hr_psnr_y"] == pytest.approx(validate(start, list(load_held([kept], 2).values()))["hr_psnr_y"], abs=0.02)
     assert json.loads((out / "study.json").read_text())["start"] == checkpoint.weights_digest(start)
 
+    (tmp_path / "known").mkdir()
+    known = find_pictures([pictures])[2]
+    (tmp_path / "known" / known.name).write_bytes(known.read_bytes())
+    told = [*study[:4], "--out", str(tmp_path / "told"), "--measure", str(tmp_path / "known"), "--init-from", str(weights)]
+    assert main(told) == 0
+    assert f"{weights} may have been trained on 1 of the 2 pictures to measure on" in capsys.readouterr().err
+    assert checkpoint.read(tmp_path / "told" / "other_rate" / "checkpoint.safetensors").progress["held_out"] == [file_digest(kept)]
+
     assert main(study) == 1
     assert "its arms began with weights" in capsys.readouterr().err
     (tmp_path / "some").mkdir()

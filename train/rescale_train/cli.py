@@ -101,7 +101,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, too_small
+    from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, pictures_digest, too_small
     from rescale_train.loop import Trainer
     from rescale_train.plot import loss_plot
     from rescale_train.start import read_start
@@ -123,7 +123,11 @@ def start_run(
     named = None if start is None else start.held_out
     if resume:
         named = checkpoint.held_out(checkpoint.read(source), str(source))
-    found = by_content(find_pictures(data))
+        # A run that held out nothing trained on all that others would be held out of.
+        holdout = 0 if named == [] else holdout
+    # Plots of a run whose folder lies below --data are no pictures to train on.
+    ours = options.out.resolve()
+    found = by_content(p for p in find_pictures(data) if not p.resolve().is_relative_to(ours))
     held_paths = find_pictures(val) if val else held_of(found, named, holdout)
     held_out = list(by_content(held_paths))
     train_paths = [p for digest, p in found.items() if digest not in held_out]
@@ -145,6 +149,8 @@ def start_run(
             warn(f"held out: {why}")
     if start is not None:
         told = start.held_out_of(held_out)
+        if start.held_out is None and held_out and rank == 0:
+            warn(f"validation: {init_from} does not say what it was trained on; if on these pictures, their figures flatter")
         if len(told) < len(held_out) and rank == 0:
             warn(
                 f"validation: {init_from} may have been trained on {len(held_out) - len(told)} of {len(held_out)} pictures: it "
@@ -162,6 +168,7 @@ def start_run(
     try:
         trainer = Trainer(recipe, device, rank, world, start)
         trainer.held_out = held_out
+        trainer.trained_on = pictures_digest(photographs)
         if resume:
             trainer.resume(source)
         result, stopped_by = carry_out(trainer, sampler, held, options)

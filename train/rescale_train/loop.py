@@ -171,6 +171,7 @@ class Trainer:
 
     Attributes:
         held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
+        trained_on: `pictures_digest` of the training pictures, for the checkpoint; None: not to be told.
 
     Args:
         recipe: network and run.
@@ -181,13 +182,15 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1, start: Start | None = None) -> None:
-        for count in (recipe.train.batch, recipe.train.final_batch):
+        for key in ("batch", "final_batch") if recipe.train.final_fraction else ("batch",):
+            count = getattr(recipe.train, key)
             if count % world:
-                raise RescaleError(f"a batch of {count} crops cannot be shared by {world} processes")
+                raise RescaleError(f"train.{key}: a batch of {count} crops cannot be shared by {world} processes; --set another")
         self.recipe, self.device, self.rank, self.world = recipe, device, rank, world
         self.step = 0
         self.seconds = 0.0
         self.held_out: list[str] | None = None
+        self.trained_on: str | None = None
         self.skipped = 0
         self.norms: list[float] = []
         torch.manual_seed(recipe.train.seed)
@@ -277,13 +280,15 @@ class Trainer:
         progress: dict[str, Any] = {"step": self.step, "seconds": self.seconds, **validation}
         if self.held_out is not None:
             progress["held_out"] = self.held_out
+        if self.trained_on is not None:
+            progress["trained_on"] = self.trained_on
         checkpoint.write(path, tensors, self.recipe, progress)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.
 
         Raises:
-            CheckpointError: it is damaged, not finite, of another recipe, or of a run that held out other pictures.
+            CheckpointError: it is damaged, not finite, of another recipe, or of a run that trained on or held out other pictures.
         """
         found = checkpoint.read(path)
         if found.recipe != self.recipe:
@@ -295,6 +300,11 @@ class Trainer:
                 "give the --data, --val and --holdout that it began with"
             )
         self.held_out = before
+        if self.trained_on is not None and found.progress.get("trained_on", self.trained_on) != self.trained_on:
+            raise CheckpointError(
+                f"{path}: its run trained on other pictures; give the --data, --val and --holdout that it began with, "
+                "or go on with others by --init-from in a new --out folder"
+            )
         for key, value in found.tensors.items():
             if not torch.isfinite(value).all():
                 raise CheckpointError(f"{path}: {key} is not finite; the training diverged, start again")

@@ -89,6 +89,12 @@ def study(
     held_paths = held_of(found, named, holdout)
     train_paths = [path for path in found.values() if path not in held_paths]
     held_out = [digest for digest, path in everything.items() if path not in train_paths]
+    if start is not None:
+        told = start.held_out_of(held_out)
+        if len(told) < len(held_out):
+            few = f"{len(held_out) - len(told)} of the {len(held_out)} pictures to measure on"
+            warn(f"{init_from} may have been trained on {few}: it does not name them as held out. Their figures flatter")
+        held_out = told
     scale = max(a.recipe.net.scale for a in plan.arms)
     held = list(load_held(held_paths, scale).values())
     if not (held and train_paths):
