@@ -80,7 +80,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     first = Trainer(recipe, CPU)
     result = first.run(sampler_of(recipe), held, replace(options[1], should_stop=lambda: first.step == 6))
     assert (result["step"], result["finished"]) == (6, False)
-    second = Trainer(recipe, CPU)
+    second = Trainer(recipe, CPU, pretrain=False)
     second.resume(tmp_path / "broken" / "checkpoint.safetensors")
     assert second.step == 6
     result = second.run(sampler_of(recipe), held, options[1])

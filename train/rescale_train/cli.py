@@ -166,7 +166,7 @@ def start_run(
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     trainer: Trainer | None = None
     try:
-        trainer = Trainer(recipe, device, rank, world, start)
+        trainer = Trainer(recipe, device, rank, world, start, pretrain=not resume)
         trainer.held_out = held_out
         trainer.trained_on = pictures_digest(photographs)
         if resume:

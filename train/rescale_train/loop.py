@@ -179,9 +179,19 @@ class Trainer:
         rank: this process's number.
         world: number of processes; the recipe's batch is shared among them.
         start: weights to start from instead of fresh ones.
+        pretrain: give a fresh autoencoder the recipe's ``ae_pretrain_steps``; false where only the time of a step is wanted, or
+            weights are restored by `resume`.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        start: Start | None = None,
+        pretrain: bool = True,
+    ) -> None:
         for key in ("batch", "final_batch") if recipe.train.final_fraction else ("batch",):
             count = getattr(recipe.train, key)
             if count % world:
@@ -201,7 +211,7 @@ class Trainer:
         self.continued = start is not None
         if start is not None:
             self.net.load_state_dict(start.weights)
-        if recipe.train.ae_pretrain_steps and (start is None or start.fresh_autoencoder):
+        if pretrain and recipe.train.ae_pretrain_steps and (start is None or start.fresh_autoencoder):
             pretrain_autoencoder(self.net, recipe, device)
         if (recipe.train.ae_frozen or recipe.train.flow_frozen) and self.net.autoencoder is not None:
             self.net.autoencoder.requires_grad_(False)

@@ -119,7 +119,7 @@ def measure(
     """
     scale = rows[0].recipe.net.scale
     sampler = CropSampler(pictures(), scale, 0, device)
-    trainers = [Trainer(v.recipe, device) for v in rows]
+    trainers = [Trainer(v.recipe, device, pretrain=False) for v in rows]
     times: list[list[float]] = [[] for _ in rows]
     threads = torch.get_num_threads()
     try:

@@ -175,7 +175,7 @@ def run_arm(
         "parameters": sum(p.numel() for p in build(arm.recipe.net).parameters()),
         "macs_per_lr_pixel": macs_per_lr_pixel(arm.recipe.net),
     }
-    trainer = Trainer(arm.recipe, device, start=start)
+    trainer = Trainer(arm.recipe, device, start=start, pretrain=not target.exists())
     trainer.held_out = held_out
     if target.exists():
         trainer.resume(target)
