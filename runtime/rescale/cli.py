@@ -98,7 +98,7 @@ def down(
         require(["imagecodecs"], "jxl")
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if refine:
-            net.bundle.graph(GRADIENT)
+            net.bundle.graph(GRADIENT, precision or "fp32")
         if layout != "alpha" and not net.bundle.variant.alpha:
             raise InputError(f"--layout {layout}: {net.bundle.title} makes no fourth plane to lay out; leave the option out")
         if raw is not None:

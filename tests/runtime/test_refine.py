@@ -145,6 +145,14 @@ def test_a_bundle_without_the_graph_says_how_to_get_it(bundle, picture, tmp_path
     assert "export it with rescale-export --refine" in capsys.readouterr().err
 
 
+def test_the_command_refuses_other_precisions_before_the_work(refinable, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rescale.network.Network.down", lambda *_: pytest.fail("the network ran"))
+    rescale.write_picture(tmp_path / "p.png", picture(8, 8))
+    paths = [str(tmp_path / "p.png"), str(tmp_path / "s.png")]
+    assert main(["down", *paths, "-b", str(refinable("irn_a", 2)), "--refine", "1", "--precision", "mixed"]) == 1
+    assert "the gradient graph is in fp32, not mixed" in capsys.readouterr().err
+
+
 def test_other_precisions_and_negative_steps_are_refused(refinable, picture):
     path = refinable("irn_a", 2)
     with (
