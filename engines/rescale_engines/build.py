@@ -176,6 +176,8 @@ def _plan(
         "library": flavour.version,
         "graph": graph,
         "precision": precision,
+        # Bundles with and without corrections share graphs, and a sidecar names one of them.
+        "weights": bundle.network,
         "onnx": entry.sha256,
         "profile": {k: list(v) for k, v in sizes.items()},
         "options": chosen,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rescale.bundle import PRECISIONS, Bundle
-from rescale.console import new_app, print_json, run_app, warn
+from rescale.console import new_app, print_json, printable, run_app, warn
 from rescale.contract import graph_names
 from rescale.engine_file import cache_folder, engines_folder
 from rescale.errors import BackendError, MissingExtraError, OutputError
@@ -156,7 +156,7 @@ def list_(
 
 def _short(entry: Entry) -> str:
     # The line begins with the file's name already.
-    return (entry.problem or "").removeprefix(f"{entry.path}: ")
+    return printable((entry.problem or "").removeprefix(f"{entry.path}: "))
 
 
 def _versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rescale.console import printable
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, read_header, read_info, read_whole
 from rescale.errors import EngineError
 
@@ -61,7 +62,9 @@ def as_text(found: dict[str, Any]) -> str:
             tensors = (f"{t['name']} {t['dtype']} ({', '.join(map(str, t['axes']))})" for t in info[side])
             lines.append(f"  {side}: {', '.join(tensors)}")
         if info["parity"]:
-            lines.append(f"  parity: {info['parity']['psnr_lost']} dB lost against PyTorch ({info['parity']['runner']})")
+            lines.append(
+                f"  parity: {info['parity']['psnr_lost']} dB lost against PyTorch ({info['parity'].get('runner', 'unknown')})"
+            )
         lines.append("  layers by output dtype:")
         for kind, row in info["census"].items():
             lines.append(f"    {kind:<14} {', '.join(f'{n} {dtype}' for dtype, n in row.items())}")
@@ -70,4 +73,4 @@ def as_text(found: dict[str, Any]) -> str:
         capabilities = ", ".join(header["compute_capabilities"])
         lines.append(f"  header: {header['bytes']} bytes, version {header['library']}, compute capability {capabilities}{bits}")
     lines.append(f"  cannot be used: {found['problem']}" if found["problem"] else "  whole: size, SHA-256 and header agree")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -192,6 +192,7 @@ def _runtime_models(bundle: Bundle) -> list[Model]:
     bundle.verify()
     held = [MANIFEST, str(bundle.manifest["golden"].get("file", GOLDEN))]
     held += [g.file for graphs in bundle.precisions.values() for g in graphs.values()]
+    held += [] if bundle.gradient is None else [bundle.gradient.file]
     contents = {f"bundle/{file}": (bundle.path / file).read_bytes() for file in held}
     hr, lr = bundle.graphs["downscale"].inputs[0], bundle.graphs["downscale"].outputs[0]
     code = (bundle.graphs["decoder"].inputs[0],) if bundle.variant.latent else ()

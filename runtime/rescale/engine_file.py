@@ -200,8 +200,15 @@ def _info(engine: Path, m: dict[str, Any]) -> EngineInfo:
         outputs=_tensors(m["outputs"]),
         census={str(kind): {str(d): int(n) for d, n in row.items()} for kind, row in m["census"].items()},
         options=dict(m["options"]),
-        parity=None if m["parity"] is None else dict(m["parity"]),
+        parity=None if m["parity"] is None else _parity(m["parity"]),
     )
+
+
+def _parity(found: Any) -> dict[str, Any]:
+    lost = (int, float, type(None))  # null: without end
+    if not isinstance(found, dict) or not isinstance(found.get("runner", ""), str) or type(found["psnr_lost"]) not in lost:
+        raise ValueError("parity has no runner or no psnr_lost")
+    return dict(found)
 
 
 def _sides(name: str, value: Any) -> Sides:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,28 @@ def test_gray_pictures_come_back_gray(native, bundle):
         restored = unpacked(own.restore_png(native.read(mine)))
         assert restored.ndim == 2
         assert np.array_equal(restored, unpacked(net.restore(small).to_bytes()))
+        own.close()
+
+
+def test_a_gray_profile_travels_beside_an_rgb_picture_not_in_it(native, bundle):
+    """PNG allows it beside gray alone: the block holds it, byte for byte as Python's."""
+    path = bundle("irn_a", 2)
+    gray = (np.add.outer(np.arange(31), np.arange(44)) * 3).astype(np.uint8)
+    for space, kinds in ((b"GRAY", []), (b"RGB ", [b"iCCP"]), (b"GRA", [b"iCCP"])):
+        profile = bytes(16) + space + (bytes(200) if len(space) == 4 else b"")
+        chunks = [(b"gAMA", struct.pack(">I", 45455)), (b"iCCP", b"own\0\0" + zlib.compress(profile))]
+        source = png.insert(png.encode(gray), chunks)
+        with rescale.load(path, backend="onnxruntime") as net:
+            small = net.downscale(open_picture(source))
+            wanted = small.to_bytes()
+        own = native.load(path)
+        mine, _ = own.downscale_png(source)
+        blocks = [next(c.data for c in png.read_chunks(file, "x") if c.kind == b"reSc") for file in (mine, wanted)]
+        assert blocks[0] == blocks[1]
+        shown = [c.kind for c in png.read_chunks(mine, "x") if c.kind in (b"gAMA", b"iCCP")]
+        assert sorted(shown) == sorted([b"gAMA", *kinds])
+        restored = own.restore_png(native.read(mine))
+        assert {c.kind: c.data for c in png.read_chunks(restored, "x")}.items() >= dict(chunks).items()
         own.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import rescale
 from rescale import png
 from rescale.container import Small
 from rescale.errors import InputError, LrFileError, RescaleError
-from rescale.picture import open_picture
+from rescale.picture import Picture, open_picture
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
@@ -214,8 +215,26 @@ def test_refusals_and_forced_restorations_are_pythons(native, failure, bundle, p
         file = tmp_path / "small.png"
         data, sidecar = small.encode("png", "alpha", "sidecar")
         file.write_bytes(data)
+        (tmp_path / "small.png.rescale").mkdir()
+        assert_same(native.open(file), Small.open(file))
+        (tmp_path / "small.png.rescale").rmdir()
+        os.mkfifo(tmp_path / "small.png.rescale")
+        assert_same(native.open(file), Small.open(file))
+        (tmp_path / "small.png.rescale").unlink()
         for beside in (None, sidecar, sidecar[:50], b""):
             if beside is not None:
                 (tmp_path / "small.png.rescale").write_bytes(beside)
             assert_same(native.open(file), Small.open(file))
         own.close()
+
+
+@pytest.mark.slow
+def test_the_limit_on_a_carried_plane_is_the_callers(native):
+    """Its own size bounds it, also above the limit that holds for pictures unless the caller says otherwise."""
+    plane = np.zeros((16384, 11000), np.uint8)
+    source = Picture(np.zeros((*plane.shape, 3), np.uint8), alpha=plane)
+    rgb = np.zeros((8192, 5500, 3), np.uint8)
+    data = Small.create(rgb, None, None, model="irn", scale=2, weights="ab" * 32, source=source).to_bytes()
+    found = native.read(data, max_pixels=plane.size)
+    assert found.state == "exact"
+    assert np.array_equal(found.source_alpha, plane)

@@ -108,6 +108,20 @@ def test_options_that_make_no_sense(native, failure, bundle):
     own.close()
 
 
+@pytest.mark.parametrize("model", ["irn", "irn_m"])
+def test_the_largest_tile_is_the_whole_picture(native, bundle, picture, model):
+    hr = picture(23, 31)
+    results = []
+    for tile in (0, 1 << 28, 2**31 - 1):
+        own = native.load(bundle(model, 2), tile_width=tile, tile_height=tile)
+        lr, latent = own.downscale(hr)
+        results.append((lr, latent, own.upscale(lr, latent, np.zeros_like(hr))))
+        own.close()
+    for found in results[1:]:
+        assert all(a is b is None or np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
+    assert results[0][2].any()
+
+
 def manifests(m: dict) -> dict[str, dict]:
     short = {k: v for k, v in m["graphs"].items() if k != "upscale"}
     return {
@@ -122,12 +136,35 @@ def manifests(m: dict) -> dict[str, dict]:
         "weights": m | {"weights": {"sha256": "x"}},
         "other weights file": m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | {"file": "../upscale.onnx"}}},
         "no halo": {k: v for k, v in m.items() if k != "halo"},
+        "receptive field": m | {"receptive_field": {"lr_pixels": 5000}},
+        "corrections without count": m | {"corrections": {"sha256": m["weights"]["sha256"]}},
+        "too many corrections": m | {"corrections": {"sha256": m["weights"]["sha256"], "count": 5000}},
+        **{
+            name: m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | changed}}
+            for name, changed in {
+                "memory": {"memory_per_lr_pixel": 1 << 53},
+                "no outputs": {"outputs": []},
+                "other inputs": {"inputs": m["graphs"]["downscale"]["inputs"]},
+                "other type": {"outputs": [m["graphs"]["upscale"]["outputs"][0] | {"dtype": "float32"}]},
+            }.items()
+        },
     }
 
 
-def test_manifests_are_accepted_and_refused_as_python_does(native, failure, bundle, picture, tmp_path):
-    source = bundle("irn", 2)
-    for name, manifest in manifests(json.loads((source / "manifest.json").read_text())).items():
+def latent_manifests(m: dict) -> dict[str, dict]:
+    def with_z(channels: int) -> dict:
+        text = json.dumps(m["graphs"]).replace(
+            f'"batch", {m["graphs"]["encoder"]["inputs"][0]["axes"][1]},', f'"batch", {channels},'
+        )
+        return m | {"graphs": json.loads(text)}
+
+    return {"no change": m, "many channels": with_z(5000), "very many channels": with_z(1 << 53)}
+
+
+@pytest.mark.parametrize(("model", "changes"), [("irn", manifests), ("irn_m", latent_manifests)])
+def test_manifests_are_accepted_and_refused_as_python_does(native, failure, bundle, picture, tmp_path, model, changes):
+    source = bundle(model, 2)
+    for name, manifest in changes(json.loads((source / "manifest.json").read_text())).items():
         folder = tmp_path / name
         shutil.copytree(source, folder)
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -136,13 +173,13 @@ def test_manifests_are_accepted_and_refused_as_python_does(native, failure, bund
 
         def work(folder=folder, hr=hr) -> None:
             own = native.load(folder)
-            own.upscale(own.downscale(hr)[0], None, np.zeros_like(hr))
+            own.upscale(*own.downscale(hr), np.zeros_like(hr))
 
         def python(folder=folder, hr=hr) -> None:
             with rescale.load(folder, backend="onnxruntime") as net:
                 net.upscale(net.downscale(hr))
 
-        if name in ("newer minor", "no halo"):
+        if name in ("newer minor", "no halo", "no change"):
             python()
             work()
             continue

@@ -138,7 +138,10 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
         (("down", plain), 2, "wrong number of files"),
         (("down", plain, tmp_path / "x.png", "--nothing", "1"), 2, "no option --nothing"),
         (("down", plain, tmp_path / "x.png"), 2, "--bundle is missing"),
-        (("down", plain, tmp_path / "x.png", "--bundle", path, "--memory", "much"), 2, "a size is wanted"),
+        *(
+            (("down", plain, tmp_path / "x.png", "--bundle", path, "--memory", size), 2, "a size is wanted")
+            for size in ("much", "0.5", "-1GB", "1e9", "1000000000000GB", "1.2.3GB", "GB", "")
+        ),
         (("down", plain, tmp_path / "x.png", "--bundle", path, "--threads", "-1"), 2, "a whole number is wanted"),
         (("down", plain, tmp_path / "x.jpg", "--bundle", path), 1, "writes PNG"),
         (("down", tmp_path / "none.png", tmp_path / "x.png", "--bundle", path), 1, "none.png: no such file"),
@@ -159,6 +162,17 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
         done = program(*arguments, status=status)
         assert words in done.stderr.decode(), arguments
         assert len(done.stderr.decode().splitlines()) == 1 or status == 2
+    program("down", plain, tmp_path / "lr.png", "--bundle", path, "--memory", "512mb", "--max-pixels", "400")
+    lr = (tmp_path / "lr.png").read_bytes()
+    for left in (0, 40, len(lr) // 2):
+        (tmp_path / "part.png").write_bytes(lr[:left])
+        done = program("up", tmp_path / "part.png", tmp_path / "y.png", "--bundle", path, status=3)
+        assert done.stderr.decode().rstrip().endswith("take an undamaged copy")
+    odd = tmp_path / "odd.png"
+    odd.write_bytes(png.encode(picture(21, 19)))
+    limit = ("--bundle", path, "--max-pixels", 21 * 19)
+    program("down", odd, tmp_path / "odd_lr.png", *limit)
+    program("up", tmp_path / "odd_lr.png", tmp_path / "odd_again.png", *limit)
     assert b"usage:" in program("--help").stdout
     assert program("--version").stdout.decode().strip() == rescale.__version__
     assert not list(tmp_path.glob(".rescale*"))

@@ -128,6 +128,22 @@ def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
     assert run(capsys, "inspect", engine)[::2] == (1, f"error: {engine}: no such engine; make one with rescale-engine build\n")
 
 
+def test_a_forged_sidecar_is_shown_without_harm(bundle, capsys, tmp_path):
+    run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
+    (engine,) = tmp_path.glob("*.engine")
+    sidecar = engine.with_name(engine.name + ".json")
+    good = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(good | {"library": "\x1b]0;owned\x07", "model": "\x1b[2Jirn\nfake line"}))
+    for argv in (["inspect", engine], ["list", bundle, "--out", tmp_path], ["clean", bundle, "--out", tmp_path, "--dry-run"]):
+        _, out, err = run(capsys, *argv)
+        assert "\x1b" not in out + err
+        assert "\nfake line" not in out + err
+    sidecar.write_text(json.dumps(good | {"parity": {"x": 1}}))
+    code, out, _ = run(capsys, "inspect", engine)
+    assert code == 1
+    assert "cannot be used" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [

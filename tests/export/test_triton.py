@@ -323,6 +323,13 @@ def test_a_python_model_checks_its_bundle_before_it_is_ready(bundle, tmp_path: P
         Server(tmp_path)
 
 
+def test_a_bundle_with_a_gradient_is_served(refinable, tmp_path: Path) -> None:
+    b = Bundle(refinable("irn", 2))
+    write_repository(b, tmp_path, "python")
+    for task in ("downscale", "upscale", "encode", "decode"):
+        Bundle(tmp_path / f"{title(b)}_{task}" / "1" / "bundle").verify()
+
+
 @pytest.mark.parametrize(("model", "scale"), EVERY)
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
 def test_configurations_agree_with_the_graphs_and_with_each_other(bundle, tmp_path, model, scale, precision) -> None:

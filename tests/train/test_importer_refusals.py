@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -175,8 +177,46 @@ def test_a_file_is_bounded_before_it_is_read(tmp_path: Path, monkeypatch: pytest
     }
     wide["haars.0.haar_weights"] = haar_weights(3)
     assert re.search(r"blocks \(64,\) of growth 256 take \d+ bytes, over \d+", refusal(save(tmp_path / "wide.pth", wide)))
+    twice = tmp_path / "twice.pth"
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(twice, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            target.writestr(source.namelist()[0], b"")
+    assert "two of its entries have one name" in refusal(twice)
     monkeypatch.setattr(reading, "MAX_BYTES", good.stat().st_size - 1)
     assert f"good.pth: {good.stat().st_size} bytes; a checkpoint of these networks has at most" in refusal(good)
+
+
+def test_of_two_lists_of_entries_the_one_that_was_checked_is_read(tmp_path: Path) -> None:
+    """`zipfile` takes the list before the end record, PyTorch the one at the place that the record names."""
+    state = published("official", (1,), 1)
+    parts = []
+    for name, values, method in (
+        ("hidden", {k: v * 2 for k, v in state.items()}, zipfile.ZIP_DEFLATED),
+        ("shown", state, zipfile.ZIP_STORED),
+    ):
+        out = io.BytesIO()
+        with zipfile.ZipFile(save(tmp_path / name, values)) as source, zipfile.ZipFile(out, "w", method) as target:
+            for entry in source.namelist():
+                target.writestr("a/" + entry.split("/", 1)[1], source.read(entry))
+        data = out.getvalue()
+        size, start = struct.unpack_from("<II", data, len(data) - 10)
+        parts.append((data[:start], bytearray(data[start : start + size]), data[start + size :]))
+    (hidden, first, end), (shown, second, _) = parts
+    assert len(first) == len(second)
+    at = 0
+    while at < len(second):
+        (offset,) = struct.unpack_from("<I", second, at + 42)
+        struct.pack_into("<I", second, at + 42, offset + len(hidden) - len(first))
+        at += 46 + sum(struct.unpack_from("<HHH", second, at + 28))
+    end = bytearray(end)
+    struct.pack_into("<I", end, 16, len(hidden) + len(shown))
+    path = tmp_path / "two.pth"
+    path.write_bytes(hidden + shown + first + second + end)
+    key = "operations.1.F.conv1.weight"
+    assert torch.equal(torch.load(path, weights_only=True)[key], state[key] * 2), "what PyTorch would read"
+    assert torch.equal(reading.read(path).tensors[key], state[key])
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
@@ -230,7 +270,7 @@ def test_a_target_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Captu
         convert(source, tmp_path / "d.safetensors")
     (tmp_path / "d.safetensors").rmdir()
     (tmp_path / "w.json").mkdir()
-    with pytest.raises(OutputError, match=r"w.json: cannot write"):
+    with pytest.raises(OutputError, match=r"w.json: exists; remove it or choose another name"):
         convert(source, tmp_path / "w.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "w.json"], "weights without their card are not left"
     assert source.read_bytes() == before

@@ -76,6 +76,8 @@ class TritonPythonModel:
             return _error(e, pb_utils.TritonError.INVALID_ARG)
         except OutOfMemoryError as e:
             return _error(e, pb_utils.TritonError.UNAVAILABLE)
+        except MemoryError:
+            return _error(OutOfMemoryError("not enough memory"), pb_utils.TritonError.UNAVAILABLE)
         except RescaleError as e:
             return _error(e, pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(output_tensors=[_give(k, v) for k, v in out.items()])

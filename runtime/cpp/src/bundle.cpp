@@ -1,7 +1,6 @@
 #include "bundle.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include "files.hpp"
 #include "manifest.hpp"
@@ -13,24 +12,65 @@ namespace {
 constexpr std::string_view kFormat = "rescale-bundle";
 constexpr int kMajor = 1;
 constexpr std::uint64_t kMaxManifestBytes = 1 << 20, kMaxGraphBytes = 1 << 30;
+constexpr std::int64_t kMaxField = 1 << 12, kMaxZChannels = 1 << 12, kMaxMemoryPerPixel = 1 << 24;
+
+using Graphs = std::map<std::string, Graph>;
+
+std::int64_t ranged(const Json& table, const char* name, std::int64_t least, std::int64_t most) {
+  const std::int64_t n = number_field(table, name, least);
+  if (n > most) throw DamagedTable{cat("'", std::string(name), "' is out of range")};
+  return n;
+}
 
 Graph graph_of(const Json& entry) {
   return {string_field(entry, "file"), string_field(entry, "sha256"),
-          static_cast<std::uint64_t>(number_field(entry, "memory_per_lr_pixel", 1)), tensors_field(entry, "inputs"),
+          static_cast<std::uint64_t>(ranged(entry, "memory_per_lr_pixel", 1, kMaxMemoryPerPixel)), tensors_field(entry, "inputs"),
           tensors_field(entry, "outputs")};
 }
 
-std::map<std::string, Graph> graphs_of(const Json& table) {
+// Channels of z that the upscale graph takes.
+std::int64_t z_channels_of(const Graphs& graphs) {
+  for (const TensorInfo& t : graphs.at("upscale").inputs) {
+    if (t.name == "z" && t.axes.size() == 4 && t.axes[1].size > 0 && t.axes[1].size <= kMaxZChannels) return t.axes[1].size;
+  }
+  throw DamagedTable{"graph 'upscale' takes no 'z'"};
+}
+
+// Refuses graphs with other inputs and outputs than rescale/contract.py gives them.
+void check_interface(const Variant& v, const Graphs& graphs) {
+  const auto fixed = [](std::int64_t n) { return Axis{"", n}; };
+  const Axis batch{"batch", 0}, rows{"lr_height", 0}, columns{"lr_width", 0};
+  const TensorInfo hr{"hr", "uint8", {batch, {"height", 0}, {"width", 0}, fixed(3)}};
+  const TensorInfo lr{"lr", "uint8", {batch, rows, columns, fixed(v.lr_channels())}};
+  const TensorInfo code{"code", "uint8", {batch, fixed(kLatentChannels), {"latent_height", 0}, {"latent_width", 0}}};
+  std::vector<TensorInfo> latent;
+  if (v.latent) latent.push_back({"z", "float32", {batch, fixed(z_channels_of(graphs)), rows, columns}});
+  const auto with = [&](TensorInfo first) {
+    std::vector<TensorInfo> out{std::move(first)};
+    out.insert(out.end(), latent.begin(), latent.end());
+    return out;
+  };
+  const auto check = [&](GraphId id, const std::vector<TensorInfo>& inputs, const std::vector<TensorInfo>& outputs) {
+    const Graph& found = graphs.at(name_of(id));
+    if (found.inputs == inputs && found.outputs == outputs) return;
+    throw DamagedTable{cat("graph '", name_of(id), "' does not have the inputs and outputs of ", v.name)};
+  };
+  check(GraphId::downscale, {hr}, with(lr));
+  check(GraphId::upscale, with(lr), {hr});
+  if (!v.latent) return;
+  check(GraphId::encoder, latent, {code});
+  check(GraphId::decoder, {code}, latent);
+}
+
+Graphs graphs_of(const Json& table) {
   if (!table.is_object()) throw DamagedTable{"'graphs' is not a table"};
-  std::map<std::string, Graph> out;
+  Graphs out;
   for (const auto& [name, entry] : table.items()) out.emplace(name, graph_of(entry));
   return out;
 }
 
 int pixels_field(const Json& m, const char* name, const char* key = "lr_pixels") {
-  const std::int64_t n = number_field(field(m, name), key, 0);
-  if (n > std::numeric_limits<int>::max() / 4) throw DamagedTable{cat("'", std::string(name), "' is out of range")};
-  return static_cast<int>(n);
+  return static_cast<int>(ranged(field(m, name), key, 0, kMaxField));
 }
 
 // What restoring alone needs, where it is less than `both`.
@@ -77,7 +117,11 @@ void read_manifest(Bundle& b, const std::string& target, const Json& m) {
   b.scale = static_cast<int>(scale);
   b.size = string_field(m, "size");
   b.weights = sha256_field(field(m, "weights"), "sha256");
-  b.network = m.contains("corrections") ? sha256_field(m["corrections"], "sha256") : b.weights;
+  b.network = b.weights;
+  if (m.contains("corrections")) {
+    ranged(m["corrections"], "count", 0, kMaxField);
+    b.network = sha256_field(m["corrections"], "sha256");
+  }
   b.receptive_field = pixels_field(m, "receptive_field");
   b.halo = m.contains("halo") ? pixels_field(m, "halo") : b.receptive_field;
   if (b.halo > b.receptive_field) throw DamagedTable{"a number is out of range"};
@@ -93,8 +137,8 @@ void read_manifest(Bundle& b, const std::string& target, const Json& m) {
       if (graphs.count(kGraphNames[i])) continue;
       fail(Code::bundle, target, ": graph '", kGraphNames[i], "' is missing in ", precision, "; export the bundle again");
     }
+    check_interface(b.variant, graphs);
   }
-  if (b.variant.latent) b.z_channels();
 }
 
 }  // namespace
@@ -145,10 +189,7 @@ std::uint64_t Bundle::memory(GraphId direction) const {
 }
 
 std::uint64_t Bundle::z_channels() const {
-  for (const TensorInfo& t : graph(GraphId::upscale, "fp32").inputs) {
-    if (t.name == "z" && t.axes.size() == 4 && t.axes[1].size > 0) return static_cast<std::uint64_t>(t.axes[1].size);
-  }
-  throw DamagedTable{"graph 'upscale' takes no 'z'"};
+  return static_cast<std::uint64_t>(z_channels_of(precisions.at("fp32")));
 }
 
 }  // namespace rescale::detail

@@ -1,5 +1,7 @@
 #include "colour.hpp"
 
+#include <zlib.h>
+
 #include <algorithm>
 
 namespace rescale::detail {
@@ -19,7 +21,57 @@ Chunks bounded(Chunks chunks, const std::string& name) {
   return chunks;
 }
 
+// Whether a chunk iCCP holds a whole profile that is for gray. As in Python: one that is damaged or longer than what is carried
+// is none.
+bool is_gray_profile(const Bytes& chunk) {
+  constexpr std::size_t kName = 80, kSpace = 16;
+  const auto name_end = std::find(chunk.begin(), chunk.begin() + static_cast<std::ptrdiff_t>(std::min(chunk.size(), kName)), 0);
+  const auto at = static_cast<std::size_t>(name_end - chunk.begin()) + 2;
+  if (at - 2 == std::min(chunk.size(), kName) || at > chunk.size()) return false;
+  z_stream z{};
+  if (inflateInit(&z) != Z_OK) throw std::bad_alloc();
+  struct Ender {
+    z_stream* z;
+    ~Ender() { inflateEnd(z); }
+  } ender{&z};
+  z.next_in = const_cast<Bytef*>(chunk.data() + at);
+  z.avail_in = static_cast<uInt>(chunk.size() - at);
+  Bytes piece(1 << 16);
+  std::string head;
+  std::size_t size = 0;
+  int status = Z_OK;
+  while (status == Z_OK && size < kMaxBytes) {
+    const std::size_t room = std::min(piece.size(), kMaxBytes - size);
+    z.next_out = piece.data();
+    z.avail_out = static_cast<uInt>(room);
+    status = inflate(&z, Z_NO_FLUSH);
+    const std::size_t got = room - z.avail_out;
+    if (head.size() < kSpace + 4) head.append(piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(got));
+    size += got;
+    if (status == Z_OK && got == 0 && z.avail_in == 0) break;
+  }
+  return status == Z_STREAM_END && head.size() >= kSpace + 4 && head.compare(kSpace, 4, "GRAY") == 0;
+}
+
 }  // namespace
+
+Chunks colour_for_rgb(const Chunks& chunks) {
+  Chunks shown;
+  for (const auto& chunk : chunks) {
+    if (chunk.first != "iCCP" || !is_gray_profile(chunk.second)) shown.push_back(chunk);
+  }
+  return shown;
+}
+
+Bytes pack_colour(const Chunks& chunks) {
+  Bytes out;
+  for (const auto& [kind, data] : chunks) {
+    append(out, kind);
+    put_little32(out, static_cast<std::uint32_t>(data.size()));
+    append(out, data);
+  }
+  return out;
+}
 
 Chunks colour_from_png(const std::vector<Chunk>& chunks, const std::string& name) {
   Chunks found;

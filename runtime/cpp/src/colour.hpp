@@ -9,7 +9,11 @@ namespace rescale::detail {
 // First of each kind, intact ones only; refuses more than 8 MiB.
 Chunks colour_from_png(const std::vector<Chunk>& chunks, const std::string& name);
 
-// The LR file's section META: name 4, length 4 little-endian, body, repeated.
+// What an RGB picture may show: all but an ICC profile for gray, which PNG allows beside gray alone.
+Chunks colour_for_rgb(const Chunks& chunks);
+
+// The LR file's section META, and its inverse: name 4, length 4 little-endian, body, repeated.
+Bytes pack_colour(const Chunks& chunks);
 Chunks unpack_colour(const Bytes& data, const std::string& name);
 
 }  // namespace rescale::detail

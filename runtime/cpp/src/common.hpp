@@ -6,6 +6,8 @@
 #include <array>
 #include <cstring>
 #include <initializer_list>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
@@ -39,11 +41,30 @@ template <class... T>
   throw Error(code, cat(parts...));
 }
 
+// Runs `work`: nothing but `Error` leaves the library.
+template <class Work>
+auto translated(const Work& work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    throw Error(Code::out_of_memory, "not enough memory");
+  } catch (const std::length_error&) {
+    throw Error(Code::out_of_memory, "more memory than there can be");
+  }
+}
+
+// The bytes of a file could be read, but are no whole picture.
+template <class... T>
+[[noreturn]] void damaged(const T&... parts) {
+  throw Error(Code::input, cat(parts...), State::damaged);
+}
+
 inline std::string by(std::uint64_t width, std::uint64_t height) { return cat(width, "x", height); }
 
+// Of numbers that are not negative; no sum can overflow.
 template <class T>
 T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
+  return a / b + (a % b != 0);
 }
 
 inline std::uint32_t big32(const std::uint8_t* p) {

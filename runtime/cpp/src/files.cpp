@@ -47,9 +47,9 @@ Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const
   }
 }
 
-bool exists(const std::string& path) {
+bool is_file(const std::string& path) {
   struct stat about{};
-  return ::stat(path.c_str(), &about) == 0;
+  return ::stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode);
 }
 
 namespace {
@@ -134,9 +134,11 @@ void write_both(const std::string& first, const Bytes& a, const std::string& sec
 }  // namespace detail
 
 Bytes read_file(const std::string& path) {
-  Bytes data = detail::read_bounded(path, std::uint64_t{2} << 30, Code::input);
-  if (data.empty()) fail(Code::input, path, ": empty");
-  return data;
+  return detail::translated([&] {
+    Bytes data = detail::read_bounded(path, std::uint64_t{2} << 30, Code::input);
+    if (data.empty()) detail::damaged(path, ": empty");
+    return data;
+  });
 }
 
 void write_file(const std::string& path, const Bytes& data) {

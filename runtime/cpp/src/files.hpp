@@ -9,7 +9,7 @@ namespace rescale::detail {
 // All bytes of a file; throws `code` where it cannot be read (with the text `missing` where there is none) or holds more.
 Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const std::string& missing = {});
 
-bool exists(const std::string& path);
+bool is_file(const std::string& path);  // regular, or a link to one
 
 // Two files that belong together: neither takes its place before both are on the disk.
 void write_both(const std::string& first, const Bytes& a, const std::string& second, const Bytes& b);

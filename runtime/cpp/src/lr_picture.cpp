@@ -134,8 +134,10 @@ void detail::check_planes(const LrPicture& small) {
 
 const char* to_string(State state) { return kStates[static_cast<int>(state)]; }
 
-LrPicture LrPicture::from_png(const Bytes& file, const std::string& name, std::uint64_t max_pixels, const Bytes* sidecar) {
-  if (file.empty()) fail(Code::input, name, ": empty");
+namespace {
+
+LrPicture read_png(const Bytes& file, const std::string& name, std::uint64_t max_pixels, const Bytes* sidecar) {
+  if (file.empty()) damaged(name, ": empty");
   if (!is_png(file)) fail(Code::input, name, ": not a PNG file, the one container that the C++ library reads");
   const std::vector<Chunk> chunks = read_chunks(file, name);
   const Pixels pixels = decode_pixels(chunks, name, max_pixels);
@@ -168,10 +170,16 @@ LrPicture LrPicture::from_png(const Bytes& file, const std::string& name, std::u
   return small;
 }
 
+}  // namespace
+
+LrPicture LrPicture::from_png(const Bytes& file, const std::string& name, std::uint64_t max_pixels, const Bytes* sidecar) {
+  return translated([&] { return read_png(file, name, max_pixels, sidecar); });
+}
+
 LrPicture LrPicture::open(const std::string& path, std::uint64_t max_pixels) {
   const Bytes file = read_file(path);
   LrPicture small = from_png(file, path, max_pixels);
-  if (small.has_marker || !exists(sidecar_path(path))) return small;
+  if (small.has_marker || !is_file(sidecar_path(path))) return small;
   try {
     const Bytes sidecar = read_file(sidecar_path(path));
     return from_png(file, path, max_pixels, &sidecar);
@@ -183,61 +191,65 @@ LrPicture LrPicture::open(const std::string& path, std::uint64_t max_pixels) {
 }
 
 LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& carrier) const {
-  const auto check = [](const char* option, const std::string& value, std::initializer_list<std::string_view> known) {
-    if (std::find(known.begin(), known.end(), value) != known.end()) return;
-    std::string names;
-    for (const auto& k : known) names += cat(names.empty() ? "" : ", ", k);
-    fail(Code::input, option, " '", value, "': choose one of ", names);
-  };
-  check("layout", layout, {"alpha", "chunk", "strip"});
-  check("carrier", carrier, {"chunk", "text", "sidecar"});
-  if (!has_marker || state != State::exact) {
-    throw Error(Code::lr_file, cat(name, ": ", detail, ": an LR file is written from an exact picture only"), state);
-  }
-  check_planes(*this);
-  if (!source_alpha.empty() && source_alpha.size() != marker.hr_width * marker.hr_height) {
-    fail(Code::input, name, ": its source_alpha is not of the HR picture's size");
-  }
-  const auto width = static_cast<std::size_t>(size.width), height = static_cast<std::size_t>(size.height);
-  Block block = block_of(*this);
-  block.marker.layout = alpha.empty() ? "none" : layout;
-  Bytes pixels = rgb;
-  std::size_t rows = height;
-  int channels = 3;
-  if (block.marker.layout == "alpha") {
-    channels = 4;
-    pixels.resize(width * height * 4);
-    for (std::size_t i = 0; i < alpha.size(); i++) {
-      std::copy_n(&rgb[3 * i], 3, &pixels[4 * i]);
-      pixels[4 * i + 3] = kZigzag.store[alpha[i]];
+  return translated([&] {
+    const auto check = [](const char* option, const std::string& value, std::initializer_list<std::string_view> known) {
+      if (std::find(known.begin(), known.end(), value) != known.end()) return;
+      std::string names;
+      for (const auto& k : known) names += cat(names.empty() ? "" : ", ", k);
+      fail(Code::input, option, " '", value, "': choose one of ", names);
+    };
+    check("layout", layout, {"alpha", "chunk", "strip"});
+    check("carrier", carrier, {"chunk", "text", "sidecar"});
+    if (!has_marker || state != State::exact) {
+      throw Error(Code::lr_file, cat(name, ": ", detail, ": an LR file is written from an exact picture only"), state);
     }
-  } else if (block.marker.layout == "strip") {
-    pixels = add_strip(rgb, alpha, width, height);
-    rows += strip_rows(height);
-  } else if (block.marker.layout == "chunk") {
-    block.sections.emplace_back("ALPH", encode_plane(alpha, width, height));
-  }
-  const std::uint64_t stride = kLatentStride;
-  if (!latent.empty()) {
-    block.sections.emplace_back("LATN", encode_plane(latent, ceil_div(width, stride), kLatentChannels * ceil_div(height, stride)));
-  }
-  if (!source_alpha.empty()) {
-    block.sections.emplace_back("SRCA", encode_plane(source_alpha, marker.hr_width, marker.hr_height));
-  }
-  const Bytes coded = encode_block(block);
-  Chunks added = colour;
-  for (auto& chunk : carry(coded, carrier)) added.push_back(std::move(chunk));
-  File out{insert_chunks(encode_pixels(pixels.data(), width, rows, channels), added), {}};
-  if (carrier == "sidecar") out.sidecar = coded;
-  const std::uint64_t most = std::max<std::uint64_t>(width * rows, marker.hr_width * marker.hr_height);
-  const LrPicture again = from_png(out.data, name, most, out.sidecar.empty() ? nullptr : &out.sidecar);
-  const bool same = again.rgb == rgb && again.alpha == alpha && again.latent == latent && again.source_alpha == source_alpha &&
-                    again.colour == colour;
-  if (again.state != State::exact || !same) {
-    const std::string found = cat(rescale::to_string(again.state), ": ", again.detail);
-    throw Error(Code::lr_file, cat(name, ": reading back the encoded file gave ", found), again.state);
-  }
-  return out;
+    check_planes(*this);
+    if (!source_alpha.empty() && source_alpha.size() != marker.hr_width * marker.hr_height) {
+      fail(Code::input, name, ": its source_alpha is not of the HR picture's size");
+    }
+    const auto width = static_cast<std::size_t>(size.width), height = static_cast<std::size_t>(size.height);
+    Block block = block_of(*this);
+    block.marker.layout = alpha.empty() ? "none" : layout;
+    Bytes pixels = rgb;
+    std::size_t rows = height;
+    int channels = 3;
+    if (block.marker.layout == "alpha") {
+      channels = 4;
+      pixels.resize(width * height * 4);
+      for (std::size_t i = 0; i < alpha.size(); i++) {
+        std::copy_n(&rgb[3 * i], 3, &pixels[4 * i]);
+        pixels[4 * i + 3] = kZigzag.store[alpha[i]];
+      }
+    } else if (block.marker.layout == "strip") {
+      pixels = add_strip(rgb, alpha, width, height);
+      rows += strip_rows(height);
+    } else if (block.marker.layout == "chunk") {
+      block.sections.emplace_back("ALPH", encode_plane(alpha, width, height));
+    }
+    const std::uint64_t stride = kLatentStride;
+    if (!latent.empty()) {
+      const std::uint64_t rows_of_all = kLatentChannels * ceil_div(height, stride);
+      block.sections.emplace_back("LATN", encode_plane(latent, ceil_div(width, stride), rows_of_all));
+    }
+    if (!source_alpha.empty()) {
+      block.sections.emplace_back("SRCA", encode_plane(source_alpha, marker.hr_width, marker.hr_height));
+    }
+    Chunks added = colour_for_rgb(colour);
+    if (added != colour) block.sections.emplace_back("META", pack_colour(colour));
+    const Bytes coded = encode_block(block);
+    for (auto& chunk : carry(coded, carrier)) added.push_back(std::move(chunk));
+    File out{insert_chunks(encode_pixels(pixels.data(), width, rows, channels), added), {}};
+    if (carrier == "sidecar") out.sidecar = coded;
+    const std::uint64_t most = std::max<std::uint64_t>(width * rows, marker.hr_width * marker.hr_height);
+    const LrPicture again = from_png(out.data, name, most, out.sidecar.empty() ? nullptr : &out.sidecar);
+    const bool same = again.rgb == rgb && again.alpha == alpha && again.latent == latent && again.source_alpha == source_alpha &&
+                      again.colour == colour;
+    if (again.state != State::exact || !same) {
+      const std::string found = cat(rescale::to_string(again.state), ": ", again.detail);
+      throw Error(Code::lr_file, cat(name, ": reading back the encoded file gave ", found), again.state);
+    }
+    return out;
+  });
 }
 
 void LrPicture::save(const std::string& path, const std::string& layout, const std::string& carrier) const {

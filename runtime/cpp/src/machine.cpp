@@ -1,7 +1,9 @@
 #include "machine.hpp"
 
 #include <fcntl.h>
+#ifdef __linux__
 #include <sched.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -78,7 +80,7 @@ void each_group(const MachineFiles& files, const char* kind, const Visit& visit)
         if (slash > at) {
           const int added = static_cast<int>(slash - at);
           if (length + 1 + added >= static_cast<int>(sizeof folder)) return;
-          std::snprintf(folder + length, sizeof folder - length, "/%.*s", added, at);
+          std::snprintf(folder + length, sizeof folder - static_cast<std::size_t>(length), "/%.*s", added, at);
           length += 1 + added;
           visit(folder);
         }
@@ -112,10 +114,12 @@ double cpu_quota(const MachineFiles& files) {
 }  // namespace
 
 int usable_threads(const MachineFiles& files) {
+  int allowed = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+#ifdef __linux__
   cpu_set_t mask;
   CPU_ZERO(&mask);
-  int allowed = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
   if (::sched_getaffinity(0, sizeof mask, &mask) == 0) allowed = CPU_COUNT(&mask);
+#endif
   const double quota = cpu_quota(files);
   return std::max(1, quota > 0 ? std::min(allowed, static_cast<int>(std::ceil(quota))) : allowed);
 }

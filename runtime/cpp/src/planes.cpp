@@ -12,7 +12,7 @@ Bytes decode_plane(const Bytes& coded, std::uint64_t width, std::uint64_t height
   if (h.width != width || h.height != height || h.depth != 8 || h.colour != 0) {
     fail(Code::input, name, ": a coded plane of ", by(h.width, h.height), ", wanted ", by(width, height), " gray with 8 bits");
   }
-  const Pixels pixels = decode_pixels(chunks, name, kMaxPixels);
+  const Pixels pixels = decode_pixels(chunks, name, width * height);
   Bytes plane(width * height);
   for (std::size_t i = 0; i < plane.size(); i++) plane[i] = pixels.data[i * static_cast<unsigned>(pixels.channels)];
   return plane;

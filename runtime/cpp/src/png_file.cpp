@@ -53,18 +53,18 @@ std::string quoted(const std::string& kind) {
 bool is_png(const Bytes& file) { return file.size() >= 8 && std::equal(kSignature, kSignature + 8, file.begin()); }
 
 std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name) {
-  if (!is_png(file)) fail(Code::input, name, ": not a PNG file");
+  if (!is_png(file)) damaged(name, ": not a PNG file");
   std::vector<Chunk> chunks;
   for (std::size_t at = 8; at + 12 <= file.size() && chunks.size() < kMaxChunks;) {
     const std::uint8_t* p = file.data() + at;
     const std::size_t length = big32(p);
     const std::string kind(reinterpret_cast<const char*>(p) + 4, 4);
     if (length > file.size() - at - 12) {
-      fail(Code::input, name, ": truncated PNG: a ", quoted(kind), " chunk of ", length, " bytes ends after the file");
+      damaged(name, ": truncated PNG: a ", quoted(kind), " chunk of ", length, " bytes ends after the file");
     }
     const bool intact = checksum(p + 4, length + 4) == big32(p + 8 + length);
     if (!intact && is_critical(kind)) {
-      fail(Code::input, name, ": damaged PNG: the CRC of a ", kind, " chunk does not match");
+      damaged(name, ": damaged PNG: the CRC of a ", kind, " chunk does not match");
     }
     chunks.push_back({kind, Bytes(p + 8, p + 8 + length), intact});
     at += 12 + length;
@@ -72,16 +72,16 @@ std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name) {
   }
   const bool whole = !chunks.empty() && chunks.front().kind == "IHDR" && chunks.back().kind == "IEND" &&
                      std::any_of(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.kind == "IDAT"; });
-  if (!whole) fail(Code::input, name, ": truncated or damaged PNG: IHDR, IDAT or IEND is missing");
+  if (!whole) damaged(name, ": truncated or damaged PNG: IHDR, IDAT or IEND is missing");
   return chunks;
 }
 
 Header read_header(const std::vector<Chunk>& chunks, const std::string& name) {
   const Bytes& d = chunks.front().data;
-  if (d.size() != 13) fail(Code::input, name, ": damaged PNG: IHDR has ", d.size(), " bytes, wanted 13");
+  if (d.size() != 13) damaged(name, ": damaged PNG: IHDR has ", d.size(), " bytes, wanted 13");
   const Header header{big32(d.data()), big32(d.data() + 4), d[8], d[9], d[12] != 0};
   if (!header.width || !header.height) {
-    fail(Code::input, name, ": damaged PNG: size ", by(header.width, header.height));
+    damaged(name, ": damaged PNG: size ", by(header.width, header.height));
   }
   return header;
 }

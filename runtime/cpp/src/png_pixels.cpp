@@ -97,7 +97,7 @@ void check_promise(const std::vector<Chunk>& chunks, const Header& h, const std:
   const std::uint64_t samples = h.colour == 2 ? 3 : h.colour == 6 ? 4 : h.colour == 4 ? 2 : 1;
   const std::uint64_t wanted = (h.width * samples * static_cast<unsigned>(h.depth) + 7) / 8 * h.height;
   if (wanted / 1032 > coded) {
-    fail(Code::input, name, ": truncated or damaged picture: ", coded, " bytes of pixels for ", by(h.width, h.height));
+    damaged(name, ": truncated or damaged picture: ", coded, " bytes of pixels for ", by(h.width, h.height));
   }
 }
 
@@ -121,7 +121,7 @@ Pixels decode_pixels(const std::vector<Chunk>& chunks, const std::string& name, 
   reader.info = reader.png ? png_create_info_struct(reader.png) : nullptr;
   if (!reader.info) throw std::bad_alloc();
   const png_structp png = reader.png;
-  const auto broken = [&] { fail(Code::input, name, ": truncated or damaged picture: ", std::string(fault.why)); };
+  const auto broken = [&] { damaged(name, ": truncated or damaged picture: ", std::string(fault.why)); };
   Pixels out{static_cast<int>(header.width), static_cast<int>(header.height), 0, {}};
   int passes = 1;
   const bool begun = finishes(png, [&] {
@@ -139,7 +139,7 @@ Pixels decode_pixels(const std::vector<Chunk>& chunks, const std::string& name, 
   out.channels = png_get_channels(png, reader.info);
   const std::size_t row = png_get_rowbytes(png, reader.info);
   if (row != static_cast<std::size_t>(header.width) * static_cast<unsigned>(out.channels) || out.channels < 3) {
-    fail(Code::input, name, ": damaged PNG: an unknown kind of pixels");
+    damaged(name, ": damaged PNG: an unknown kind of pixels");
   }
   out.data.resize(row * header.height);
   const bool done = finishes(png, [&] {

@@ -45,16 +45,6 @@ struct Rescaler::Impl {
 
 namespace {
 
-// Nothing but `Error` leaves the library.
-template <class Work>
-auto translated(const Work& work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    throw Error(Code::out_of_memory, "not enough memory");
-  }
-}
-
 const char* advice(State state) {
   switch (state) {
     case State::pixels_changed:
@@ -185,7 +175,8 @@ Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
     const bool exact = state == State::exact;
     const bool trusted = how.trust_alpha && (state == State::foreign || state == State::pixels_changed) && info.lr_channels == 4;
     static const Bytes none;
-    const Bytes& alpha = trusted ? small.unverified_alpha : exact ? small.alpha : none;
+    // A marker of a model without alpha may lie on a picture with one.
+    const Bytes& alpha = info.lr_channels != 4 ? none : trusted ? small.unverified_alpha : exact ? small.alpha : none;
     if (how.strict && !exact && !(trusted && !alpha.empty())) {
       throw Error(Code::lr_file,
                   cat(small.name, ": ", detail, ": ", advice(state), " (--force restores without its auxiliary data)"), state);

@@ -74,18 +74,21 @@ Arguments parse(int argc, char** argv) {
   return out;
 }
 
-// "2GB", "512MB" or bytes, in powers of 1024.
+// "2GB", "512mb" or bytes, in powers of 1024.
 std::uint64_t memory(const std::string& text) {
-  char unit[4] = "";
-  double value = 0;
-  const int got = std::sscanf(text.c_str(), "%lf%3s", &value, unit);
   const std::map<std::string, double> units{{"", 1},        {"B", 1},        {"K", 1024},       {"KB", 1024},
                                             {"M", 1048576}, {"MB", 1048576}, {"G", 1073741824}, {"GB", 1073741824}};
+  const std::size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
+  std::string unit = text.substr(digits);
+  for (char& c : unit) c = static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
   const auto found = units.find(unit);
-  if (got < 1 || !(value > 0) || value > 1e9 * 1024 || found == units.end()) {
+  const std::string number = text.substr(0, digits);
+  char* end = nullptr;
+  const double bytes = found == units.end() ? 0 : std::strtod(number.c_str(), &end) * found->second;
+  if (number.empty() || !end || *end || !(bytes >= 1) || bytes > 0x1p60) {
     throw Usage{"--memory " + text + ": a size is wanted, such as 2GB or 512MB"};
   }
-  return static_cast<std::uint64_t>(value * found->second);
+  return static_cast<std::uint64_t>(bytes);
 }
 
 rescale::Rescaler load(const Arguments& a) {
@@ -142,13 +145,31 @@ void down(const Arguments& a) {
               small.size.width, small.size.height, net.info().title.c_str());
 }
 
+// An LR file; one that is no whole picture cannot be restored, as one that was changed cannot.
+rescale::LrPicture open_lr(const std::string& path, std::uint64_t most) {
+  try {
+    return rescale::LrPicture::open(path, most);
+  } catch (const rescale::Error& e) {
+    if (e.state() != rescale::State::damaged) throw;
+    throw rescale::Error(rescale::Code::lr_file, std::string(e.what()) + ": take an undamaged copy", e.state());
+  }
+}
+
+// Pixels of what an LR picture becomes: the HR picture's, or without a marker that fits all that the network gives.
+std::uint64_t restored_pixels(const rescale::LrPicture& small, std::uint64_t scale) {
+  const auto width = static_cast<std::uint64_t>(small.size.width), height = static_cast<std::uint64_t>(small.size.height);
+  const rescale::Marker& m = small.marker;
+  const bool ours = small.has_marker && static_cast<std::uint64_t>(m.scale) == scale;
+  const bool fits = ours && m.lr_width == width && m.lr_height == height;
+  return fits ? m.hr_width * m.hr_height : width * scale * height * scale;
+}
+
 void up(const Arguments& a) {
   check_name(a.paths[1]);
   const auto net = load(a);
   const std::uint64_t most = a.number("--max-pixels", rescale::kMaxPixels);
-  const auto small = rescale::LrPicture::open(a.paths[0], most);
-  const auto scale = static_cast<std::uint64_t>(net.info().scale);
-  if (small.rgb.size() / 3 * scale * scale > most) {
+  const auto small = open_lr(a.paths[0], most);
+  if (restored_pixels(small, static_cast<std::uint64_t>(net.info().scale)) > most) {
     const std::string limit = std::to_string(most);
     throw rescale::Error(rescale::Code::input,
                          small.name + ": would become larger than " + limit + " pixels; raise the limit with --max-pixels");

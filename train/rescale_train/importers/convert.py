@@ -40,8 +40,9 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
         raise OutputError(f"{target}: there is no folder {target.parent}")
     if target.exists() and source.exists() and target.samefile(source):
         raise OutputError(f"{target}: is the file to be imported; choose another name")
-    if target.exists():
-        raise OutputError(f"{target}: exists; remove it or choose another name")
+    for place in (target, target.with_suffix(".json")):
+        if place.exists():
+            raise OutputError(f"{place}: exists; remove it or choose another name")
     found = read(source)
     network = translate(found)
     config = network.config

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ def read(path: Path) -> Source:
     """
     data = _bytes(path)
     if data.startswith(_ZIP):
-        _check_zip(path, data)
-        content = _restricted_load(path, data)
+        content = _restricted_load(path, _plain_zip(path, data))
     elif data[8:9] == b"{":
         try:
             content = load_safetensors(data)
@@ -91,21 +91,37 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _check_zip(path: Path, data: bytes) -> None:
-    """Nothing in the archive may unpack to more than the file holds: torch.save never compresses."""
+def _plain_zip(path: Path, data: bytes) -> bytes:
+    """The archive's entries in a new archive. Nothing in it may unpack to more than the file holds: torch.save never compresses.
+
+    PyTorch's own reader finds the list of entries in another way than this one, so that a file could hold one list for each:
+    it gets what was looked at here.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as e:
+            _check_entries(path, entries, len(data))
+            out = io.BytesIO()
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as plain:
+                for entry in entries:
+                    plain.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError, OverflowError, struct.error) as e:
         raise CheckpointError(f"{path}: truncated or damaged: {_shown(e)}") from None
+    return out.getvalue()
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
     if any(e.filename.endswith("/constants.pkl") for e in entries):
         raise CheckpointError(f"{path}: a TorchScript program, which is code; wanted a state dict")
     packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size]
     if packed:
         raise CheckpointError(f"{path}: {_shown(packed[0])} in it is compressed, as no file of torch.save is; not unpacked")
     total = sum(e.file_size for e in entries)
-    if total > len(data):
-        raise CheckpointError(f"{path}: its entries say {total} bytes, the file has {len(data)}")
+    if total > size:
+        raise CheckpointError(f"{path}: its entries say {total} bytes, the file has {size}")
+    names = [e.filename for e in entries]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: two of its entries have one name")
 
 
 def _restricted_load(path: Path, data: bytes) -> Any:

@@ -41,7 +41,8 @@ class RESCALE_EXPORT Error : public std::runtime_error {
       : std::runtime_error(message), code_(code), state_(state) {}
   ~Error() override;
   Code code() const { return code_; }
-  State state() const { return state_; }  // why an LR file was refused; with Code::lr_file only
+  // With Code::lr_file: why an LR file was refused. With Code::input: `damaged` where a file was read and holds no whole picture.
+  State state() const { return state_; }
 
  private:
   Code code_;
