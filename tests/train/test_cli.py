@@ -166,10 +166,11 @@ def test_a_run_that_held_out_nothing_goes_on_so(run: Run, tmp_path: Path, capsys
     assert held_by(tmp_path / "out" / "checkpoint.safetensors") == []
 
 
-def test_the_plots_of_a_run_are_not_trained_on(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["--set", "train.steps=1", "--log-every", "1", "--out", str(pictures / "run")]
+@pytest.mark.parametrize("below", [".", "run"])
+def test_the_plot_of_a_run_is_not_trained_on(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    out = ["--set", "train.steps=1", "--log-every", "1", "--out", str(pictures / below)]
     assert run(*out) == 0
-    assert (pictures / "run" / "loss.png").exists()
+    assert (pictures / below / "loss.png").exists()
     assert run(*out, "--resume") == 0
     assert capsys.readouterr().out.count("3 pictures to train on, 1 held out") == 2
 

@@ -103,7 +103,7 @@ def start_run(
     from rescale_train import checkpoint
     from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, pictures_digest, too_small
     from rescale_train.loop import Trainer
-    from rescale_train.plot import loss_plot
+    from rescale_train.plot import PLOT, loss_plot
     from rescale_train.start import read_start
 
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -125,9 +125,9 @@ def start_run(
         named = checkpoint.held_out(checkpoint.read(source), str(source))
         # A run that held out nothing trained on all that others would be held out of.
         holdout = 0 if named == [] else holdout
-    # Plots of a run whose folder lies below --data are no pictures to train on.
-    ours = options.out.resolve()
-    found = by_content(p for p in find_pictures(data) if not p.resolve().is_relative_to(ours))
+    # The plot of a run whose folder lies below --data is no picture to train on.
+    plot = options.out.resolve() / PLOT
+    found = by_content(p for p in find_pictures(data) if p.resolve() != plot)
     held_paths = find_pictures(val) if val else held_of(found, named, holdout)
     held_out = list(by_content(held_paths))
     train_paths = [p for digest, p in found.items() if digest not in held_out]
@@ -183,7 +183,7 @@ def start_run(
             dist.destroy_process_group()
             gc.collect()
     if rank == 0:
-        loss_plot(options.out / "log.jsonl", options.out / "loss.png")
+        loss_plot(options.out / "log.jsonl", options.out / PLOT)
         print_json(result | {"checkpoint": str(target)})
     if stopped_by and not result["finished"]:
         raise typer.Exit(stopped_by)

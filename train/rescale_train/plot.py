@@ -6,6 +6,9 @@ from pathlib import Path
 
 from rescale_train.log import read_log
 
+PLOT = "loss.png"
+"""Name of a run's plot in its folder."""
+
 
 def loss_plot(log: Path, target: Path) -> None:
     """Draw the loss terms and the validation PSNR of a log into a PNG file."""
