@@ -12,6 +12,7 @@ import pytest
 
 import rescale.backends.tensorrt
 import rescale.flavour
+from rescale import extras
 from rescale.backends import create
 from rescale.bundle import MANIFEST, Bundle
 from rescale.cuda.fake import FakeCuda
@@ -202,7 +203,7 @@ def test_why_engines_were_not_measured(own_bundle, profile, options, device, mon
     monkeypatch.setattr(gate, "probe", lambda: (0, "no driver"))
     assert measure_engines(own_bundle, "tensorrt", "mixed", infos) == ({}, {words: "no CUDA device here (no driver)"})
     monkeypatch.undo()
-    monkeypatch.setattr(rescale.flavour.importlib, "import_module", _missing)
+    monkeypatch.setattr(extras.importlib, "import_module", _missing)
     assert "pip install" in measure_engines(own_bundle, "tensorrt", "mixed", infos)[1][words]
 
 

@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, tmp_path, bundle
         (1, ["down", "photo.png", "o.png", "-b", "none"], "none: no bundle here"),
         (1, ["down", "photo.png", "o.png", *here, "--max-pixels", "10"], "33x21 is above the limit of 10 pixels"),
         (1, ["down", "photo.png", "o.png", *here, "--backend", "x"], "unknown backend 'x'"),
-        (1, ["up", "short_lr.png", "o.png", *here], "short_lr.png: truncated"),
+        (3, ["up", "short_lr.png", "o.png", *here], "short_lr.png: truncated"),
         (1, ["up", "s.png", "o.jpg", *here], "o.jpg: restored pictures are .png or .webp"),
         (3, ["up", "photo.png", "o.png", *here], "photo.png: it carries no marker of this toolkit"),
         (3, ["up", "s.png", "o.png", *other], "s.png: made by dlv_irn_a x2"),

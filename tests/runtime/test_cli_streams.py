@@ -130,7 +130,9 @@ def test_a_folder_of_lrs_that_cannot_be_restored_has_exit_code_3(here, picture):
         rescale.write_picture(f"lr/{n}.png", picture(8, 8, seed=n))
     assert main(["up", "lr", "hr", *here]) == 3
     (batch.Path("lr") / "broken.png").write_bytes(b"no")
-    assert main(["up", "lr", "hr", *here]) == 1
+    assert main(["up", "lr", "hr", *here]) == 3
+    rescale.write_picture("lr/large.png", picture(20, 20))
+    assert main(["up", "lr", "hr", *here, "--max-pixels", "300"]) == 1, "with an error of another kind"
 
 
 @posix

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rescale import flavour
+from rescale import extras, flavour
 from rescale.errors import BackendError, MissingExtraError
 from rescale.flavour import Flavour, Message, clean, collected, device, device_count, errors, load, logger, probe
 
@@ -120,7 +120,7 @@ def test_an_installation_that_is_broken(monkeypatch):
     def broken(name):
         raise failure
 
-    monkeypatch.setattr(flavour.importlib, "import_module", broken)
+    monkeypatch.setattr(extras.importlib, "import_module", broken)
     failure: Exception = ImportError("libnvinfer.so.10: cannot open shared object file")
     with pytest.raises(BackendError, match=r"tensorrt: installed, but cannot be imported: ImportError: libnvinfer.so.10"):
         load("tensorrt", needs_device=False)

@@ -29,7 +29,8 @@ from rescale_train.shipped import make_card
 
 def imported(path: Path) -> checkpoint.Checkpoint:
     target = path.with_suffix(".out.safetensors")
-    target.unlink(missing_ok=True)  # hypothesis draws many in one folder
+    for place in (target, target.with_suffix(".json")):
+        place.unlink(missing_ok=True)  # hypothesis draws many in one folder
     convert(path, target)
     return checkpoint.read(target)
 
@@ -163,6 +164,9 @@ def test_the_card_says_where_the_weights_came_from(tmp_path: Path, capsys: pytes
     assert "w.safetensors: exists; remove it or choose another name" in capsys.readouterr().err
     assert target.read_bytes() == before
     target.unlink()
+    assert main(["import", str(path), str(target)]) == 1
+    assert "w.json: exists; remove it or choose another name" in capsys.readouterr().err
+    target.with_suffix(".json").unlink()
     assert main(["import", str(path), str(target), "--licence", " "]) == 0
     text = capsys.readouterr().out
     assert "irn x2, blocks [2], growth 4, " in text
