@@ -57,26 +57,12 @@ Bytes deflate_text(const Bytes& data) {
 
 // Bounded: a text bomb inflates to our limit and no further.
 Bytes inflate_text(const std::uint8_t* data, std::size_t size) {
-  z_stream z{};
-  if (inflateInit(&z) != Z_OK) throw std::bad_alloc();
-  struct Ender {
-    z_stream* z;
-    ~Ender() { inflateEnd(z); }
-  } ender{&z};
-  Bytes out;
-  std::uint8_t piece[16384];
-  z.next_in = const_cast<std::uint8_t*>(data);
-  z.avail_in = static_cast<uInt>(size);
-  int status = Z_OK;
-  while (status == Z_OK && out.size() < 2 * kMaxTextBytes) {
-    z.next_out = piece;
-    z.avail_out = sizeof piece;
-    status = inflate(&z, Z_NO_FLUSH);
-    out.insert(out.end(), piece, z.next_out);
+  Inflated text = inflate_bounded(data, size, 2 * kMaxTextBytes);
+  if (text.status != Z_STREAM_END && text.status != Z_OK && text.status != Z_BUF_ERROR) {
+    throw DamagedBlock{"its text does not inflate"};
   }
-  if (status != Z_STREAM_END && status != Z_OK && status != Z_BUF_ERROR) throw DamagedBlock{"its text does not inflate"};
-  if (status != Z_STREAM_END || out.size() > 2 * kMaxTextBytes) throw DamagedBlock{"its text is truncated or too long"};
-  return out;
+  if (text.status != Z_STREAM_END || text.data.size() > 2 * kMaxTextBytes) throw DamagedBlock{"its text is truncated or too long"};
+  return std::move(text.data);
 }
 
 // The block from our own chunks; false if there are none.

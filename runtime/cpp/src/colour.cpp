@@ -28,29 +28,11 @@ bool is_gray_profile(const Bytes& chunk) {
   const auto name_end = std::find(chunk.begin(), chunk.begin() + static_cast<std::ptrdiff_t>(std::min(chunk.size(), kName)), 0);
   const auto at = static_cast<std::size_t>(name_end - chunk.begin()) + 2;
   if (at - 2 == std::min(chunk.size(), kName) || at > chunk.size()) return false;
-  z_stream z{};
-  if (inflateInit(&z) != Z_OK) throw std::bad_alloc();
-  struct Ender {
-    z_stream* z;
-    ~Ender() { inflateEnd(z); }
-  } ender{&z};
-  z.next_in = const_cast<Bytef*>(chunk.data() + at);
-  z.avail_in = static_cast<uInt>(chunk.size() - at);
-  Bytes piece(1 << 16);
-  std::string head;
-  std::size_t size = 0;
-  int status = Z_OK;
-  while (status == Z_OK && size < kMaxBytes) {
-    const std::size_t room = std::min(piece.size(), kMaxBytes - size);
-    z.next_out = piece.data();
-    z.avail_out = static_cast<uInt>(room);
-    status = inflate(&z, Z_NO_FLUSH);
-    const std::size_t got = room - z.avail_out;
-    if (head.size() < kSpace + 4) head.append(piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(got));
-    size += got;
-    if (status == Z_OK && got == 0 && z.avail_in == 0) break;
-  }
-  return status == Z_STREAM_END && head.size() >= kSpace + 4 && head.compare(kSpace, 4, "GRAY") == 0;
+  const Inflated profile = inflate_bounded(chunk.data() + at, chunk.size() - at, kMaxBytes);
+  const Bytes& data = profile.data;
+  constexpr std::string_view kGray = "GRAY";
+  return profile.status == Z_STREAM_END && data.size() >= kSpace + kGray.size() && data.size() <= kMaxBytes &&
+         std::equal(kGray.begin(), kGray.end(), data.begin() + kSpace);
 }
 
 }  // namespace

@@ -86,6 +86,26 @@ Header read_header(const std::vector<Chunk>& chunks, const std::string& name) {
   return header;
 }
 
+Inflated inflate_bounded(const std::uint8_t* data, std::size_t size, std::size_t most) {
+  z_stream z{};
+  if (inflateInit(&z) != Z_OK) throw std::bad_alloc();
+  struct Ender {
+    z_stream* z;
+    ~Ender() { inflateEnd(z); }
+  } ender{&z};
+  Inflated out{{}, Z_OK};
+  std::uint8_t piece[16384];
+  z.next_in = const_cast<std::uint8_t*>(data);
+  z.avail_in = static_cast<uInt>(size);
+  while (out.status == Z_OK && out.data.size() < most) {
+    z.next_out = piece;
+    z.avail_out = sizeof piece;
+    out.status = inflate(&z, Z_NO_FLUSH);
+    out.data.insert(out.data.end(), piece, z.next_out);
+  }
+  return out;
+}
+
 Bytes insert_chunks(const Bytes& file, const Chunks& added) {
   constexpr std::size_t kBehindHeader = 8 + 12 + 13;  // signature and IHDR
   Bytes out(file.begin(), file.begin() + kBehindHeader);
