@@ -205,6 +205,8 @@ def test_a_run_says_where_its_weights_may_know_the_validation(
     assert f"warning: validation: {weights} may have been trained on 2 of 3 pictures" in capsys.readouterr().err
     (held,) = held_by(tmp_path / "out" / "checkpoint.safetensors")
     assert held in held_by(weights)
+    arguments[2:4] = ["--resume", "--val", str(tmp_path / "val")]
+    assert run_apart() == 0, "the same pictures, although the weights know some of those to validate on"
 
 
 def test_validation_pictures_can_be_given(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

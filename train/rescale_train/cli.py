@@ -101,7 +101,7 @@ def start_run(
     import torch.distributed as dist
 
     from rescale_train import checkpoint
-    from rescale_train.data import Sampling, by_content, find_pictures, load_held, load_picture, pictures_digest, too_small
+    from rescale_train.data import Sampling, by_content, digests_digest, find_pictures, load_held, load_picture, too_small
     from rescale_train.loop import Trainer
     from rescale_train.plot import PLOT, loss_plot
     from rescale_train.start import read_start
@@ -130,7 +130,8 @@ def start_run(
     found = by_content(p for p in find_pictures(data) if p.resolve() != plot)
     held_paths = find_pictures(val) if val else held_of(found, named, holdout)
     held_out = list(by_content(held_paths))
-    train_paths = [p for digest, p in found.items() if digest not in held_out]
+    trained_on = {digest: p for digest, p in found.items() if digest not in held_out}
+    train_paths = list(trained_on.values())
     if not train_paths:
         whose = "in --val" if val else f"among those that {init_from or source} names as held out"
         raise InputError(f"{', '.join(map(str, data))}: nothing to train on: all pictures are {whose}; give others as well")
@@ -168,7 +169,7 @@ def start_run(
     try:
         trainer = Trainer(recipe, device, rank, world, start, pretrain=not resume)
         trainer.held_out = held_out
-        trainer.trained_on = pictures_digest(photographs)
+        trainer.trained_on = digests_digest(trained_on)
         if resume:
             trainer.resume(source)
         result, stopped_by = carry_out(trainer, sampler, held, options)

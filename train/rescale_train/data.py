@@ -81,6 +81,11 @@ def by_content(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
+def digests_digest(digests: Iterable[str]) -> str:
+    """SHA-256 over the `file_digest` of pictures in their order, which decides what a sampler draws."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
 def pictures_digest(pictures: Iterable[Picture]) -> str:
     """SHA-256 over the pixels of pictures in their order, which decides what a sampler draws."""
     h = hashlib.sha256()

@@ -171,7 +171,7 @@ class Trainer:
 
     Attributes:
         held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
-        trained_on: `pictures_digest` of the training pictures, for the checkpoint; None: not to be told.
+        trained_on: `digests_digest` of the training pictures, for the checkpoint; None: not to be told.
 
     Args:
         recipe: network and run.
