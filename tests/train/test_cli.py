@@ -55,6 +55,11 @@ def test_a_run_writes_checkpoint_log_and_plot(run: Run, tmp_path: Path, capsys: 
     assert result["hr_psnr_y"] == read_log(out / "log.jsonl")[-1]["hr_psnr_y"] > 10.0
 
 
+def test_a_warm_up_that_takes_all_steps_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--set", "train.steps=3", "--set", "train.warmup=3", "--max-minutes", "0") == 0
+    assert "warning: train.warmup: 3 of 3 steps; the learning rate does not fall" in capsys.readouterr().err
+
+
 def test_an_existing_run_is_kept_unless_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--max-minutes", "0") == 0
     target = tmp_path / "out" / "checkpoint.safetensors"

@@ -86,7 +86,6 @@ def test_every_new_parameter_learns(net_of: NetOf) -> None:
         ("irn_x4", {"lr_growth": 3}, "its growth is 4, more than 3"),
         ("irn_a", {"shared_trunk": True}, "its G and H are separate"),
         ("irn_a", {"alpha_gain": 8.0}, "net.alpha_gain is 1.0, not 8.0"),
-        ("irn_m", {"model": "irn"}, "irn has no autoencoder"),
         ("irn_m", {"model": "dlv_irn_m", "dlv_channels": 3}, "an autoencoder cannot be grown"),
         ("irn_m", {"latent_gain": 2.0}, "an autoencoder cannot be grown; start from the network without one"),
         ("irn_x4", {"scale": 2, "blocks": (3,)}, "it is x4, not x2"),
@@ -135,6 +134,29 @@ def test_a_dual_latent_variable_can_be_left_out(net_of: NetOf, name: str) -> Non
         a, b = small.downscale(x), large.downscale(x)
         torch.testing.assert_close(b.lr_raw, a.lr_raw, rtol=0, atol=1e-9)
         torch.testing.assert_close(large.upscale(b.lr), small.upscale(a.lr), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": "dlv_irn", "dlv_channels": 2, "growth": 6}])
+def test_an_autoencoder_can_be_left_out(net_of: NetOf, changes: dict[str, object]) -> None:
+    """The LR stays, and is restored as where the latent code is lost."""
+    small = net_of(SMALL["irn_m"], 0.1, True)
+    large = grow(small, replace(SMALL["irn_m"], **({"model": "irn"} | changes))).double()  # type: ignore[arg-type]
+    small = small.double()
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = small.downscale(x), large.downscale(x)
+        torch.testing.assert_close(b.lr_raw, a.lr_raw, rtol=0, atol=1e-9)
+        torch.testing.assert_close(large.upscale(b.lr), small.upscale(a.lr), rtol=0, atol=1e-9)
+        with_code = small.upscale(a.lr, small.decode_z(a.lr, a.code))
+    assert (with_code - large.upscale(b.lr)).abs().max() > 1e-3, "the code of this network says something"
+
+
+def test_a_start_tells_what_was_left_out(net_of: NetOf, tmp_path: Path) -> None:
+    config = replace(SMALL["irn_m"], model="dlv_irn_m", dlv_channels=3, corrections=2, correction_growth=4)
+    path = tmp_path / "m.safetensors"
+    checkpoint.write(path, net_of(config, 0.1, True).state_dict(), Recipe(config, TrainConfig(steps=1)), {"step": 1, "seconds": 0.0})
+    told = read_start(path, Recipe(SMALL["irn"], TrainConfig(steps=1))).grown
+    assert told.endswith(", left without its dual latent variable, left without its autoencoder, left without its corrections")
 
 
 @pytest.fixture

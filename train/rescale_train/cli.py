@@ -141,6 +141,9 @@ def start_run(
         raise OutputError(f"{options.out}: cannot create the folder: {e.strerror}") from None
     if rank == 0:
         print(f"{recipe.net.model} x{recipe.net.scale}: {len(train_paths)} pictures to train on, {len(held_paths)} held out")
+        warmup, steps = recipe.train.warmup, recipe.train.steps
+        if warmup >= steps:
+            warn(f"train.warmup: {warmup} of {steps} steps; the learning rate does not fall. Give --set train.warmup={steps // 10}")
     held = list(load_held(held_paths, recipe.net.scale).values())
     if len(held) < len(held_paths):
         why = too_small(len(held), len(held_paths), recipe.net.scale)

@@ -1,5 +1,6 @@
 """Larger networks that start as smaller trained ones: more blocks, wider dense blocks, separate G and H, a dual latent
-variable, an autoencoder, corrections of the encoder, x4 for x2. Corrections can be left out too: the flow does without them.
+variable, an autoencoder, corrections of the encoder, x4 for x2. Corrections and an autoencoder can be left out too: the flow does
+without them, and restores from z-hat = 0 what a file that lost its latent code gives.
 
 The grown network computes what the small one computes. New filters are fresh but feed nothing yet, new blocks are the
 identity, new corrections change nothing, the autoencoder decodes to z-hat = 0 unless ``ae_zero_init`` is false; all of them
@@ -27,9 +28,8 @@ def obstacle(small: NetConfig, large: NetConfig) -> str:
         return f"it is x{small.scale}; only a plain irn x{small.scale} can be applied twice for x{large.scale}, not {small.model}"
     if small.variant.alpha != large.variant.alpha:
         return f"{small.model} and {large.model} differ in alpha, which changes what the blocks' channels mean"
-    if small.variant.latent and not large.variant.latent:
-        return f"{large.model} has no autoencoder"
-    if small.variant.latent and any(getattr(small, n) != getattr(large, n) for n in ("dlv_channels", "ae_layers", "latent_gain")):
+    same_latent = all(getattr(small, n) == getattr(large, n) for n in ("dlv_channels", "ae_layers", "latent_gain"))
+    if small.variant.latent and large.variant.latent and not same_latent:
         return "an autoencoder cannot be grown; start from the network without one"
     for name in ("alpha_split", "alpha_mean", "alpha_gain", "alpha_basis") if small.variant.alpha else ():
         if getattr(small, name) != getattr(large, name):
@@ -59,7 +59,8 @@ def grow(source: RescalingNet, config: NetConfig) -> RescalingNet:
         source: trained network.
         config: equal to the source's, or larger in blocks, growth, ``dlv_channels``, ``shared_trunk`` (false for true), from x2
             to x4 (plain ``irn`` only), by corrections, or by an autoencoder, which is fresh; or without its dual latent variable,
-            or without all of its corrections: then the grown network's encoder does what the source's does without them.
+            without its autoencoder, or without all of its corrections: then the grown network's encoder does what the source's
+            does without them.
 
     Returns:
         The grown network; what is fresh in it comes from torch's global generator.

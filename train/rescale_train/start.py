@@ -63,6 +63,7 @@ def read_start(path: Path, recipe: Recipe) -> Start:
         count = sum(small.blocks)
         left = {
             "dual latent variable": small.dlv_channels > config.dlv_channels,
+            "autoencoder": small.variant.latent and not config.variant.latent,
             "corrections": small.corrections > config.corrections,
         }
         near = "".join(f", left without its {name}" for name, so in left.items() if so)
