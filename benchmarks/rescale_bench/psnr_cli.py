@@ -28,7 +28,7 @@ def psnr(
     scale: options.Scales = None,
     data: options.Data = None,
     limit: options.Limit = 0,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, or half: float16 as a device computes it.")] = "auto",
+    backend: Annotated[str, typer.Option(help="As of rescale down; or half: float16 as a device computes it.")] = "auto",
     threads: options.Threads = 0,
     precision: options.Precision = "fp32",
     refine: Annotated[int, typer.Option(help="Steps of refining each LR; of bundles exported with --refine.", min=0)] = 0,

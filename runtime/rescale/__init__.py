@@ -3,9 +3,11 @@
     import rescale
 
     with rescale.load("dlv_irn_a_x2_lite") as net:
-        small = net.downscale(rescale.read_picture("photo.png"))
+        small = net.downscale(rescale.open_picture("photo.png"))
         small.save("small.png")
-        again = net.upscale(rescale.Small.open("small.png"))
+        net.restore(rescale.Small.open("small.png")).save("again.png")
+
+`Rescaler.downscale` takes arrays too, and `Rescaler.upscale` gives one: pixels alone, without profile, EXIF or transparency.
 
 Needs numpy, Pillow and onnxruntime; the latter two are imported on first use.
 """

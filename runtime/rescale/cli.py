@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = new_app("Downscale pictures with a network that can restore them from the small picture alone.")
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
-Backend = Annotated[str, typer.Option(help="auto, onnxruntime[:PROVIDER], openvino, tensorrt or tensorrt-rtx.")]
+Backend = Annotated[str, typer.Option(help="auto, onnxruntime[:PROVIDER[,KEY=VALUE...]], openvino, tensorrt or tensorrt-rtx.")]
 Precision = Annotated[str | None, typer.Option(help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere.")]
 Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]

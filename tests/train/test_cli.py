@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,14 @@ from PIL import Image
 from rescale.errors import RescaleError
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
-from rescale_train.cli import main, with_progress_bar
+from rescale_train.cli import main
 from rescale_train.config import Recipe
-from rescale_train.data import CropSampler, file_digest, find_pictures
+from rescale_train.data import CropSampler
+from rescale_train.lock import sole_writer
 from rescale_train.log import read_log
 from rescale_train.loop import CEILING, Options, Trainer
-from rescale_train.options import pick_device, spread
+from rescale_train.options import pick_device
+from rescale_train.progress import with_progress_bar
 from rescale_train.recipe import recipe_names
 
 Run = Callable[..., int]
@@ -58,6 +62,25 @@ def test_a_run_writes_checkpoint_log_and_plot(run: Run, tmp_path: Path, capsys: 
 def test_a_warm_up_that_takes_all_steps_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--set", "train.steps=3", "--set", "train.warmup=3", "--max-minutes", "0") == 0
     assert "warning: train.warmup: 3 of 3 steps; the learning rate does not fall" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not locked on Windows")
+def test_two_runs_do_not_write_to_one_folder(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sole_writer(tmp_path / "out"):
+        assert run("--set", "train.steps=1") == 1
+        assert "out: another run is writing here; wait for its end, or choose another --out" in error(capsys)
+        assert not list((tmp_path / "out").iterdir())
+    assert run("--set", "train.steps=1") == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not locked on Windows")
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("rescale_train.lock.fcntl.flock", refuse)
+    with sole_writer(tmp_path / "out"):
+        assert "out: cannot be locked (No locks available); let no other run write to it" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_kept_unless_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,109 +145,6 @@ def test_init_from_another_network_is_an_error(run: Run, tmp_path: Path, capsys:
     assert not path.exists()
 
 
-def held_by(path: Path) -> list[str]:
-    held: list[str] = checkpoint.read(path).progress["held_out"]
-    return held
-
-
-def test_weights_are_validated_on_what_they_were_not_trained_on(
-    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kept = find_pictures([pictures])[0]
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val" / kept.name).write_bytes(kept.read_bytes())
-    weights, target = tmp_path / "first" / "checkpoint.safetensors", tmp_path / "out" / "checkpoint.safetensors"
-    assert run("--max-minutes", "0", "--val", str(tmp_path / "val"), "--out", str(weights.parent)) == 0
-    assert held_by(weights) == [file_digest(kept)]
-    capsys.readouterr()
-    assert run("--max-minutes", "0", "--holdout", "2", "--init-from", str(weights)) == 0
-    told = capsys.readouterr()
-    assert "3 pictures to train on, 1 held out" in told.out
-    assert "warning" not in told.err
-    assert held_by(target) == held_by(weights)
-    assert run("--resume", "--holdout", "2") == 0
-    assert "3 pictures to train on, 1 held out" in capsys.readouterr().out, "as before"
-    assert held_by(target) == held_by(weights)
-    assert run("--max-minutes", "0", "--holdout", "0", "--init-from", str(weights), "--out", str(tmp_path / "none")) == 0
-    assert "4 pictures to train on, 0 held out" in capsys.readouterr().out
-
-
-def test_a_run_goes_on_with_the_pictures_it_began_with(
-    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = tmp_path / "out" / "checkpoint.safetensors"
-    assert run("--max-minutes", "0") == 0
-    trained_on = checkpoint.read(first).progress["trained_on"]
-    assert run("--max-minutes", "0", "--resume") == 0
-    assert checkpoint.read(first).progress["trained_on"] == trained_on
-    Image.fromarray(probe_picture(40, 40, 9)).save(pictures / "new.png")
-    capsys.readouterr()
-    assert run("--max-minutes", "0", "--resume") == 1
-    assert "checkpoint.safetensors: its run trained on other pictures; give the --data, --val and --holdout" in error(capsys)
-
-
-def test_a_run_that_held_out_nothing_goes_on_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Else half of what it trained on would be what it is validated on."""
-    assert run("--max-minutes", "0", "--holdout", "0") == 0
-    assert run("--max-minutes", "0", "--resume") == 0
-    assert capsys.readouterr().out.count("4 pictures to train on, 0 held out") == 2
-    assert held_by(tmp_path / "out" / "checkpoint.safetensors") == []
-
-
-@pytest.mark.parametrize("below", [".", "run"])
-def test_the_plot_of_a_run_is_not_trained_on(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
-    out = ["--set", "train.steps=1", "--log-every", "1", "--out", str(pictures / below)]
-    assert run(*out) == 0
-    assert (pictures / below / "loss.png").exists()
-    assert run(*out, "--resume") == 0
-    assert capsys.readouterr().out.count("3 pictures to train on, 1 held out") == 2
-
-
-def test_weights_that_do_not_say_what_they_were_trained_on_are_told(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("--max-minutes", "0", "--out", str(tmp_path / "first")) == 0
-    found = checkpoint.read(tmp_path / "first" / "checkpoint.safetensors")
-    path = tmp_path / "silent.safetensors"
-    checkpoint.write(path, checkpoint.load_net(found, "first").state_dict(), found.recipe, {})
-    capsys.readouterr()
-    assert run("--max-minutes", "0", "--init-from", str(path)) == 0
-    assert f"warning: validation: {path} does not say what it was trained on; if on these pictures" in capsys.readouterr().err
-
-
-def test_a_run_says_where_its_weights_may_know_the_validation(
-    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = tmp_path / "first" / "checkpoint.safetensors"
-    assert run("--max-minutes", "0", "--out", str(weights.parent)) == 0
-    capsys.readouterr()
-    assert run("--max-minutes", "0", "--val", str(pictures), "--init-from", str(weights)) == 1
-    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
-    for name in ("train", "val"):
-        (tmp_path / name).mkdir()
-    for i, path in enumerate(find_pictures([pictures])):
-        path.rename(tmp_path / ("val" if i < 3 else "train") / path.name)
-    arguments = ["--max-minutes", "0", "--init-from", str(weights), "--data", str(tmp_path / "train")]
-    run_apart = lambda *extra: main(["run", str(tmp_path / "tiny.toml"), *arguments, "--out", str(tmp_path / "out"), *extra])  # noqa: E731
-    assert run_apart("--val", str(tmp_path / "val")) == 0
-    assert f"warning: validation: {weights} may have been trained on 2 of 3 pictures" in capsys.readouterr().err
-    (held,) = held_by(tmp_path / "out" / "checkpoint.safetensors")
-    assert held in held_by(weights)
-    arguments[2:4] = ["--resume", "--val", str(tmp_path / "val")]
-    assert run_apart() == 0, "the same pictures, although the weights know some of those to validate on"
-
-
-def test_validation_pictures_can_be_given(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--max-minutes", "0", "--val", str(pictures)) == 1
-    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
-
-
-def test_without_held_out_pictures_nothing_is_validated(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--max-minutes", "0", "--holdout", "0") == 0
-    assert "4 pictures to train on, 0 held out" in capsys.readouterr().out
-    assert not [r for r in read_log(tmp_path / "out" / "log.jsonl") if "hr_psnr_y" in r]
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -266,25 +186,6 @@ def test_an_unwritable_out_is_an_error(run: Run, tmp_path: Path, capsys: pytest.
     assert run("--out", str(tmp_path / "file" / below)) == 1
     assert "cannot create the folder" in error(capsys)
     assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_an_unreadable_picture_is_named(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pictures / "bad.png").write_text("no picture")
-    assert run() == 1
-    assert "bad.png: not a picture that can be read" in capsys.readouterr().err
-
-
-def test_pictures_too_small_to_validate_on(run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (val := tmp_path / "val").mkdir()
-    Image.new("RGB", (200, 15)).save(val / "low.png")
-    assert run("--val", str(val)) == 1
-    assert "val: 1 of 1 pictures too small to validate on: a side below 16 pixels; take them out" in error(capsys)
-    for path in pictures.iterdir():
-        path.unlink()
-    for value in range(4):
-        Image.new("RGB", (200, 15), (value, 0, 0)).save(pictures / f"{value}.png")
-    assert run("--max-minutes", "0") == 0
-    assert "warning: held out: 1 of 1 pictures too small to validate on" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -387,13 +288,6 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     table = json.loads(capsys.readouterr().out)
     assert list(table) == recipe_names()
     assert all(set(row) == {"net", "train"} for row in table.values())
-
-
-@pytest.mark.parametrize(("count", "wanted"), [(0, []), (1, [5]), (2, [2, 7]), (5, [1, 3, 5, 7, 9]), (99, [1, 3, 5, 7, 9])])
-def test_held_out_pictures_are_spread(count: int, wanted: list[int]) -> None:
-    paths = [Path(str(i)) for i in range(10)]
-    assert spread(paths, count) == [paths[i] for i in wanted]
-    assert spread(paths[:1], count) == []
 
 
 def test_the_installed_command_runs() -> None:
