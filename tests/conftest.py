@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -26,6 +27,9 @@ from rescale_train.models import RescalingNet, build
 from rescale_train.shipped import find_shipped, list_shipped, weights_folder
 
 torch.set_num_threads(1)
+
+# ONNX Runtime's telemetry is switched off before its first import, as `rescale.extras` does where it is asked for it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # A run that a script started in the background inherits an ignored SIGINT; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

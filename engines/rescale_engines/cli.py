@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rescale.bundle import PRECISIONS, Bundle
-from rescale.console import new_app, print_json, printable, run_app, warn
+from rescale.console import Version, new_app, print_json, printable, run_app, warn
 from rescale.contract import graph_names
 from rescale.engine_file import cache_folder, engines_folder
 from rescale.errors import BackendError, MissingExtraError, OutputError
@@ -29,7 +29,7 @@ _OUT = "Folder of engines; by default one per bundle in $RESCALE_CACHE or the us
 
 
 @app.callback()
-def _main() -> None:
+def _main(version: Version = False) -> None:
     """Build TensorRT engines from bundles, and look after them."""
 
 

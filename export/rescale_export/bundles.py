@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -15,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from rescale import __version__
 from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, Bundle, check_precision, graph_file
 from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.errors import OutputError
+from rescale.extras import import_library
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.gradient import compare_gradient, gradient
 from rescale_export.graphs import receptive_field, split_graphs
@@ -32,6 +33,8 @@ from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import flow_digest, weights_digest
 from rescale_train.config import size_name, to_dict
 from rescale_train.models import RescalingNet
+
+ort = import_library("onnxruntime")
 
 LICENCE = "Apache-2.0"
 
@@ -108,12 +111,12 @@ def write_bundle(
         **extra,
         **corrected,
         "golden": {"file": GOLDEN, "sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)},
-        "parity": {"backend": f"onnxruntime {onnxruntime.__version__} CPU", **parity},
+        "parity": {"backend": f"onnxruntime {ort.__version__} CPU", **parity},
         "exporter": {
             "rescale": __version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": ort.__version__,
             "numpy": np.__version__,
         },
         "licence": (card or {}).get("licence", LICENCE),
@@ -165,10 +168,19 @@ def _latent(net: RescalingNet) -> dict[str, Any] | None:
     return {"channels": LATENT_CHANNELS, "stride": LATENT_STRIDE, "z_channels": net.config.z_channels, "padding": "edge"}
 
 
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether nothing is in a folder but the files of a bundle of ours. One that another export replaces is looked at again."""
+    while True:
+        try:
+            before = folder.stat()
+            found = folder.is_dir() and _is_bundle_or_empty(folder)
+            if found or os.path.samestat(before, folder.stat()):
+                return found
+        except (FileNotFoundError, NotADirectoryError):  # not there, or another export is about to put its own there
+            return True
+
+
 def _is_bundle_or_empty(folder: Path) -> bool:
-    """Whether a folder may be replaced: nothing in it but the files of a bundle of ours."""
-    if not folder.is_dir():
-        return False
     names = {p.name for p in folder.iterdir()}
     if not names:
         return True
@@ -185,16 +197,22 @@ def check_target(target: Path) -> Path:
     """Where a bundle may be written, resolved.
 
     Raises:
-        OutputError: it is the current folder, exists and is not a bundle, or lies in a folder that does not exist.
+        OutputError: it is the current folder, exists and is not a bundle, or its parent does not exist or is not writable.
     """
     target = target.resolve()
     if target == Path.cwd() or not target.name:
         raise OutputError(f"{target}: is where this command runs; choose another --out")
-    if target.exists() and not _is_bundle_or_empty(target):
+    if not _may_be_replaced(target):
         raise OutputError(f"{target}: exists and is not a bundle, or holds other files; choose another --out")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: cannot write the bundle: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target}: cannot write the bundle: {target.parent} is not writable; choose another --out")
     return target
+
+
+TURNS = 1000
+"""Times that a bundle is moved to its place while other exports move theirs there; the last one wins."""
 
 
 @contextlib.contextmanager
@@ -210,14 +228,23 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
+        for turn in range(TURNS):
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
+            try:
+                temporary.rename(target)
+                break
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) or turn == TURNS - 1:
+                    raise
+            # Another export has put its own there in between.
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
         raise OutputError(f"{target}: cannot write the bundle: {e.strerror or e}") from None
     finally:
         # Also after Ctrl-C between the two renames: an old bundle is not lost.
         if old.exists() and not target.exists():
-            old.rename(target)
+            with contextlib.suppress(OSError):
+                old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rescale.console import new_app, print_json, require, run_app
+from rescale.console import Version, new_app, print_json, require, run_app
 from rescale.errors import CheckpointError
 from rescale.variants import SCALES, VARIANTS
 
@@ -41,6 +41,7 @@ def export(
         ),
     ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    version: Version = False,
 ) -> None:
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
     require(("torch", "safetensors", "onnx", "onnxruntime"), "export")

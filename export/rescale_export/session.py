@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxruntime import InferenceSession, SessionOptions
+from rescale.extras import import_library
+
+ort = import_library("onnxruntime")
 
 
 def session_of(model: bytes) -> Any:
     """A session of a graph's bytes, which prints errors only."""
-    options = SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 3
-    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

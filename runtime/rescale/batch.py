@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -18,6 +19,10 @@ ABANDONED = 3600.0
 """Seconds without a write after which a temporary file of another machine, whose processes cannot be asked for, is left over."""
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""What the system says where no further file could be written either."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One file to make."""
@@ -28,10 +33,11 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What became of a folder: counts, and the errors by source file."""
+    """What became of a folder: counts, and the errors by source file. `left` were not begun, since nothing could be written."""
 
     done: int = 0
     skipped: int = 0
+    left: int = 0
     errors: list[tuple[Path, RescaleError]] = field(default_factory=list)
 
 
@@ -72,7 +78,8 @@ def run(
 ) -> Outcome:
     """Carry the jobs out. A target that exists is finished, since targets appear complete or not at all.
 
-    An error is kept and the next job begins; Ctrl-C ends the run after the jobs that have begun.
+    An error is kept and the next job begins, unless there is no room for any result. That ends the run after the jobs that have
+    begun, as Ctrl-C does.
 
     Args:
         jobs: from `plan`.
@@ -93,11 +100,17 @@ def run(
             outcome.errors.append((job.source, fault))
         report(job, "done" if fault is None else f"error: {fault}")
 
+    def no_room() -> bool:
+        return any(isinstance(e, OutputError) and e.errno in NO_ROOM for _, e in outcome.errors)
+
     with ThreadPoolExecutor(workers) as pool:
         try:
             for job in jobs:
                 if len(waiting) == workers:
                     finish()
+                if no_room():
+                    outcome.left += 1
+                    continue
                 if job.target.is_file() and not overwrite:
                     while waiting:
                         finish()
@@ -120,7 +133,7 @@ def _attempt(make: Callable[[Job], None], job: Job) -> RescaleError | None:
     except RescaleError as e:
         return e
     except OSError as e:
-        return OutputError(f"{job.target}: cannot write: {e.strerror or e}")
+        return OutputError(f"{job.target}: cannot write: {e.strerror or e}", e.errno)
     except MemoryError:
         return RescaleError(f"{job.source}: not enough memory")
     except Exception as e:  # a defect met by one picture must not cost the others

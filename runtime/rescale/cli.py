@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescale import __version__
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
-from rescale.console import new_app, print_json, printable, require, run_app, warn, work_bar
+from rescale.console import Version, new_app, print_json, printable, require, run_app, warn, work_bar
 from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -37,16 +36,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON; for folders one 
 JsonOfOne = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and stop.")] = False,
-) -> None:
+def options(version: Version = False) -> None:
     """Options before a command."""
 
 

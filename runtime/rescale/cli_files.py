@@ -110,16 +110,19 @@ def one_or_all(
 
         def report(job: Job, what: str) -> None:
             advance(job.source.name)
+            status, _, message = what.partition(": ")
+            if message:
+                fail(message)
             if json_:
-                status, _, message = what.partition(": ")
                 line = {"source": str(job.source), "target": str(job.target)} | found.pop(job, {}) | {"status": status}
                 print(json.dumps(line | ({"error": message} if message else {})), flush=True)
 
         net.network.turn = threading.Lock()
         outcome = batch.run(jobs, make_job, overwrite, report, workers=2)
-    for _, error in outcome.errors:
-        fail(str(error))
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors)}
+    if outcome.left:
+        fail(f"{target}: nothing can be written there; {outcome.left} pictures are left: make room and run this again")
+        summary["left"] = outcome.left
     print(json.dumps(summary) if json_ else ", ".join(f"{n} {what}" for what, n in summary.items()))
     codes = {error.exit_code for _, error in outcome.errors}
     return 0 if not codes else codes.pop() if codes == {LrFileError.exit_code} else 1

@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from rescale import __version__
 from rescale.errors import InputError, MissingExtraError, OutputError, RescaleError
 from rescale.json_text import as_json
 
@@ -46,6 +47,16 @@ def require(modules: Iterable[str], extra: str) -> None:
 def new_app(help_text: str) -> typer.Typer:
     """A command-line application whose help shows defaults and whose errors are one line."""
     return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and stop.")]
+"""Option of every command."""
 
 
 def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:

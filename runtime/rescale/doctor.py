@@ -52,7 +52,8 @@ def ask(name: str, argument: str | None = None, limit: float = LIMIT_SECONDS) ->
     """
     # The same packages as here: also those that a script put on the path itself.
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "rescale.probes", name, *([] if argument is None else [argument])]
+    # Without -P the folder that one stands in would come first: a folder torch/ there would pass for PyTorch.
+    command = [sys.executable, "-P", "-m", "rescale.probes", name, *([] if argument is None else [argument])]
     try:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -139,7 +140,8 @@ def _backend(name: str, libraries: dict[str, Facts]) -> Facts:
         found = libraries[needed]
         if found["state"] != WORKS:
             why = f"{needed} {found['state']}" + (f": {found['detail']}" if found["detail"] else "")
-            return {"works": False, "why": why, "cure": found["cure"] or install(name)}
+            again = "pip install --force-reinstall onnxruntime" if name == "onnxruntime" else install(name)  # no extra has that
+            return {"works": False, "why": why, "cure": found["cure"] or again}
     return {"works": True, "why": "", "cure": ""}
 
 

@@ -288,15 +288,22 @@ def read_whole(info: EngineInfo) -> bytes:
 
 
 def cache_folder() -> Path:
-    """``$RESCALE_CACHE``, or this package's folder in the user's cache directory."""
+    """``$RESCALE_CACHE``, or this package's folder in the user's cache directory.
+
+    Raises:
+        EngineError: the user has no home directory.
+    """
     if named := os.environ.get("RESCALE_CACHE"):
         return Path(named)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise EngineError("no home directory, where engines are kept: name a folder for them in RESCALE_CACHE") from None
     return base / "rescale"
 
 

@@ -25,7 +25,11 @@ class DamagedPictureError(InputError):
 
 
 class OutputError(RescaleError):
-    """A result cannot be written."""
+    """A result cannot be written. `errno` is the system's reason, where it gave one."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class BundleError(RescaleError):

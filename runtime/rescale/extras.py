@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from rescale.errors import BackendError, MissingExtraError
+
+ENVIRONMENT = {"onnxruntime": {"ORT_DISABLE_TELEMETRY": "1"}}
+"""What a library shall find in its environment where nothing is there. ONNX Runtime from 1.32 on keeps an identity of the machine
+in the user's cache and sends what it runs on to Microsoft, unless it is told before its first import; ``0`` lets it."""
+
+
+def set_environment(module: str) -> None:
+    """Prepare the first import of a library: what `ENVIRONMENT` says of it, unless it is set already."""
+    for name, value in ENVIRONMENT.get(module, {}).items():
+        os.environ.setdefault(name, value)
 
 
 def import_library(module: str, extra: str = "", instead: str = "") -> Any:
@@ -20,6 +31,7 @@ def import_library(module: str, extra: str = "", instead: str = "") -> Any:
         MissingExtraError: not installed.
         BackendError: installed, but it cannot be imported.
     """
+    set_environment(module)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:

@@ -82,7 +82,7 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             with open(path, "wb", buffering) as special:
                 yield special
         except OSError as e:
-            raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
+            raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
         return
     place = Path(os.path.realpath(path))
     if place.is_dir():
@@ -97,7 +97,7 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             os.fsync(f.fileno())
         os.replace(name, place)
     except OSError as e:
-        raise OutputError(f"{path}: cannot write: {e.strerror or e}") from None
+        raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)

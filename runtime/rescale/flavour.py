@@ -53,13 +53,16 @@ class Message(NamedTuple):
     text: str
 
 
-def probe() -> tuple[int, str]:
+def probe(extra: str = "tensorrt-rtx") -> tuple[int, str]:
     """Number of CUDA devices, and why there is none (empty if there is one).
+
+    Args:
+        extra: of this package, that brings cuda-python with what is wanted.
 
     Raises:
         MissingExtraError: cuda-python is not installed.
     """
-    runtime = import_library("cuda.bindings.runtime", "tensorrt-rtx")
+    runtime = import_library("cuda.bindings.runtime", extra)
     try:
         error, count = runtime.cudaGetDeviceCount()
     except Exception as e:  # the bindings load the driver's library on the first call, and word its absence in several ways
@@ -122,7 +125,7 @@ def load(name: str, needs_device: bool = True) -> Flavour:
     if name not in NAMES:
         raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
     # Asked first: it must be known before anything of `tensorrt` is constructed.
-    count, reason = probe() if needs_device else (0, "")
+    count, reason = probe(name) if needs_device else (0, "")
     module = import_library(_MODULES[name], name)
     if needs_device and not count:
         raise BackendError(f"{name}: no CUDA device ({reason})")

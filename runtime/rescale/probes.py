@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rescale.console import PACKAGE
+from rescale.extras import set_environment
 
 WORKS, INSTALLED, ABSENT, BROKEN = "works", "installed", "not installed", "broken"
 NO_DEVICE, BUILDS = "no device", "builds only"
@@ -180,6 +181,7 @@ def onnxruntime() -> Facts:
         return finding(ABSENT, cure=cure)
     # The wheels for GPUs hold the same module under other names.
     version = version_of("onnxruntime-gpu", "onnxruntime", "onnxruntime-directml", "onnxruntime-openvino")
+    set_environment("onnxruntime")
     ort, numpy = importlib.import_module("onnxruntime"), importlib.import_module("numpy")
     providers = list(ort.get_available_providers())
     session = ort.InferenceSession(IDENTITY, providers=["CPUExecutionProvider"])

@@ -79,6 +79,12 @@ def built(cmake: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def ort_header(cmake: Callable[..., Path]) -> Path | None:
+    """Folder of ONNX Runtime's C header."""
+    return ort_include()
+
+
+@pytest.fixture(scope="session")
 def ort() -> Path:
     """ONNX Runtime's library."""
     return ort_library()

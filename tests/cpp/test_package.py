@@ -16,6 +16,8 @@ import rescale
 from rescale import codes, png
 from rescale.container import Small
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
 HERE = Path(__file__).resolve().parent
@@ -77,6 +79,18 @@ def test_pkg_config_says_how_to_compile_and_link(installed, tmp_path):
     assert run(tmp_path / "a", env=environment).stdout.decode().strip() == rescale.__version__
 
 
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_pkg_config_names_the_folders_that_were_given(tmp_path, ort_header, kind):
+    base = str(tmp_path / "i") + "/" if kind == "absolute" else ""
+    options = [f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'i'}", f"-DCMAKE_INSTALL_LIBDIR={base}far/lib"]
+    options += [f"-DCMAKE_INSTALL_INCLUDEDIR={base}include", f"-DONNXRUNTIME_INCLUDE_DIR={ort_header}"]
+    run("cmake", "-S", ROOT / "runtime" / "cpp", "-B", tmp_path / "b", *options)
+    lines = dict(line.split("=", 1) for line in (tmp_path / "b" / "rescale.pc").read_text().splitlines()[:3])
+    prefix = lines["prefix"].replace("${pcfiledir}", str(tmp_path / "i" / "far" / "lib" / "pkgconfig"))
+    found = [os.path.normpath(lines[k].replace("${prefix}", prefix)) for k in ("libdir", "includedir")]
+    assert found == [str(tmp_path / "i" / "far" / "lib"), str(tmp_path / "i" / "include")]
+
+
 @pytest.fixture
 def program(built, ort):
     """Runs rescale-cpp."""
@@ -100,6 +114,28 @@ def test_the_program_makes_shows_and_restores_files(program, bundle, picture, tm
     program("up", tmp_path / "lr.png", tmp_path / "back.png", "--bundle", path, "--tile", 8)
     with rescale.load(path, backend="onnxruntime", tile=(8, 8)) as net:
         assert np.array_equal(np.array(Image.open(tmp_path / "back.png")), net.upscale(small))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_what_the_program_says_is_lost_loudly(built, bundle, picture, tmp_path):
+    with rescale.load(bundle("irn", 2)) as net:
+        net.downscale(picture(8, 8)).save(tmp_path / "s.png")
+    for arguments in (["info", tmp_path / "s.png"], ["--help"], ["--version"]):
+        with open("/dev/full", "wb") as full:
+            command = [str(built / "rescale-cpp"), *map(str, arguments)]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "error: output: No space left on device\n")
+
+
+def test_the_program_leaves_nothing_in_the_home_folder(built, ort, bundle, picture, tmp_path):
+    """ONNX Runtime from 1.32 on keeps an identity of the machine there, unless it is told."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "hr.png").write_bytes(png.encode(picture(9, 9)))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("XDG_") and k != "ORT_DISABLE_TELEMETRY"}
+    environment = kept | {"RESCALE_ONNXRUNTIME": str(ort), "HOME": str(home)}
+    run(built / "rescale-cpp", "down", tmp_path / "hr.png", tmp_path / "lr.png", "--bundle", bundle("irn", 2), env=environment)
+    assert list(home.rglob("*")) == []
 
 
 def test_what_a_result_takes_the_place_of(program, built, ort, bundle, picture, tmp_path):

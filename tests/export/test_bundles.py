@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rescale.image import pad_planes
 from rescale.parity import golden_vectors
 from rescale.variants import SCALES, VARIANTS
 from rescale_export import bundles
-from rescale_export.bundles import bundle_name, replaced_folder, write_bundle
+from rescale_export.bundles import bundle_name, check_target, replaced_folder, write_bundle
 from rescale_export.graphs import receptive_field
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import NetConfig, net_config, to_dict
@@ -191,6 +192,26 @@ def test_an_unwritable_parent_is_an_output_error(tmp_path: Path, make_net: MakeN
     with pytest.raises(OutputError, match=r"b: cannot write the bundle"):
         write_bundle(make_net("irn", 2), tmp_path / parent / "b")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_parent_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a file system that is read only, where the owner's permissions say nothing."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match=rf"b: cannot write the bundle: .*{tmp_path.name} is not writable; choose another --out"):
+        check_target(tmp_path / "b")
+
+
+def test_exports_to_one_place_at_a_time_all_succeed_and_leave_one_bundle(tmp_path: Path) -> None:
+    def export(number: int) -> None:
+        for _ in range(100):
+            with replaced_folder(tmp_path / "b") as folder:
+                (folder / "manifest.json").write_text(f'{{"format": "rescale-bundle/1.3", "by": {number}}}')
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(export, n) for n in range(3)]:
+            done.result()
+    assert os.listdir(tmp_path) == ["b"]
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["by"] in range(3)
 
 
 @pytest.mark.parametrize(("size", "change"), [("lite", {}), ("full", {}), ("custom", {"growth": 5})])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import rescale
 from rescale.backends.onnxruntime import OnnxRuntimeRunner
 from rescale.bundle import Bundle
+from rescale.cli import main
 
 
 @pytest.fixture
@@ -21,3 +23,24 @@ def reference(bundle):
     yield get
     for runner in made.values():
         runner.close()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, bundle, picture):
+    """A folder with photo.png (odd size), and the options that name an -A bundle."""
+    monkeypatch.chdir(tmp_path)
+    rescale.write_picture("photo.png", picture(21, 33))
+    return ["-b", str(bundle("dlv_irn_a", 2))]
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a command, and gives its exit code and the one line on standard error."""
+
+    def run(args) -> tuple[int, str]:
+        code = main([str(a) for a in args])
+        err = capsys.readouterr().err.strip()
+        assert "\n" not in err, err
+        return code, err
+
+    return run

@@ -48,6 +48,13 @@ def test_packages_import_only_what_they_may(package):
 
 
 @pytest.mark.parametrize("package", FOLDERS)
+def test_onnxruntime_is_imported_without_its_telemetry(package):
+    """By `rescale.extras.import_library`, which sets the environment first."""
+    files = sorted((ROOT / FOLDERS[package] / package).rglob("*.py"))
+    assert [path for path in files if "onnxruntime" in imports(path)] == []
+
+
+@pytest.mark.parametrize("package", FOLDERS)
 def test_packages_are_typed(package):
     assert (ROOT / FOLDERS[package] / package / "py.typed").exists()
 

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,26 +17,10 @@ from PIL import Image
 
 import rescale
 from rescale.cli import main
-from rescale.files import machine_mark
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, bundle, picture):
-    """A folder with photo.png (odd size), and the options that name an -A bundle."""
-    monkeypatch.chdir(tmp_path)
-    rescale.write_picture("photo.png", picture(21, 33))
-    return ["-b", str(bundle("dlv_irn_a", 2))]
 
 
 def files(folder) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def error_of(capsys, args) -> tuple[int, str]:
-    code = main([str(a) for a in args])
-    err = capsys.readouterr().err.strip()
-    assert "\n" not in err, err
-    return code, err
 
 
 def test_down_up_info_verify_strip(here, capsys, tmp_path):
@@ -77,7 +60,7 @@ def test_every_form_restores_the_same_picture(here, layout, suffix, carrier):
     assert np.array_equal(rescale.read_picture("plain.png.hr.png"), rescale.read_picture(f"s{suffix}.hr.png"))
 
 
-def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, tmp_path, bundle):
+def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, error_of, tmp_path, bundle):
     main(["down", "photo.png", "s.png", *here])
     capsys.readouterr()
     data = (tmp_path / "photo.png").read_bytes()
@@ -109,7 +92,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, capsys, tmp_path, bundle
         (1, ["up", "s.png", "o.png", *here, "--reference", "other.png"], "other.png: 4x5, the restored picture is not"),
     ]
     for code, args, message in cases:
-        got, err = error_of(capsys, args)
+        got, err = error_of(args)
         assert (got, err[:7]) == (code, "error: "), (args, err)
         assert message in err, (args, err)
         assert files(tmp_path) == before, args
@@ -133,26 +116,26 @@ def test_words_that_an_option_does_not_know_are_wrong_usage(here, capsys, tmp_pa
     "args", [["in", "out", "--container", "jxl"], ["photo.png", "s.jxl"], ["photo.png", "-", "--container", "jxl"]]
 )
 def test_a_container_whose_package_is_missing_is_refused_before_the_network_runs(
-    here, capsys, tmp_path, monkeypatch, picture, args
+    here, error_of, tmp_path, monkeypatch, picture, args
 ):
     os.mkdir("in")
     rescale.write_picture("in/one.png", picture(8, 8))
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagecodecs" else known(name))
     monkeypatch.setattr(rescale.Rescaler, "downscale", lambda *args: pytest.fail("the network ran"))
-    code, err = error_of(capsys, ["down", *args, *here])
+    code, err = error_of(["down", *args, *here])
     assert (code, err) == (1, "error: imagecodecs not installed: pip install 'rescale-toolkit[jxl]'")
     assert files(tmp_path) == ["in/one.png", "photo.png"]
 
 
-def test_unwritable_target_keeps_the_old_file(here, capsys, tmp_path, monkeypatch):
+def test_unwritable_target_keeps_the_old_file(here, error_of, tmp_path, monkeypatch):
     (tmp_path / "o.png").write_bytes(b"old")
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    code, err = error_of(capsys, ["down", "photo.png", "o.png", *here])
+    code, err = error_of(["down", "photo.png", "o.png", *here])
     assert (code, err) == (1, "error: o.png: cannot write: No space left on device")
     assert (tmp_path / "o.png").read_bytes() == b"old"
     assert files(tmp_path) == ["o.png", "photo.png"]
@@ -175,11 +158,11 @@ def test_trust_alpha_restores_what_lost_its_marker(here, capsys, tmp_path):
     assert np.array_equal(rescale.read_picture("got.png")[:21, :33], rescale.read_picture("want.png"))
 
 
-def test_strip_refuses_a_sidecar_at_its_target(here, capsys, tmp_path):
+def test_strip_refuses_a_sidecar_at_its_target(here, capsys, error_of, tmp_path):
     main(["down", "photo.png", "s.png", *here])
     (tmp_path / "bare.png.rescale").write_bytes(b"x")
     capsys.readouterr()
-    code, err = error_of(capsys, ["strip", "s.png", "bare.png"])
+    code, err = error_of(["strip", "s.png", "bare.png"])
     assert code == 1
     assert "a side-car lies there and would make bare.png restorable; remove it" in err
     assert not (tmp_path / "bare.png").exists()
@@ -202,87 +185,6 @@ def test_standard_streams(here, tmp_path):
     assert rescale.Small.from_bytes(webp.stdout).state == "exact"
 
 
-def test_ctrl_c_ends_a_folder_cleanly(here, tmp_path, picture):
-    os.mkdir("many")
-    for i in range(40):
-        rescale.write_picture(f"many/{i:02}.png", picture(300, 300, seed=i))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rescale", "down", "many", "out", *here], stderr=subprocess.PIPE, start_new_session=True
-    )
-    while len(list((tmp_path / "out").glob("*.png"))) < 3:
-        time.sleep(0.02)
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.decode().strip() == "error: interrupted"
-    made = list((tmp_path / "out").iterdir())
-    assert 3 <= len(made) < 40
-    assert all(rescale.Small.open(p).state == "exact" for p in made)
-
-
-def test_sigkill_at_any_moment_then_again_gives_the_same_files(here, tmp_path, picture):
-    os.makedirs("many/sub")
-    for i in range(12):
-        rescale.write_picture(f"many/{'sub/' if i % 2 else ''}{i:02}.png", picture(200, 260, seed=i))
-    assert main(["down", "many", "want", *here]) == 0
-    for wait in (0.5, 0.8, 1.1):
-        process = subprocess.Popen([sys.executable, "-m", "rescale", "down", "many", "out", *here], stdout=subprocess.DEVNULL)
-        time.sleep(wait)
-        process.kill()
-        process.wait()
-    # What a kill between writing and renaming leaves, by a process that is gone.
-    (tmp_path / "out").mkdir(exist_ok=True)
-    (tmp_path / "out" / f".rescale.{machine_mark()}-{process.pid}-0123abcd.tmp").write_bytes(b"half")
-    assert main(["down", "many", "out", *here]) == 0
-    assert files(tmp_path / "out") == files(tmp_path / "want")
-    for name in files(tmp_path / "want"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "want" / name).read_bytes()
-
-
-def test_folders_keep_their_tree_skip_finished_and_collect_errors(here, tmp_path, capsys, picture):
-    os.makedirs("in/a b/ü")
-    rescale.write_picture("in/one.png", picture(9, 8))
-    rescale.write_picture("in/a b/ü/two.png", picture(7, 7))
-    Image.fromarray(picture(12, 12)).save("in/a b/three.jpg")
-    (tmp_path / "in" / "broken.png").write_bytes(b"no")
-    (tmp_path / "in" / "Thumbs.db").write_bytes(b"junk")
-    assert main(["down", "in", "out", *here, "--json"]) == 1
-    captured = capsys.readouterr()
-    lines = [json.loads(line) for line in captured.out.splitlines()]
-    assert lines[-1] == {"done": 3, "skipped": 0, "errors": 1}
-    assert captured.err.count("error: ") == 1
-    assert "in/broken.png: not a picture" in captured.err
-    assert files(tmp_path / "out") == ["a b/three.png", "a b/ü/two.png", "one.png"]
-    stamp = (tmp_path / "out" / "one.png").stat().st_mtime_ns
-    (tmp_path / "in" / "broken.png").unlink()
-    assert main(["down", "in", "out", *here]) == 0
-    assert capsys.readouterr().out.strip() == "0 done, 3 skipped, 0 errors"
-    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns == stamp
-    assert main(["down", "in", "out", *here, "--overwrite"]) == 0
-    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns != stamp
-    assert main(["up", "out", "back", *here]) == 0
-    assert rescale.read_picture("back/a b/ü/two.png").shape == (7, 7, 3)
-
-
-def test_folder_mistakes_are_refused(here, tmp_path, capsys, picture):
-    os.mkdir("in")
-    for args, message in (
-        (["down", "in", "out"], "in: no picture found"),
-        (["down", "in", "photo.png"], "a folder is wanted for the results"),
-        (["down", "in", "-"], "a folder is wanted for the results"),
-        (["down", "in", "in/out"], "lies inside the source folder"),
-    ):
-        code, err = error_of(capsys, [*args, *here])
-        assert code == 1
-        assert message in err
-    rescale.write_picture("in/x.png", picture(4, 4))
-    Image.fromarray(picture(4, 4)).save("in/x.jpg")
-    code, err = error_of(capsys, ["down", "in", "out", *here])
-    assert code == 1
-    assert "would both become" in err
-
-
 def test_raw_frames_down_and_up(here, bundle, picture, tmp_path):
     frames = [picture(21, 33, seed=i) for i in range(7)]
     raw = b"".join(f.tobytes() for f in frames)
@@ -296,7 +198,7 @@ def test_raw_frames_down_and_up(here, bundle, picture, tmp_path):
     assert up.stdout == want
 
 
-def test_raw_mistakes(here, bundle, capsys, tmp_path):
+def test_raw_mistakes(here, bundle, error_of, tmp_path):
     (tmp_path / "f.raw").write_bytes(bytes(33 * 21 * 3 + 5))
     for args, message in (
         (["down", "f.raw", "o.raw", "--raw", "33x21", *here], "frame 1: the stream ends after 5 of 2079 bytes"),
@@ -305,7 +207,7 @@ def test_raw_mistakes(here, bundle, capsys, tmp_path):
         (["down", "f.raw", "o.raw", "--raw", "33x21", "--container", "webp", *here], "--container: has no meaning for raw frames"),
         (["down", "f.raw", "o.raw", "--raw", "33x21", "-b", bundle("irn_m", 2)], "raw frames cannot carry its latent code"),
     ):
-        code, err = error_of(capsys, args)
+        code, err = error_of(args)
         assert code == 1
         assert message in err
         assert files(tmp_path) == ["f.raw", "photo.png"]
@@ -368,8 +270,8 @@ def test_force_works_for_weights_without_a_measured_cost(here, tmp_path, bundle)
         assert main(["up", "photo.png", "big.png", "-b", "b", "--force"]) == 0
 
 
-def test_system_errors_are_one_line(here, capsys):
-    code, err = error_of(capsys, ["info", "x" * 300])
+def test_system_errors_are_one_line(here, error_of):
+    code, err = error_of(["info", "x" * 300])
     assert code == 1
     assert err.startswith("error: ")
 
@@ -396,48 +298,19 @@ def test_output_onto_a_full_disk_is_one_error_line(here, monkeypatch, command, u
     assert b"Traceback" not in done.stderr
 
 
-def test_a_picture_that_would_become_too_large_is_refused_before_it_does(here, capsys):
-    code, err = error_of(capsys, ["up", "photo.png", "big.png", *here, "--force", "--max-pixels", "1000"])
+def test_a_picture_that_would_become_too_large_is_refused_before_it_does(here, error_of):
+    code, err = error_of(["up", "photo.png", "big.png", *here, "--force", "--max-pixels", "1000"])
     assert code == 1
     assert "would become larger than 1000 pixels" in err
 
 
-def test_what_was_made_under_a_limit_is_restored_under_it(here, capsys):
+def test_what_was_made_under_a_limit_is_restored_under_it(here, error_of):
     """The HR picture counts, not what it is padded to: 33x21 are 693 pixels, 34x22 are 748."""
     limit = ["--max-pixels", "693", *here]
     assert main(["down", "photo.png", "s.png", *limit]) == 0
     assert main(["up", "s.png", "again.png", *limit]) == 0
-    code, err = error_of(capsys, ["up", "s.png", "b.png", *here, "--max-pixels", "692"])
+    code, err = error_of(["up", "s.png", "b.png", *here, "--max-pixels", "692"])
     assert (code, "would become larger than 692 pixels" in err) == (1, True)
-
-
-@pytest.mark.parametrize("link", ["file", "folder", "source below the target", "side-car"])
-def test_a_folder_never_replaces_its_own_sources(here, tmp_path, capsys, picture, link):
-    source, target, options = tmp_path / "in", tmp_path / "out", ["--overwrite"]
-    (source / "sub").mkdir(parents=True)
-    (target / "sub").mkdir(parents=True)
-    original = source / "sub" / "p.png"
-    rescale.write_picture(original, picture(12, 16))
-    before = original.read_bytes()
-    match link:
-        case "file":
-            (target / "sub" / "p.png").symlink_to(original)
-        case "folder":
-            (target / "sub").rmdir()
-            (target / "sub").symlink_to(source / "sub")
-        case "side-car":
-            (target / "sub" / "p.png.rescale").symlink_to(original)
-            options += ["--carrier", "sidecar"]
-        case _:
-            target, original = tmp_path, source / "p.png"
-            (source / "in").mkdir()
-            rescale.write_picture(source / "in" / "p.png", picture(8, 8))
-            rescale.write_picture(original, picture(12, 16, seed=1))
-            before = original.read_bytes()
-    code, err = error_of(capsys, ["down", source, target, *options, *here])
-    assert code == 1
-    assert f"is the source {original} itself; choose another folder for the results" in err
-    assert original.read_bytes() == before
 
 
 def test_equal_is_said_of_equal_pictures_alone(here, capsys, tmp_path, picture):
@@ -457,18 +330,18 @@ def test_equal_is_said_of_equal_pictures_alone(here, capsys, tmp_path, picture):
 
 
 @pytest.mark.parametrize("left", [0, 4, 60, 0.5, 0.99])
-def test_a_file_that_was_copied_in_part_cannot_be_restored(here, capsys, tmp_path, left):
+def test_a_file_that_was_copied_in_part_cannot_be_restored(here, capsys, error_of, tmp_path, left):
     assert main(["down", "photo.png", "s.png", *here]) == 0
     data = (tmp_path / "s.png").read_bytes()
     (tmp_path / "part.png").write_bytes(data[: left if isinstance(left, int) else int(left * len(data))])
     capsys.readouterr()
     for command in (["verify", "part.png"], ["up", "part.png", "again.png", *here]):
-        code, err = error_of(capsys, command)
+        code, err = error_of(command)
         assert code == 3
         assert err.endswith("take an undamaged copy")
     assert main(["verify", "part.png", "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["restorable"]) == ("damaged", False)
     for command in (["verify", "none.png"], ["verify", "s.png", "--max-pixels", "10"]):
-        assert error_of(capsys, command)[0] == 1
+        assert error_of(command)[0] == 1
     assert not (tmp_path / "again.png").exists()

@@ -23,13 +23,6 @@ from rescale.files import atomic_write, machine_mark
 posix = pytest.mark.skipif(os.name == "nt", reason="pipes, links and signals of POSIX")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch, bundle, picture):
-    monkeypatch.chdir(tmp_path)
-    rescale.write_picture("photo.png", picture(21, 33))
-    return ["-b", str(bundle("dlv_irn_a", 2))]
-
-
 def told(capsys, args) -> tuple[int, str]:
     code = main([str(a) for a in args])
     return code, capsys.readouterr().err.strip()

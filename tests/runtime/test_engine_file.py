@@ -288,6 +288,19 @@ def test_folders(opened, monkeypatch, tmp_path):
     assert cache_folder() == Path("/home/me/.cache/rescale")
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    """As an unknown number of a container."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RESCALE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(engine_file.Path, "home", none)
+    with pytest.raises(EngineError, match="no home directory, where engines are kept: name a folder for them in RESCALE_CACHE"):
+        cache_folder()
+
+
 @given(st.text(max_size=30))
 def test_a_manifests_size_leads_nowhere_else(opened, size):
     stranger = Bundle(opened.path)

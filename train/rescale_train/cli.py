@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rescale.console import new_app, print_json, require, run_app
+from rescale.console import Version, new_app, print_json, require, run_app
 from rescale_train.config import to_dict
 from rescale_train.importers.command import import_file
 from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, Threads, overrides_of, pick_device
@@ -17,6 +17,13 @@ from rescale_train.speed_cli import speed
 from rescale_train.study_cli import study
 
 app = new_app("Train invertible image rescaling networks.")
+
+
+@app.callback()
+def _main(version: Version = False) -> None:
+    """Train invertible image rescaling networks."""
+
+
 app.command()(study)
 app.command()(speed)
 app.command()(ship)

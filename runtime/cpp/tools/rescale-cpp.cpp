@@ -3,6 +3,7 @@
 
 #include <rescale/rescale.hpp>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -200,17 +201,37 @@ void info(const Arguments& a) {
   }
 }
 
-}  // namespace
+// What was printed has gone where it should: a full disk shows when the buffer is written.
+int finished() {
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return 0;
+  std::fprintf(stderr, "error: output: %s\n", std::strerror(errno));
+  return 1;
+}
 
-int main(int argc, char** argv) try {
+int run(int argc, char** argv) {
+  // ONNX Runtime from 1.32 on keeps an identity of the machine and sends what it runs on, unless told before it is loaded; 0 lets it.
+  // The library leaves that to whoever it is built into: an environment is the whole process's.
+  ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   const std::string verb = argc > 1 ? argv[1] : "";
-  if (verb == "--help" || verb == "-h") return std::fputs(kUsage, stdout) < 0;
-  if (verb == "--version") return std::printf("%s\n", rescale::version()) < 0;
+  if (verb == "--help" || verb == "-h") {
+    std::fputs(kUsage, stdout);
+    return finished();
+  }
+  if (verb == "--version") {
+    std::printf("%s\n", rescale::version());
+    return finished();
+  }
   const Arguments a = parse(argc, argv);
   if (verb != "down" && verb != "up" && verb != "info") throw Usage{"down, up or info is wanted"};
   if (a.paths.size() != (verb == "info" ? 1U : 2U)) throw Usage{verb + ": wrong number of files"};
   verb == "down" ? down(a) : verb == "up" ? up(a) : info(a);
-  return 0;
+  return finished();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  return run(argc, argv);
 } catch (const Usage& e) {
   std::fprintf(stderr, "error: %s\n%s", e.why.c_str(), kUsage);
   return 2;

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, OutOfMemoryError
+from rescale.extras import import_library
 from rescale.threads import usable_threads
+
+ort = import_library("onnxruntime")
 
 _ALLOCATION = re.compile(r"bad_alloc|allocate memory|out of memory", re.I)
 """How ONNX Runtime words a failed allocation."""
@@ -56,7 +58,7 @@ class OnnxRuntimeRunner:
         bundle.graph("downscale", precision)
         self._threads = threads or usable_threads()
         self._lock = threading.Lock()
-        self._sessions: dict[str, ort.InferenceSession] | None = {}
+        self._sessions: dict[str, Any] | None = {}
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ class OnnxRuntimeRunner:
         with self._lock:
             self._sessions = None
 
-    def _session(self, graph: str) -> ort.InferenceSession:
+    def _session(self, graph: str) -> Any:
         with self._lock:
             if self._sessions is None:
                 raise BackendError(f"{self._bundle.path}: used after close()")
@@ -100,7 +102,7 @@ class OnnxRuntimeRunner:
                 self._sessions[graph] = session
             return self._sessions[graph]
 
-    def _open(self, data: bytes, options: Any) -> ort.InferenceSession:
+    def _open(self, data: bytes, options: Any) -> Any:
         if self._provider in ort.get_available_providers():
             return ort.InferenceSession(data, options, providers=[(self._provider, self._options)])
         devices = [d for d in _devices() if d.ep_name == self._provider]

@@ -1,0 +1,163 @@
+"""Folders as a source: the same tree elsewhere, resumable, never half-written, and none of its own pictures replaced."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import rescale
+from rescale.cli import main
+from rescale.files import machine_mark
+from rescale.rescaler import Rescaler
+
+
+def files(folder) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_ctrl_c_ends_a_folder_cleanly(here, tmp_path, picture):
+    os.mkdir("many")
+    for i in range(40):
+        rescale.write_picture(f"many/{i:02}.png", picture(300, 300, seed=i))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rescale", "down", "many", "out", *here], stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(list((tmp_path / "out").glob("*.png"))) < 3:
+        time.sleep(0.02)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().strip() == "error: interrupted"
+    made = list((tmp_path / "out").iterdir())
+    assert 3 <= len(made) < 40
+    assert all(rescale.Small.open(p).state == "exact" for p in made)
+
+
+def test_sigkill_at_any_moment_then_again_gives_the_same_files(here, tmp_path, picture):
+    os.makedirs("many/sub")
+    for i in range(12):
+        rescale.write_picture(f"many/{'sub/' if i % 2 else ''}{i:02}.png", picture(200, 260, seed=i))
+    assert main(["down", "many", "want", *here]) == 0
+    for wait in (0.5, 0.8, 1.1):
+        process = subprocess.Popen([sys.executable, "-m", "rescale", "down", "many", "out", *here], stdout=subprocess.DEVNULL)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    # What a kill between writing and renaming leaves, by a process that is gone.
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / f".rescale.{machine_mark()}-{process.pid}-0123abcd.tmp").write_bytes(b"half")
+    assert main(["down", "many", "out", *here]) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "want")
+    for name in files(tmp_path / "want"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "want" / name).read_bytes()
+
+
+def test_folders_keep_their_tree_skip_finished_and_collect_errors(here, tmp_path, capsys, picture):
+    os.makedirs("in/a b/ü")
+    rescale.write_picture("in/one.png", picture(9, 8))
+    rescale.write_picture("in/a b/ü/two.png", picture(7, 7))
+    Image.fromarray(picture(12, 12)).save("in/a b/three.jpg")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no")
+    (tmp_path / "in" / "Thumbs.db").write_bytes(b"junk")
+    assert main(["down", "in", "out", *here, "--json"]) == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert lines[-1] == {"done": 3, "skipped": 0, "errors": 1}
+    assert captured.err.count("error: ") == 1
+    assert "in/broken.png: not a picture" in captured.err
+    assert files(tmp_path / "out") == ["a b/three.png", "a b/ü/two.png", "one.png"]
+    stamp = (tmp_path / "out" / "one.png").stat().st_mtime_ns
+    (tmp_path / "in" / "broken.png").unlink()
+    assert main(["down", "in", "out", *here]) == 0
+    assert capsys.readouterr().out.strip() == "0 done, 3 skipped, 0 errors"
+    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns == stamp
+    assert main(["down", "in", "out", *here, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "one.png").stat().st_mtime_ns != stamp
+    assert main(["up", "out", "back", *here]) == 0
+    assert rescale.read_picture("back/a b/ü/two.png").shape == (7, 7, 3)
+
+
+def test_folder_mistakes_are_refused(here, tmp_path, error_of, picture):
+    os.mkdir("in")
+    for args, message in (
+        (["down", "in", "out"], "in: no picture found"),
+        (["down", "in", "photo.png"], "a folder is wanted for the results"),
+        (["down", "in", "-"], "a folder is wanted for the results"),
+        (["down", "in", "in/out"], "lies inside the source folder"),
+    ):
+        code, err = error_of([*args, *here])
+        assert code == 1
+        assert message in err
+    rescale.write_picture("in/x.png", picture(4, 4))
+    Image.fromarray(picture(4, 4)).save("in/x.jpg")
+    code, err = error_of(["down", "in", "out", *here])
+    assert code == 1
+    assert "would both become" in err
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "source below the target", "side-car"])
+def test_a_folder_never_replaces_its_own_sources(here, tmp_path, error_of, picture, link):
+    source, target, options = tmp_path / "in", tmp_path / "out", ["--overwrite"]
+    (source / "sub").mkdir(parents=True)
+    (target / "sub").mkdir(parents=True)
+    original = source / "sub" / "p.png"
+    rescale.write_picture(original, picture(12, 16))
+    before = original.read_bytes()
+    match link:
+        case "file":
+            (target / "sub" / "p.png").symlink_to(original)
+        case "folder":
+            (target / "sub").rmdir()
+            (target / "sub").symlink_to(source / "sub")
+        case "side-car":
+            (target / "sub" / "p.png.rescale").symlink_to(original)
+            options += ["--carrier", "sidecar"]
+        case _:
+            target, original = tmp_path, source / "p.png"
+            (source / "in").mkdir()
+            rescale.write_picture(source / "in" / "p.png", picture(8, 8))
+            rescale.write_picture(original, picture(12, 16, seed=1))
+            before = original.read_bytes()
+    code, err = error_of(["down", source, target, *options, *here])
+    assert code == 1
+    assert f"is the source {original} itself; choose another folder for the results" in err
+    assert original.read_bytes() == before
+
+
+@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
+def test_a_full_disk_ends_the_run_and_says_what_is_left(here, capsys, monkeypatch, picture, number, reason):
+    """Else a network would run for every picture of thousands, and none be kept."""
+    os.mkdir("many")
+    for i in range(20):
+        rescale.write_picture(f"many/{i:02}.png", picture(8, 8, seed=i))
+    replace, runs, moved = os.replace, [], []
+
+    def full(source, target):
+        moved.append(target)
+        if len(moved) > 3:
+            raise OSError(number, reason)
+        replace(source, target)
+
+    down = Rescaler.downscale
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Rescaler, "downscale", lambda *a, **k: runs.append(1) or down(*a, **k))
+    assert main(["down", "many", "out", *here, "--json"]) == 1
+    told = capsys.readouterr()
+    summary = json.loads(told.out.splitlines()[-1])
+    assert summary["done"] == 3
+    assert summary["done"] + summary["errors"] + summary["left"] == 20
+    assert len(runs) <= 6
+    assert told.err.splitlines()[0].endswith(f".png: cannot write: {reason}")
+    assert f"out: nothing can be written there; {summary['left']} pictures are left: make room and run this again" in told.err
+    monkeypatch.setattr(os, "replace", replace)
+    assert main(["down", "many", "out", *here]) == 0
+    assert capsys.readouterr().out.strip() == "17 done, 3 skipped, 0 errors"
