@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from rescale.console import new_app, progress_bar, require, run_app
+from rescale.console import Version, new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
 from rescale.json_text import without_nan
@@ -20,7 +20,7 @@ app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, 
 
 
 @app.callback(invoke_without_command=True)
-def _main(context: typer.Context) -> None:
+def _main(context: typer.Context, version: Version = False) -> None:
     """Measure bundles: quality against the source, LR fidelity, bytes, speed, survival. Without a command: report."""
     if context.invoked_subcommand is None:
         report_cli.report()

@@ -37,16 +37,27 @@ def read_study(folder: Path) -> dict[str, Any]:
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
         arms = [a for a in study["arms"] if "figures" in a]
-        names = [(a["name"], a["macs_per_lr_pixel"], a["parameters"]) for a in arms]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        for arm in arms:
+            _check(arm)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"{path}: not the result of rescale-train study: {e}") from None
-    if len(names) < 2:
-        raise InputError(f"{path}: {len(names)} finished arm(s); a ladder has at least 2")
+    if len(arms) < 2:
+        raise InputError(f"{path}: {len(arms)} finished arm(s); a ladder has at least 2")
     common = [name for name in arms[0]["figures"] if all(name in a["figures"] for a in arms)]
     if not common:
         raise InputError(f"{path}: no set was measured on all {len(arms)} arms; run them again with one --measure")
     arms = [a | {"figures": {name: a["figures"][name] for name in common}} for a in arms]
     return {"title": str(study.get("title", "")), "arms": arms}
+
+
+def _check(arm: Any) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError for what a study does not write of a finished arm."""
+    if not isinstance(arm["name"], str):
+        raise ValueError(f"an arm is named {arm['name']!r}")
+    numbers = [arm["macs_per_lr_pixel"], arm["parameters"]]
+    numbers += [f[key] for f in arm["figures"].values() for key in ("hr_psnr_y", "lr_psnr_y")]
+    if wrong := [n for n in numbers if type(n) not in (int, float) or not math.isfinite(n)]:
+        raise ValueError(f"{arm['name']}: {wrong[0]!r} is no figure")
 
 
 def measure(
@@ -144,14 +155,18 @@ def gpu_milliseconds(net: RescalingNet, resolution: tuple[int, int], repeats: in
 def mark_knee(rungs: Sequence[Rung]) -> None:
     """Set ``knee`` on each rung: true for the one farthest above the line from the cheapest to the dearest.
 
-    The axes are the logarithm of the seconds of both directions and the mean HR PSNR of all sets, each scaled to 0..1.
+    The axes are the logarithm of the seconds of both directions and the mean HR PSNR of all sets, each scaled to 0..1. Where the
+    dearest is no better than the cheapest, the best takes its place in the scale of PSNR. One that another beats at no more cost
+    is never the knee.
     """
     cost = [math.log(r["seconds"]["down"] + r["seconds"]["up"]) for r in rungs]
     gain = [quality(r) for r in rungs]
     first, last = cost.index(min(cost)), cost.index(max(cost))
     width, height = cost[last] - cost[first], gain[last] - gain[first]
+    if height <= 0:
+        height = max(gain) - gain[first]
     above = [
-        (g - gain[first]) / height - (c - cost[first]) / width if width > 0 and height > 0 else 0.0
+        ((g - gain[first]) / height if height > 0 else 0.0) - ((c - cost[first]) / width if width > 0 else 0.0)
         for c, g in zip(cost, gain, strict=True)
     ]
     best = above.index(max(above))

@@ -26,7 +26,18 @@ SIMD = (
 )
 """Instruction sets that decide how fast convolutions are, as Linux names them on x86 and ARM."""
 
-PACKAGES = ("numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx", "tensorrt", "tensorrt-rtx")
+PACKAGES = (
+    "numpy",
+    "pillow",
+    "imagecodecs",
+    "scikit-image",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "onnx",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 def machine(threads: int, cpuinfo: Path = Path("/proc/cpuinfo"), meminfo: Path = Path("/proc/meminfo")) -> dict[str, Any]:
@@ -53,7 +64,7 @@ def machine(threads: int, cpuinfo: Path = Path("/proc/cpuinfo"), meminfo: Path =
 
 
 def versions() -> dict[str, str]:
-    """Of this toolkit, of Python, and of those packages that are installed and bear on speed."""
+    """Of this toolkit, of Python, and of those packages that are installed and bear on speed or figures."""
     found = {"rescale": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

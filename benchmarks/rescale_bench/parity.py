@@ -8,6 +8,7 @@ is not needed for either.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,9 @@ Size = tuple[int, int]
 
 BACKENDS = ("half", *NAMES, *(name for name in ENGINES if name not in NAMES))
 """Measured where none is named: float16 as a device computes it (`rescale.half`), and all that runs here."""
+
+GOLDEN, PROBES = "golden", "probes"
+"""Groups of pictures that are not the user's."""
 
 ODD_SIZE = (61, 87)
 MAX_PROBE_PIXELS = 40_000_000
@@ -156,8 +160,8 @@ def check(
         ParityError: a result of another shape or dtype than the reference's.
         InputError: a picture of a set cannot be read.
     """
-    if not max_loss >= 0.0:
-        raise ConfigError(f"the largest loss must be 0 dB or more, got {max_loss:g}")
+    if not 0.0 <= max_loss < math.inf:
+        raise ConfigError(f"the largest loss must be a number of dB, 0 or more, got {max_loss:g}")
     for precision in precisions:
         bundle.graph("downscale", precision)
     report = Report(bundle, max_loss)
@@ -172,7 +176,7 @@ def check(
             with _absence(report, backend, precision, bool(backends)):
                 runner = stack.enter_context(contextlib.closing(create(bundle, backend, threads, precision)))
                 cases = golden_cases(bundle, backend, precision)
-                golden = [Group("golden", "PyTorch", parity=measure(bundle, runner.run, cases))] if cases else []
+                golden = [Group(GOLDEN, "PyTorch", parity=measure(bundle, runner.run, cases))] if cases else []
                 # The reference would be compared with itself.
                 asked = [] if runner.name == opened.name else [*_profile_sizes(bundle, backend, precision), *sizes]
                 result = Result(backend, precision, runner.name, golden)
@@ -234,10 +238,15 @@ class _Entrant:
 
 def _pictures(entrants: Sequence[_Entrant], sets: Sequence[PictureSet]) -> Iterator[_Picture]:
     for size in sorted({size for e in entrants for size in e.sizes}):
-        yield _Picture("probes", f"{size[1]}x{size[0]}", partial(probe, *size), size)
+        yield _Picture(PROBES, f"{size[1]}x{size[0]}", partial(probe, *size), size)
     for pictures in sets:
         for name, read in pictures.pictures:
-            yield _Picture(pictures.name, name, read)
+            yield _Picture(group_name(pictures), name, read)
+
+
+def group_name(pictures: PictureSet) -> str:
+    """The group of a user's set: its name, unless that is one of ours."""
+    return f"{pictures.name} of --data" if pictures.name in (GOLDEN, PROBES) else pictures.name
 
 
 def golden_cases(bundle: Bundle, backend: str, precision: str) -> list[dict[str, npt.NDArray[Any]]]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rescale.codes import ALPHA_NEUTRAL
 from rescale.errors import BackendError
+from rescale.extras import import_library
 from rescale.variants import Variant, variant
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def naive(folder: Path, model: str, scale: int, threads: int) -> Peer:
     Raises:
         BackendError: at the first run, if ONNX Runtime cannot load the graph.
     """
-    import onnxruntime as ort
+    ort = import_library("onnxruntime")
 
     def function(name: str) -> Callable[[Arrays], Arrays]:
         made: list[Any] = []

@@ -105,6 +105,8 @@ def load_outputs(path: Path) -> dict[str, list[Arrays]]:
     for file in files:
         for runner, results in _read(file).items():
             found.setdefault(runner, []).extend(results)
+    if not found:
+        raise InputError(f"{path}: holds no results; give what polygraphy run --save-outputs wrote")
     return found
 
 
@@ -119,9 +121,10 @@ def _read(path: Path) -> dict[str, list[Arrays]]:
     try:
         found: dict[str, list[Arrays]] = {}
         for runner, results in _fields(json.loads(raw), "RunResults")["lst"]:
+            mine = found.setdefault(str(runner), [])
             for result in results:
                 outputs = _fields(result, "IterationResult")["outputs"]
-                found.setdefault(str(runner), []).append({str(name): _array(value) for name, value in outputs.items()})
+                mine.append({str(name): _array(value) for name, value in outputs.items()})
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         reason = f"{type(e).__name__}: {e}" if isinstance(e, KeyError) else str(e)

@@ -16,7 +16,8 @@ from rescale_bench import options
 PROTOCOL = {
     "source": "sides cut to multiples of the scale, at the bottom and right",
     "rounding": "LR and restored HR are rounded to 8 bits; what is restored comes from the LR file's bytes",
-    "border": "as many pixels as the scale are cropped on every side, of HR and of LR",
+    "border": "as many pixels as the scale are cropped on every side, of HR and of LR; of one too thin for that none",
+    "gray": "measured in R, G and B as the network restores them, as the field does; rescale up writes their mean",
     "bicubic": "MATLAB's imresize, antialiased down and a = -0.5, rounded to 8 bits both ways; its LR files carry nothing else",
     "published": "by others; the paper states neither border nor rounding. Raw bits an LR pixel: -A 32, -M 26, others 24",
 }
@@ -80,5 +81,5 @@ def psnr(
         atomic_write(out, text.encode())
     shown = as_markdown(report, each)
     if markdown is not None:
-        atomic_write(markdown, shown.encode())
+        atomic_write(markdown, shown.encode(errors="backslashreplace"))  # names of files need not be text
     print(text if json_ else shown, end="")

@@ -6,18 +6,20 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rescale import __version__, jxl, png, riff
+from rescale import jxl, png, riff
 from rescale.container import Small
 from rescale.quality import crop_border, luma, psnr, psnr_y
 from rescale.rescaler import Rescaler
+from rescale_bench.machine import versions
 from rescale_bench.paper import published
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
-from rescale_bench.rate_codecs import lr_containers
+from rescale_bench.rate_codecs import JXL, WEBP, lr_containers
 from rescale_bench.store import Store, digest
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
@@ -138,6 +140,28 @@ def _cropped(picture: Picture, border: int) -> npt.NDArray[np.generic]:
 
 
 FIGURES = tuple(DEFINITIONS)
+MOST = 200.0
+"""dB that no finite PSNR of 8 bits reaches, and bits a LR pixel that no LR file takes for long."""
+
+
+def read_quality(name: str, found: Any) -> PictureQuality:
+    """What `asdict` and JSON made of a picture's figures.
+
+    Args:
+        name: of the picture now.
+        found: untrusted.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    figures = {f: math.nan if found[f] is None else float(found[f]) for f in FIGURES if f != "bytes"}
+    for figure, value in figures.items():
+        if "bits" not in figure and MOST < value < math.inf:
+            raise ValueError(f"{figure}: {value}")
+    size = found["bytes"]
+    if type(size) is not int or size <= 0:
+        raise ValueError(f"bytes: {size!r}")
+    return PictureQuality(name=name, bytes=size, **figures)
 
 
 Progress = Callable[[str], None]
@@ -189,32 +213,33 @@ def _measured(
     key: dict[str, Any],
     progress: Progress,
     store: Store | None,
-) -> list[PictureQuality]:
+) -> list[dict[str, Any]]:
+    """Figures of each picture, its ``size`` (width, height) and the ``digest`` of its pixels: names alone do not tell them."""
     rows = []
+    # Figures hang on the decoder of the source, the arithmetic and the writers of LR files alike.
+    by = versions() | {c: need.version() for c, need in (("webp", WEBP), ("jxl", JXL)) if c in lr_containers()}
     for name, load in pictures.pictures:
         picture = load()
-        whole = {"what": "quality", "picture": digest(picture), "containers": lr_containers(), "by": __version__, **key}
-        found = store.get(whole) if store else None
-        if found is None:
+        pixels = digest(picture)
+        whole = {"what": "quality", "picture": pixels, "containers": lr_containers(), "by": by, **key}
+        row = store.get(whole, partial(read_quality, name)) if store else None
+        if row is None:
             row = measure(name, picture)
             if store:
                 store.put(whole, asdict(row))
-        else:
-            figures = {f: math.nan if found[f] is None else float(found[f]) for f in FIGURES if f != "bytes"}
-            row = PictureQuality(name=name, bytes=found["bytes"], **figures)
-        rows.append(row)
+        rows.append(asdict(row) | {"size": [picture.shape[1], picture.shape[0]], "digest": pixels})
         progress(name)
     return rows
 
 
-def _head(pictures: PictureSet, scale: int, rows: Sequence[PictureQuality]) -> dict[str, Any]:
+def _head(pictures: PictureSet, scale: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "set": pictures.name,
         "scale": scale,
         "count": len(rows),
         "border": scale,
-        "mean": {f: mean(getattr(r, f) for r in rows) for f in FIGURES},
-        "pictures": [asdict(r) for r in rows],
+        "mean": {f: mean(r[f] for r in rows) for f in FIGURES},
+        "pictures": list(rows),
     }
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from rescale import riff
 from rescale.container import Small
+from rescale.picture import Picture as Source
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import Rescaler
 from rescale_bench.bicubic import reduce
-from rescale_bench.pictures import Picture, PictureSet
+from rescale_bench.pictures import Picture
 from rescale_bench.rate_codecs import Codec, CodecError, Lossless
 from rescale_bench.rate_curve import Curve, Match, Point
+from rescale_bench.rate_kept import fitting, read_points, read_rescaled, read_size
+from rescale_bench.rate_pictures import SourceSet
 from rescale_bench.store import Store, digest
 from rescale_train.bicubic import enlarge_picture
 
@@ -34,7 +36,9 @@ DEFINITIONS = {
     "enlargement, plus 128, coded lossily in the bytes that are left of the LR file's; full chroma is not tried there",
     "reached": "bracketed: between two measured neighbouring qualities, interpolated in the logarithm of the bytes; above: the "
     "codec's best quality takes fewer bytes (or has a lower PSNR), so its figure is what it has at most; below: its worst quality "
-    "takes more bytes than there are",
+    "takes more bytes than there are (or has a higher PSNR); towards a lossless quality nothing is interpolated: given bytes give "
+    "the quality before it, a given PSNR costs its bytes",
+    "gray": "of a gray picture the mean of the restored R, G and B counts, as rescale up writes it; codecs code it as RGB",
 }
 
 
@@ -55,7 +59,7 @@ class Tools:
 
 
 def measure_set(
-    nets: Sequence[Rescaler], pictures: PictureSet, tools: Tools, progress: Callable[[str], None] = lambda name: None
+    nets: Sequence[Rescaler], pictures: SourceSet, tools: Tools, progress: Callable[[str], None] = lambda name: None
 ) -> dict[str, Any]:
     """Every picture of a set.
 
@@ -67,20 +71,34 @@ def measure_set(
     return {"set": pictures.name, "count": len(rows), "pictures": rows}
 
 
+def titles(nets: Sequence[Rescaler]) -> list[str]:
+    """Each bundle's title; from the second of one title on with a number behind it, by which reports tell them apart."""
+    found = [net.bundle.title for net in nets]
+    before = [found[:i].count(title) for i, title in enumerate(found)]
+    return [f"{title} ({n + 1})" if n else title for title, n in zip(found, before, strict=True)]
+
+
 def measure_picture(
-    nets: Sequence[Rescaler], name: str, hr: Picture, tools: Tools, progress: Callable[[str], None] = lambda name: None
+    nets: Sequence[Rescaler],
+    name: str,
+    source: Source,
+    tools: Tools,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """One picture, uint8 (H, W, 3) of any size: all networks, all codecs.
+    """One picture of any size: all networks, all codecs.
 
     Returns:
         ``name``, ``size`` [width, height], ``lossless`` bytes by codec, ``curves``: the ladder's points by codec, ``rescaled``:
         an entry for each network, and ``failed``: codecs that refused the picture, with the reason.
+
+    Raises:
+        InputError: a measurement that was kept is damaged.
     """
-    hr = np.ascontiguousarray(hr)
+    hr = np.ascontiguousarray(source.shown())
     identity = digest(hr)
     failed: dict[str, str] = {}
     lossless = _lossless(hr, identity, tools, failed)
-    rescaled = [_rescale(net, hr, identity, tools) for net in nets]
+    rescaled = [_rescale(net, title, hr, source.gray, identity, tools) for net, title in zip(nets, titles(nets), strict=True)]
     bases = {scale: _Base(hr, scale, identity, tools) for scale in sorted({net.bundle.scale for net in nets})}
     for entry in rescaled:
         entry["bicubic_lr"] = bases[entry["scale"]].sizes
@@ -100,7 +118,7 @@ def _lossless(hr: Picture, identity: str, tools: Tools, failed: dict[str, str]) 
     found = {}
     for codec in tools.lossless:
         key = {"what": "lossless", "picture": identity, "codec": codec.name, "settings": codec.settings, "by": codec.need.version()}
-        size = tools.store.get(key)
+        size: int | None = tools.store.get(key, read_size)
         if size is None:
             try:
                 size = codec.size(hr)
@@ -112,23 +130,25 @@ def _lossless(hr: Picture, identity: str, tools: Tools, failed: dict[str, str]) 
     return found
 
 
-def _rescale(net: Rescaler, hr: Picture, identity: str, tools: Tools) -> dict[str, Any]:
-    """One network's LR files and what they restore."""
+def _rescale(net: Rescaler, title: str, hr: Picture, gray: bool, identity: str, tools: Tools) -> dict[str, Any]:
+    """One network's LR files and what they restore, as `rescale down` and `rescale up` write it."""
     bundle = net.bundle
+    lr_size = [-(-n // bundle.scale) for n in (hr.shape[1], hr.shape[0])]
     versions = [c.need.version() for c in tools.lossless if c.name in tools.containers]
     key: dict[str, Any] = {"what": "rescaled", "picture": identity, "weights": bundle.network, "model": bundle.title}
     key |= {"runner": net.runner.name, "containers": list(tools.containers), "by": versions}
-    found = tools.store.get(key)
+    key |= {"gray": True} if gray else {}
+    found: dict[str, Any] | None = tools.store.get(key, lambda value: read_rescaled(value, tools.containers, lr_size))
     if found is None:
-        small = net.downscale(hr)
-        # WebP has no room for more than 16383 pixels a side; PNG always has.
-        files = {c: small.to_bytes(c) for c in tools.containers if c != "webp" or max(small.size) <= riff.MAX_SIDE}
-        again = net.upscale(Small.from_bytes(files["png"]))
+        # Without the source's colour profile and EXIF: the codecs' files have none either.
+        small = net.downscale(Source(hr, gray))
+        files = {c: small.to_bytes(c) for c in fitting(tools.containers, lr_size)}
+        again = net.restore(Small.from_bytes(files["png"])).shown()
         sizes = {c: len(data) for c, data in files.items()}
-        found = {"files": sizes, "psnr_y": psnr_y(again, hr), "psnr_rgb": psnr(again, hr), "lr_size": list(small.size)}
+        found = {"files": sizes, "psnr_y": psnr_y(again, hr), "psnr_rgb": psnr(again, hr), "lr_size": lr_size}
         tools.store.put(key, found)
-    entry: dict[str, Any] = {"model": bundle.title, "scale": bundle.scale, "weights": bundle.network, "runner": net.runner.name}
-    entry |= found | {k: float(found[k]) for k in ("psnr_y", "psnr_rgb")}
+    entry: dict[str, Any] = {"model": title, "scale": bundle.scale, "weights": bundle.network, "runner": net.runner.name}
+    entry |= found
     return entry | {"same_bytes": {c: {} for c in entry["files"]}, "same_psnr": {}, "residual": {c: {} for c in entry["files"]}}
 
 
@@ -204,8 +224,7 @@ class _Kept:
     def __init__(
         self, store: Store, key: dict[str, Any], measure: Callable[[int], Point], codec: Codec, floor: Point | None = None
     ) -> None:
-        rows = store.get(key) or []
-        known = [Point(int(s), int(n), float(y), float(rgb)) for s, n, y, rgb in rows]
+        known: list[Point] = store.get(key, lambda found: read_points(found, codec.steps)) or []
         self._store, self._key = store, key
         self._curve = Curve(measure, codec.steps, codec.ladder, known, floor)
 

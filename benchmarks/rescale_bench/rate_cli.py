@@ -40,9 +40,9 @@ def rate(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
-    from rescale_bench.pictures import picture_sets, sample_set
     from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
+    from rescale_bench.rate_pictures import source_sets
     from rescale_bench.rate_plots import plots
     from rescale_bench.rate_report import as_markdown
     from rescale_bench.rate_summary import summary
@@ -58,7 +58,7 @@ def rate(
     lossless = [c for c in LOSSLESS if not c.need.missing()]
     for line in missing():
         warn(f"not measured: {line}")
-    sets = picture_sets(data, limit or None) if data else [sample_set(limit or None)]
+    sets = source_sets(data or (), limit or None)
     tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
     with ExitStack() as stack:
         paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))
@@ -76,13 +76,15 @@ def rate(
         "sets": found,
     }
     if out is not None:
-        drawn = plots(report)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise OutputError(f"{out}: cannot make this folder: {e.strerror or e}") from None
+        # First what took hours, and only then what is made of it.
+        atomic_write(out / "rate.json", as_json(report).encode())
+        drawn = plots(report)
         for file, svg in drawn.values():
             atomic_write(out / file, svg)
-        atomic_write(out / "rate.md", as_markdown(report, {k: file for k, (file, _) in drawn.items()}).encode())
-        atomic_write(out / "rate.json", as_json(report).encode())
+        text = as_markdown(report, {k: file for k, (file, _) in drawn.items()})
+        atomic_write(out / "rate.md", text.encode(errors="backslashreplace"))  # names of files need not be text
     print(as_json(report) if json_ else as_markdown(report), end="")

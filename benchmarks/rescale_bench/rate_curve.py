@@ -26,6 +26,7 @@ class Match:
         reached: ``bracketed``; ``above``: the codec's best quality needs less than the target, so the target would be more than
             it can use; ``below``: its worst quality needs more.
         bytes, psnr_y, psnr_rgb: at the target. Interpolated in the logarithm of the bytes if bracketed, else the end point's.
+            Towards a lossless point nothing is interpolated: given bytes reach the lower point, a given PSNR needs the upper.
         lower, upper: the measured points around it; None for one that does not exist.
     """
 
@@ -91,10 +92,7 @@ class Curve:
     def for_psnr(self, target: float) -> Match:
         """How many bytes the codec needs for a PSNR of Y."""
         lower, upper = self._bracket(lambda p: p.psnr_y, target)
-        share = 0.0
-        if lower and upper and math.isfinite(upper.psnr_y) and upper.psnr_y > lower.psnr_y:
-            share = (target - lower.psnr_y) / (upper.psnr_y - lower.psnr_y)
-        return _match(target, lower, upper, share)
+        return _match(target, lower, upper, _share_of_psnr(lower, upper, target))
 
     def _bracket(self, value: Callable[[Point], float], target: float) -> tuple[Point | None, Point | None]:
         """Points of neighbouring steps, the first with a value of at most the target, the second with a higher one.
@@ -136,12 +134,22 @@ def _share_of_bytes(lower: Point | None, upper: Point | None, target: float) -> 
     return math.log(target / lower.bytes) / math.log(upper.bytes / lower.bytes)
 
 
+def _share_of_psnr(lower: Point | None, upper: Point | None, target: float) -> float:
+    """How far the target is from the lower point to the upper, in dB; wholly at the upper one where that is lossless."""
+    if lower is None or upper is None or target <= lower.psnr_y:
+        return 0.0
+    # The lower point has less than the target, and what lies between it and a lossless one is not known.
+    return (target - lower.psnr_y) / (upper.psnr_y - lower.psnr_y) if math.isfinite(upper.psnr_y) else 1.0
+
+
 def _match(target: float, lower: Point | None, upper: Point | None, share: float) -> Match:
     if lower is None or upper is None:
         end = upper if lower is None else lower
         assert end is not None
         reached = "below" if lower is None else "above"
         return Match(target, reached, end.bytes, end.psnr_y, end.psnr_rgb, lower, upper)
+    if share == 1.0:  # what was measured, and not a power of it
+        return Match(target, "bracketed", upper.bytes, upper.psnr_y, upper.psnr_rgb, lower, upper)
     size = lower.bytes * (upper.bytes / lower.bytes) ** share
     psnr_y, psnr_rgb = (_between(low, high, share) for low, high in zip(lower[2:], upper[2:], strict=True))
     return Match(target, "bracketed", size, psnr_y, psnr_rgb, lower, upper)

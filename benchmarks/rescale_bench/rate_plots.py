@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rescale.console import printable
 from rescale_bench.rate_report import CONTAINERS, TITLES
 
 COLOURS = {
@@ -19,6 +21,9 @@ COLOURS = {
     "jxl": "#762a83",
     "jpeg2000": "#8c6d31",
 }
+NAME_LENGTH = 80
+"""Characters that a set or a model gives to the name of a plot's file."""
+
 MARKERS = {"png": "s", "webp": "o", "jxl": "D"}
 
 
@@ -29,18 +34,34 @@ def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
         (file name, SVG) by ``SET/curves`` and ``SET/MODEL``.
     """
     found: dict[str, tuple[str, bytes]] = {}
+    taken: set[str] = set()
     for means, measured in zip(report["summary"], report["sets"], strict=True):
         name = means["set"]
-        found[f"{name}/curves"] = (f"rate_{_slug(name)}.svg", _curves(means))
+        found[f"{name}/curves"] = (_file(taken, name), _curves(means))
         for i, model in enumerate(means["models"]):
             entries = [p["rescaled"][i] for p in measured["pictures"]]
-            file = f"rate_{_slug(name)}_{_slug(model['model'])}.svg"
-            found[f"{name}/{model['model']}"] = (file, _gains(model, entries, name))
+            found[f"{name}/{model['model']}"] = (_file(taken, name, model["model"]), _gains(model, entries, name))
     return found
 
 
+def _file(taken: set[str], *names: str) -> str:
+    """A file name that no other plot has, numbered where what is left of its names is not their own; goes into `taken`."""
+    base = "_".join(["rate", *(_slug(n) for n in names)])
+    number = 1
+    while (file := f"{base}{f'_{number}' if number > 1 else ''}.svg") in taken:
+        number += 1
+    taken.add(file)
+    return file
+
+
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "set"
+    # No file system has room for two names of any length in one.
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:NAME_LENGTH] or "set"
+
+
+def _plain(text: str) -> str:
+    """A name of anybody's folder or bundle for a figure: on one line, in characters that XML has, its dollars no mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:
@@ -55,7 +76,9 @@ def _svg(figure: Any) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "rescale", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    style = {"svg.hashsalt": "rescale", "svg.fonttype": "none", "font.family": "sans-serif"}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # text stays text, so the viewer's fonts count
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
@@ -79,7 +102,7 @@ def _curves(means: Mapping[str, Any]) -> bytes:
             MARKERS[container],
             color=shade,
             ms=8,
-            label=f"{model['model']}, {CONTAINERS[container]}",
+            label=f"{_plain(model['model'])}, {CONTAINERS[container]}",
             zorder=5 + i,
         )
     finite = [m["psnr_y"] for m, _, _ in marks if math.isfinite(m["psnr_y"])]
@@ -88,7 +111,8 @@ def _curves(means: Mapping[str, Any]) -> bytes:
         axes.set_ylim(min(finite) - 8, max(finite) + 9)
     axes.set_xlabel("bits per HR pixel (mean)")
     axes.set_ylabel("Y-PSNR of the HR, dB (mean)")
-    axes.set_title(f"{means['set']}, {means['count']} pictures: HR from an LR file, and the HR coded as it is", fontsize=11)
+    count = f"{means['count']} picture" + ("s" if means["count"] != 1 else "")
+    axes.set_title(f"{_plain(means['set'])}, {count}: HR from an LR file, and the HR coded as it is", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     return _svg(figure)
@@ -114,5 +138,6 @@ def _gains(model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], name:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("dB that the restored HR has more (Y)")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{model['model']} on {name}: each picture, and the mean; LR file as {CONTAINERS[container]}", fontsize=11)
+    what = f"{_plain(model['model'])} on {_plain(name)}"
+    figure.suptitle(f"{what}: each picture, and the mean; LR file as {CONTAINERS[container]}", fontsize=11)
     return _svg(figure)

@@ -92,7 +92,9 @@ def _model(found: Row, model: Row, plot: str) -> list[str]:
     for codec, title in TITLES.items():
         if any(codec in model["same_bytes"][c] for c in containers):
             cells = [_cell(model["same_bytes"][c].get(codec)) for c in containers]
-            lines.append(_row([title, *cells, _needed(model["same_psnr"].get(codec), smallest)]))
+            # Where every picture is restored without loss, no codec is asked for a PSNR.
+            need = _needed(model["same_psnr"].get(codec), smallest) if model["same_psnr"] else "not reached"
+            lines.append(_row([title, *cells, need]))
     if any(model["residual"][c] for c in containers):
         lines += [
             "",
@@ -106,32 +108,70 @@ def _model(found: Row, model: Row, plot: str) -> list[str]:
 
 
 def verdict(model: Row) -> list[str]:
-    """What the means say, in sentences: against the best codec in the smallest LR file's bytes, JPEG, and the best residual."""
+    """What the means say, in sentences: against the best codec in the smallest LR file's bytes, JPEG, and the best residual.
+
+    The best is looked for among those that have all pictures: means over different pictures cannot be compared.
+    """
     smallest = min(model["files"], key=lambda c: model["files"][c])
     name = CONTAINERS[smallest]
     lines = []
-    rivals = {k: v for k, v in model["same_bytes"][smallest].items() if v["count"]}
-    if rivals:
-        best = max(rivals, key=lambda c: rivals[c]["psnr_y"])
+    rivals = model["same_bytes"][smallest]
+    best = _best(rivals)
+    if best:
         text = f"In the bytes of the {name} LR file {TITLES[best]} has {_difference(rivals[best], 'the restored HR')}"
         need = model["same_psnr"].get(best)
         if need and need["count"]:
-            text += f"; it needs {100 * need['share'][smallest]:.0f} % of those bytes for the same Y-PSNR"
+            text += f"; it needs {100 * need['share'][smallest]:.0f} % of those bytes for the same Y-PSNR{_on_some(need)}"
         lines.append(text + ".")
-        if "jpeg420" in rivals and best != "jpeg420":
-            lines.append(f"JPEG 4:2:0 has {_difference(rivals['jpeg420'], 'it')}.")
-    residuals = {k: v for k, v in model["residual"][smallest].items() if v["count"]}
-    if residuals:
-        best = max(residuals, key=lambda c: residuals[c]["psnr_y"])
-        lines.append(
-            f"A bit-exact bicubic {name} and a residual in {TITLES[best]} have {_difference(residuals[best], 'the restored HR')}."
-        )
+    elif rivals:
+        lines.append(f"In the bytes of the {name} LR file no codec has every picture; the table counts those that each has.")
+    if best != "jpeg420" and rivals.get("jpeg420", {}).get("count"):
+        lines.append(f"JPEG 4:2:0 has {_difference(rivals['jpeg420'], 'the restored HR' if best is None else 'it')}.")
+    lines += _not_compared(rivals, best)
+    residuals = model["residual"][smallest]
+    best = _best(residuals)
+    if best:
+        text = f"A bit-exact bicubic {name} and a residual in {TITLES[best]} have"
+        lines.append(f"{text} {_difference(residuals[best], 'the restored HR')}.")
+    elif residuals:
+        lines.append(f"With no codec do a bit-exact bicubic {name} and a residual fit into those bytes on every picture.")
+    lines += _not_compared(residuals, best)
     return lines
 
 
+def _best(stats: Mapping[str, Row]) -> str | None:
+    """The codec with the highest mean of Y, of those that have all pictures, or of one; None if there is none."""
+    whole = [c for c, stat in stats.items() if not stat["below"]]
+    found = whole or [c for c, stat in stats.items() if stat["count"] and len(stats) == 1]
+    return max(found, key=lambda c: float(stats[c]["psnr_y"]), default=None)
+
+
+def _not_compared(stats: Mapping[str, Row], best: str | None) -> list[str]:
+    """A sentence that names the codecs which `_best` passed over; none where it found nothing."""
+    fewer = [f"{TITLES[c]} ({s['count']} of {_total(s)})" for c, s in stats.items() if s["below"] and c != best]
+    return [f"Not compared, for having only some of the pictures in so few bytes: {', '.join(fewer)}."] if best and fewer else []
+
+
 def _difference(stat: Row, than: str) -> str:
+    """What a codec has more or less; its PSNR is a bound, and with it this, where it was at its best quality."""
     gain = stat["gain_y"]["mean"]
-    return f"{abs(gain):.2f} dB {'less' if gain > 0 else 'more'} than {than} (Y, mean)"
+    if math.isnan(gain):
+        return f"no mean distance from {than} (each is without loss on some pictures)"
+    bound = ("< " if gain > 0 else "> ") if stat["above"] and math.isfinite(gain) else ""
+    notes = f"; at its best quality on {stat['above']}" if stat["above"] else ""
+    return f"{bound}{abs(gain):.2f} dB {'less' if gain > 0 else 'more'} than {than} (Y, mean{_on_some(stat)}{notes})"
+
+
+def _on_some(stat: Row) -> str:
+    """Of how many pictures a figure is, where that is not all of them."""
+    total = _total(stat)
+    return f" on {stat['count']} of {total} pictures, the others are not reached" if stat["count"] < total else ""
+
+
+def _total(stat: Row) -> int:
+    """Pictures of the set: `same_psnr`'s ``above`` and ``whole`` are left out of its count, `same_bytes`' ``above`` is within."""
+    left_out = stat["below"] + (stat["above"] + stat["whole"] if "whole" in stat else 0)
+    return int(stat["count"] + left_out)
 
 
 def _cell(stat: Row | None) -> str:
@@ -147,9 +187,11 @@ def _cell(stat: Row | None) -> str:
 
 
 def _needed(stat: Row | None, container: str) -> str:
-    if stat is None or not stat["count"]:
-        return "not reached" if stat else "failed"
-    left_out = stat["above"] + stat["below"]
+    if stat is None:
+        return "failed"
+    if not stat["count"]:
+        return "not reached"
+    left_out = _total(stat) - stat["count"]
     return f"{100 * stat['share'][container]:.0f} %" + (f" ({stat['count']} pictures; {left_out} not reached)" if left_out else "")
 
 

@@ -35,6 +35,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 def _model(entries: Sequence[Entry]) -> dict[str, Any]:
     first = entries[0]
     files = _means([e["files"] for e in entries])
+    finite = [e for e in entries if math.isfinite(e["psnr_y"])]
     return {
         **{k: first[k] for k in ("model", "scale", "weights", "runner")},
         "psnr_y": statistics.fmean(e["psnr_y"] for e in entries),
@@ -44,7 +45,7 @@ def _model(entries: Sequence[Entry]) -> dict[str, Any]:
         "bits_per_lr_pixel": _means([{c: 8.0 * n / math.prod(e["lr_size"]) for c, n in e["files"].items()} for e in entries]),
         "same_bytes": {c: _all(entries, [e["same_bytes"][c] for e in entries], _against) for c in files},
         "residual": {c: _all(entries, [e["residual"][c] for e in entries], _against) for c in files},
-        "same_psnr": _all(entries, [e["same_psnr"] for e in entries], lambda es, ms: _needed(es, ms, files)),
+        "same_psnr": _all(finite, [e["same_psnr"] for e in finite], lambda es, ms: _needed(es, ms, files, len(entries))),
     }
 
 
@@ -77,18 +78,20 @@ def _against(entries: Sequence[Entry], matches: Sequence[Entry]) -> dict[str, An
     }
 
 
-def _needed(entries: Sequence[Entry], matches: Sequence[Entry], files: Mapping[str, Any]) -> dict[str, Any]:
+def _needed(entries: Sequence[Entry], matches: Sequence[Entry], files: Mapping[str, Any], total: int) -> dict[str, Any]:
     """Bytes of a codec at a given PSNR, over the pictures where it reaches that between two of its qualities.
 
     Returns:
         ``bytes`` mean; ``share``: of the LR file's bytes, by container, the mean of the pictures' shares; ``count``; ``above``,
-        ``below``: pictures left out, because the codec's best is worse, or its worst better.
+        ``below``: pictures left out, because the codec's best is worse, or its worst better; ``whole``: pictures left out, of
+        the set's `total`, that are restored without loss, which no codec is asked for.
     """
     pairs = [(e, m) for e, m in zip(entries, matches, strict=True) if m["reached"] == "bracketed"]
     return {
         "count": len(pairs),
         "above": sum(m["reached"] == "above" for m in matches),
         "below": sum(m["reached"] == "below" for m in matches),
+        "whole": total - len(entries),
         "bytes": _mean(m["bytes"] for _, m in pairs),
         "share": {c: _mean(m["bytes"] / e["files"][c] for e, m in pairs) for c in files},
     }

@@ -23,6 +23,7 @@ from rescale.json_text import as_json
 from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
+from rescale_bench.formats import FORMAT
 from rescale_bench.machine import machine, versions
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
@@ -30,7 +31,6 @@ from rescale_bench.report_text import findings, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_worker import DIRECTIONS
 
-FORMAT = "rescale-report/1"
 FILES = ("report.json", "report.md", "report.html")
 
 RESOLUTIONS = (("640x360", 0.4), ("1280x720", 0.25), ("1920x1080", 0.35))

@@ -29,8 +29,9 @@ def page(found: Found) -> str:
     words = [(d, report_text.WORDS[d]) for d in DIRECTIONS]
 
     def plots(draw: Any, of: Any) -> list[tuple[str, Any]]:
+        timed = {d for case in (of if isinstance(of, list) else [of]) for c in case["competitors"] for d in c["directions"]}
         # What `report_plots` draws of texts is escaped by matplotlib.
-        return [(word, Markup(draw(of, d))) for d, word in words]
+        return [(word, Markup(draw(of, d))) for d, word in words if d in timed]
 
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(_asset("report.html")).render(

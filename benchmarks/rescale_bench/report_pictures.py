@@ -22,7 +22,7 @@ from rescale.network import Network
 from rescale.parity import Case, golden_vectors
 from rescale.quality import psnr_y
 from rescale.rescaler import Rescaler
-from rescale_bench.parity import Group, Report, Result, Take, golden_cases, probe
+from rescale_bench.parity import GOLDEN, Group, Report, Result, Take, golden_cases, group_name, probe
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
@@ -172,7 +172,7 @@ def _again(
 ) -> tuple[Picture, Picture, Picture]:
     """HR of the reference's LR: the result's and the reference's, and the source."""
     with contextlib.closing(create(bundle, result.backend, threads, result.precision)) as runner:
-        if group.name == "golden":
+        if group.name == GOLDEN:
             cases = golden_cases(bundle, result.backend, result.precision) or golden_vectors(bundle)
             want = cases[group.parity.cases.index(case)]
             inputs = {"lr": want["lr"]}
@@ -181,7 +181,7 @@ def _again(
                 planes = runner.run("decoder", {"code": want["code"]})["z"]
                 inputs["z"] = np.ascontiguousarray(planes[:, :, :rows, :columns])
             return np.asarray(runner.run("upscale", inputs)["hr"])[0], want["restored"][0], want["hr"][0]
-        reads = {(s.name, name): read for s in sets for name, read in s.pictures}
+        reads = {(group_name(s), name): read for s in sets for name, read in s.pictures}
         read = reads.get((group.name, case.name))
         hr = probe(case.height, case.width) if read is None else read()
         with contextlib.closing(create(bundle, "onnxruntime", threads)) as opened:

@@ -241,6 +241,8 @@ def not_run(report: Mapping[str, Any]) -> list[str]:
 def parts_check(cases: Iterable[Case]) -> str:
     """Whether the parts of a timing add up to the whole, in words. A single run may have been held up between two parts."""
     shares = [d["parts_of_whole"] for case in cases for c in case["competitors"] for d in c["directions"].values()]
+    if not shares:
+        return "Nothing was timed: every run failed."
     low, high = 100 * min(s[0] for s in shares), 100 * max(s[2] for s in shares)
     kept = all(abs(s[1] - 1) <= PARTS_TOLERANCE for s in shares)
     verdict = "" if kept else f": more than {100 * PARTS_TOLERANCE:.0f} % apart, these timings are not to be trusted"

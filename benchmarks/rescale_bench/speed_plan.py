@@ -33,7 +33,7 @@ SWEEP_MEGAPIXELS = (0.5, 2.0, 8.0, 24.0, 50.0)
 class Options:
     """The command's options; see its help. Empty lists and None stand for defaults.
 
-    `seconds` ends the runs of one direction of a case after that time, once all have had `rescale_bench.speed_processes.LEAST`;
+    `seconds` ends the runs of one direction of a case after that time, once all have had `rescale_bench.formats.LEAST`;
     `compiled` is whether torch.compile is one of the peers.
     """
 

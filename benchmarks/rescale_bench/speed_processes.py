@@ -16,13 +16,11 @@ from typing import Any
 
 from rescale import errors
 from rescale.errors import BackendError, RescaleError
+from rescale_bench.formats import LEAST
 from rescale_bench.speed_worker import Spec, request_of
 
 PAUSE_SECONDS = 0.05
 """Between two runs: thread pools that wait actively go to sleep before the next competitor starts."""
-
-LEAST = 3
-"""Runs of each that a time limit leaves."""
 
 
 @dataclass

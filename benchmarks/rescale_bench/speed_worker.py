@@ -28,6 +28,7 @@ import numpy.typing as npt
 from rescale.bundle import Bundle
 from rescale.container import Small
 from rescale.errors import RescaleError
+from rescale.extras import import_library
 from rescale.picture import Picture, open_picture
 from rescale.rescaler import load
 from rescale_bench.machine import Product, peak_rss
@@ -164,8 +165,7 @@ def _open(spec: Spec, stack: contextlib.ExitStack) -> tuple[str, Callable[[Path,
 def _peer(spec: Spec, bundle: Bundle) -> tuple[str, Peer]:
     folder = Path(spec.folder)
     if spec.kind == "naive":
-        import onnxruntime
-
+        onnxruntime = import_library("onnxruntime")
         name = f"plain export on onnxruntime {onnxruntime.__version__} CPU, {spec.threads} thread(s)"
         return name, naive(folder, bundle.variant.name, bundle.scale, spec.threads)
     import torch

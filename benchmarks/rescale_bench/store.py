@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,12 @@ class Store:
             except OSError as e:
                 raise OutputError(f"{folder}: cannot make this folder: {e.strerror or e}") from None
 
-    def get(self, key: Mapping[str, Any]) -> Any:
-        """The value of a key, as JSON has it; None if there is none.
+    def get(self, key: Mapping[str, Any], read: Callable[[Any], Any] | None = None) -> Any:
+        """The value of a key, as JSON has it or as `read` makes it; None if there is none.
+
+        Args:
+            key: as it was put.
+            read: raises ValueError, KeyError or TypeError for what cannot have been put.
 
         Raises:
             InputError: the file is damaged.
@@ -49,10 +53,10 @@ class Store:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["key"] != without_nan(dict(key)):
                 raise ValueError("it is of something else")
-            return found["value"]
+            return read(found["value"]) if read else found["value"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
             raise InputError(f"{path}: not a measurement that this command kept: {e}; delete it") from None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
@@ -62,7 +66,7 @@ class Store:
             OutputError: it cannot be written.
         """
         if self.folder is not None:
-            text = json.dumps({"key": without_nan(dict(key)), "value": without_nan(value)}, ensure_ascii=False)
+            text = json.dumps({"key": without_nan(dict(key)), "value": without_nan(value)})
             atomic_write(self._path(self.folder, key), (text + "\n").encode())
 
     @staticmethod

@@ -92,8 +92,9 @@ def matrix(
         A row for each tool, container, model and form: ``tool``, ``version``, ``container``, ``model``, ``form``, for each
         part in `LETTERS` True, False or None (it has no such part), ``state``, and ``psnr_y``: dB against `picture` of the HR
         restored as far as the state allows, or None; ``psnr_y_trusted``: the same of the HR restored with ``trust_alpha``,
-        for foreign and changed files with the alpha plane still in their alpha channel, or None. A tool that failed has
-        ``failed`` in place of all results. A tool that is not there has one row: ``tool`` and ``missing``, the reason.
+        for foreign and changed files with the alpha plane still in their alpha channel, or None. A tool that failed, or wrote
+        something that is no picture, has ``failed`` in place of all results, and the others are measured all the same. A tool
+        that is not there has one row: ``tool`` and ``missing``, the reason.
     """
     files: list[tuple[str, str, Form, Small, bytes, bytes | None]] = []
     for name, net in net_by_model.items():
@@ -111,16 +112,22 @@ def matrix(
             if container not in tool.takes:
                 continue
             row = {"tool": tool.name, "version": version, "container": container, "model": name, "form": form.name}
-            try:
-                after = tool.run(data)
-            except Exception as e:  # libraries raise what they like; the other tools are measured all the same
-                rows.append(row | {"failed": str(e) or type(e).__name__})
-                continue
-            found = judge(small, data, after, sidecar)
             hr = None if name in states_only else picture
-            rows.append(row | found | _restored(net_by_model[name], after, sidecar, hr, bool(found["alpha"])))
+            rows.append(row | _outcome(tool, small, data, sidecar, net_by_model[name], hr))
         progress(tool.name)
     return rows
+
+
+def _outcome(tool: Tool, small: Small, data: bytes, sidecar: bytes | None, net: Rescaler, hr: Array | None) -> dict[str, Any]:
+    """What one tool does to one file, and what is left of it, or why there is nothing."""
+    whose = ""
+    try:
+        after = tool.run(data)
+        whose = "what it wrote: "  # whatever a program writes, and calls a picture
+        found: dict[str, Any] = judge(small, data, after, sidecar)
+        return found | _restored(net, after, sidecar, hr, bool(found["alpha"]))
+    except Exception as e:  # libraries raise what they like
+        return {"failed": whose + (" ".join(str(e).split()) or type(e).__name__)}
 
 
 def judge(small: Small, before: bytes, after: bytes, sidecar: bytes | None) -> dict[str, bool | None]:

@@ -6,6 +6,7 @@ Each entry of `TOOLS` really runs what its name says, with the settings that peo
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib
 import io
 import re
@@ -28,6 +29,7 @@ from rescale.carrier import container_of
 Pixels = npt.NDArray[np.uint8]
 
 TIMEOUT_S = 60
+UNKNOWN = "(version unknown)"
 _VERSION = re.compile(r"\d+(?:\.\d+)+(?:-\d+)?")
 
 
@@ -48,14 +50,22 @@ class Package:
             importlib.import_module(self.module)
         except (ImportError, OSError):  # OSError: the package is there, the shared library it binds is not
             return f"{self.name} not installed"
+        except Exception as e:  # of a package that does not fit the others here
+            return f"{self.name} cannot be imported: {' '.join(str(e).split()) or type(e).__name__}"
         return None
 
     def version(self) -> str:
-        """Name and version."""
+        """Name and version, or that it is unknown."""
         if self.module == "pyvips":
             vips = importlib.import_module("pyvips")
             return "libvips " + ".".join(str(vips.version(i)) for i in range(3))
-        return f"{self.name} {metadata.version(self.name)}"
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{self.name} {metadata.version(self.name)}"
+        # Of another package with the same module, such as opencv-python.
+        for name in metadata.packages_distributions().get(self.module, ()):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                return f"{name} {metadata.version(name)}"
+        return f"{self.name} {UNKNOWN}"
 
 
 @dataclass(frozen=True)
@@ -75,16 +85,21 @@ class Program:
         return None if self.path() else f"{self.name} not installed (looked for {', '.join(self.commands)})"
 
     def version(self) -> str:
-        """Name and version."""
-        done = subprocess.run([str(self.path()), self.version_option], capture_output=True, text=True, timeout=TIMEOUT_S)
-        found = _VERSION.search(done.stdout + done.stderr)
-        return f"{self.name} {found.group() if found else '(version unknown)'}"
+        """Name and version, or that it is unknown."""
+        try:
+            done = subprocess.run(
+                [str(self.path()), self.version_option], stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return f"{self.name} {UNKNOWN}"
+        found = _VERSION.search((done.stdout + done.stderr).decode(errors="replace"))
+        return f"{self.name} {found.group() if found else UNKNOWN}"
 
     def run(self, *arguments: str) -> bytes:
         """Run it; what it printed.
 
         Raises:
-            ToolError: it failed or took longer than `TIMEOUT_S`.
+            ToolError: it cannot be started, failed or took longer than `TIMEOUT_S`.
         """
         try:
             done = subprocess.run(
@@ -95,6 +110,8 @@ class Program:
             raise ToolError(f"{self.name}: exit code {e.returncode}: {said[-1] if said else 'no message'}") from None
         except subprocess.TimeoutExpired:
             raise ToolError(f"{self.name}: not done after {TIMEOUT_S} s") from None
+        except OSError as e:
+            raise ToolError(f"{self.name}: cannot be started: {e.strerror or e}") from None
         return done.stdout
 
 

@@ -96,6 +96,34 @@ def test_the_knee_is_where_more_time_stops_to_pay() -> None:
     assert math.isclose(quality(rungs[1]), 44.0)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_a_network_that_is_dearer_and_worse_is_not_the_knee(order: list[int]) -> None:
+    every = [rung(1.0, 40.0), rung(2.0, 45.0), rung(4.0, 39.0)]
+    mark_knee([every[i] for i in order])
+    assert [r["knee"] for r in every] == [False, True, False]
+    every = [rung(1.0, 40.0), rung(2.0, 39.0)]
+    mark_knee(every)
+    assert [r["knee"] for r in every] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("figures", [1]),
+        ("figures", 3),
+        ("name", 3),
+        ("parameters", "many"),
+        ("figures", {"a": {"hr_psnr_y": 1}}),
+    ],
+)
+def test_damaged_arms_are_one_line(study: Path, tmp_path: Path, key: str, value: object) -> None:
+    content = json.loads((study / "study.json").read_text())
+    content["arms"][1][key] = value
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"study\.json: not the result of rescale-train study: "):
+        read_study(tmp_path)
+
+
 def test_equal_rungs_have_a_knee_too() -> None:
     rungs = [rung(0.1, 40.0), rung(0.1, 40.0)]
     mark_knee(rungs)

@@ -134,6 +134,17 @@ def test_a_backend_that_is_wrong_in_float32_is_not_to_be_used(full_bundle: Bundl
     assert report.results[0].advice == "do not use onnxruntime: none of its precisions gives PyTorch's results"
 
 
+def test_a_set_called_as_the_golden_pictures_stays_apart(full_bundle: BundleOf, folder_of: FolderOf) -> None:
+    sets = [folder_set(folder_of(name, (24, 24))) for name in ("golden", "probes")]
+    groups = check(Bundle(full_bundle("irn", 2)), ["half"], ["mixed"], sets, threads=1).results[0].groups
+    assert [(g.name, g.average) for g in groups if g.reference != "PyTorch"] == [
+        ("probes", False),
+        ("golden of --data", True),
+        ("probes of --data", True),
+    ]
+    assert {c.name for g in groups[2:] for c in g.parity.cases} == {"p0.png"}
+
+
 def test_the_limit_holds_for_the_mean_of_a_set(shipped_bundle: Callable[[str], Path], folder_of: FolderOf, tmp_path: Path) -> None:
     bundle = Bundle(shipped_bundle("dlv_irn_a"))
     folder = tmp_path / "photographs"
@@ -257,8 +268,8 @@ def test_mistakes_are_one_line(
         assert message in captured.err
     assert main(["parity", good, "--max-loss", "-1"]) == 2
     assert main(["parity"]) == 2
-    for value in (-0.5, float("nan")):
-        with pytest.raises(ConfigError, match="the largest loss must be 0 dB or more"):
+    for value in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="the largest loss must be a number of dB, 0 or more"):
             check(Bundle(good), ["onnxruntime"], max_loss=value)
 
 

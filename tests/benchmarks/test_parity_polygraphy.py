@@ -23,6 +23,7 @@ from rescale.bundle import Bundle
 from rescale.errors import InputError, MissingExtraError, ParityError
 from rescale.parity import golden_vectors
 from rescale_bench import polygraphy_io
+from rescale_bench.cli import main
 
 BundleOf = Callable[[str, int], Path]
 
@@ -102,6 +103,7 @@ def hostile() -> dict[str, tuple[str, str]]:
         "too few bytes": (lie(good, payload, huge), r"shape \(9, 9, 9, 9\) and uint8 with 12 bytes"),
         "objects": (lie(good, payload, pickled), "an array of object"),
         "no outputs": (lie(good, '"outputs"', '"inputs"'), "KeyError: 'outputs'"),
+        "nothing": (json.dumps(json.loads(good) | {"lst": []}), "holds no results"),
         "deep": ("[" * 100_000, "RunResults: "),
     }
 
@@ -135,6 +137,16 @@ def test_several_runners_and_folders(tmp_path: Path) -> None:
         (tmp_path / "d" / f"{i:010d}.json").write_text(results_of([outputs]))
     assert [int(o["lr"][0, 0, 0, 0]) for o in polygraphy_io.load_outputs(tmp_path / "d")["r"]] == [0, 1, 2]
     assert from_json(results_of(arrays)) == RunResults.from_json(results_of(arrays))
+
+
+def test_a_runner_without_an_iteration_is_not_let_pass(
+    full_bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = json.loads(results_of([{"lr": np.zeros((1, 2, 2, 3), np.uint8)}], "trt"))
+    text["lst"][0][1] = []
+    (tmp_path / "o.json").write_text(json.dumps(text))
+    assert main(["parity", str(full_bundle("irn", 2)), "--load-outputs", str(tmp_path / "o.json")]) == 1
+    assert "downscale: 0 iterations, the golden vectors have" in capsys.readouterr().err
 
 
 def test_polygraphy_is_asked_for_by_name(full_bundle: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,51 @@ def test_a_stopped_run_goes_on(bundle: BundleOf, folder_of: FolderOf, tmp_path: 
         kept = measure_set(net, pictures, store=store)
     assert repr(again) == repr(fresh) == repr(kept), "NaN and infinity too"
     assert repr(measure_set_bicubic(2, pictures, store=store)) == repr(measure_set_bicubic(2, pictures, store=store))
+
+
+def test_what_other_versions_measured_is_measured_again(
+    folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, store = folder_set(folder_of("mine", (24, 24))), Store(tmp_path)
+    measure_set_bicubic(2, pictures, store=store)
+    monkeypatch.setattr(quality, "versions", lambda: {"pillow": "99.0"})
+    measure_set_bicubic(2, pictures, store=store)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"), [("bytes", -3), ("bytes", 3.5), ("bytes", None), ("hr_psnr_y", 1e9), ("lr_psnr_y", "x"), ("hr_ssim_y", [])]
+)
+def test_figures_that_no_picture_has_are_not_believed(
+    folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str], bundle: BundleOf, figure: str, value: object
+) -> None:
+    arguments = (bundle("irn", 2), "--data", folder_of("mine", (24, 24)), "--keep", tmp_path / "kept")
+    assert run(*arguments) == 0
+    for file in (tmp_path / "kept").iterdir():
+        content = json.loads(file.read_text())
+        content["value"][figure] = value
+        file.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert "json: not a measurement that this command kept: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files that are no text")
+def test_a_name_that_is_no_text_is_measured_and_written(
+    folder_of: FolderOf, bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_of("mine", (24, 24))
+    (data / "p0.png").rename(data / os.fsdecode(b"a\xff.png"))
+    files = ("--keep", tmp_path / "kept", "--markdown", tmp_path / "r.md", "--out", tmp_path / "r.json")
+    assert run(bundle("irn", 2), "--data", data, "--each", *files) == 0
+    assert r"a\udcff.png" in (tmp_path / "r.md").read_text()
+    assert json.loads((tmp_path / "r.json").read_text())["results"][0]["pictures"][0]["name"] == os.fsdecode(b"a\xff.png")
+
+
+def test_pictures_are_told_apart_by_more_than_their_names(folder_of: FolderOf) -> None:
+    rows = measure_set_bicubic(2, folder_set(folder_of("mine", (24, 20), (24, 20))))["pictures"]
+    assert [r["size"] for r in rows] == [[20, 24], [20, 24]]
+    assert rows[0]["digest"] != rows[1]["digest"]
 
 
 def test_refined_pictures_are_measured_and_named(

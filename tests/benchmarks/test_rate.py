@@ -17,17 +17,16 @@ from typer.main import get_command
 
 from rescale import carrier
 from rescale.container import Small
+from rescale.picture import Picture
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import load
 from rescale_bench import rate
 from rescale_bench.bicubic import reduce
 from rescale_bench.cli import app, main
-from rescale_bench.pictures import folder_set, sample
+from rescale_bench.pictures import sample
 from rescale_bench.rate import Tools, measure_picture, measure_set
 from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec
-from rescale_bench.rate_curve import Match
-from rescale_bench.rate_report import as_markdown
-from rescale_bench.rate_summary import summary
+from rescale_bench.rate_pictures import source_sets
 from rescale_bench.store import Store
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import enlarge_picture
@@ -57,7 +56,7 @@ def nets(bundle: BundleOf) -> Any:
 
 @pytest.fixture(scope="module")
 def measured(nets: Any) -> dict[str, Any]:
-    return measure_picture(nets, "p", small_photograph(), tools("jpeg420", "jpeg444", "webp"))
+    return measure_picture(nets, "p", Picture(small_photograph()), tools("jpeg420", "jpeg444", "webp"))
 
 
 def test_files_and_figures_are_those_of_the_real_files(nets: Any, measured: dict[str, Any]) -> None:
@@ -117,7 +116,7 @@ def test_a_codec_that_refuses_a_picture_is_reported_and_the_others_go_on(nets: A
 
     base = tools()
     broken = replace(CODECS["webp"], encode=refuse)
-    found = measure_picture(nets[:1], "p", probe_picture(24, 32), replace(base, lossy=[broken, CODECS["jpeg420"]]))
+    found = measure_picture(nets[:1], "p", Picture(probe_picture(24, 32)), replace(base, lossy=[broken, CODECS["jpeg420"]]))
     assert found["failed"] == {"webp": "WebP, step 0: out of ink"}
     assert set(found["curves"]) == set(found["rescaled"][0]["same_bytes"]["png"]) == {"jpeg420"}
 
@@ -127,7 +126,7 @@ def test_a_picture_that_comes_back_whole_asks_for_no_psnr(
 ) -> None:
     with load(bundle("irn", 2), "onnxruntime", 1) as net:
         monkeypatch.setattr(rate, "psnr_y", lambda a, b: math.inf)
-        found = measure_picture([net], "p", probe_picture(24, 32), tools("jpeg420"))
+        found = measure_picture([net], "p", Picture(probe_picture(24, 32)), tools("jpeg420"))
     entry = found["rescaled"][0]
     assert entry["psnr_y"] == math.inf
     assert entry["same_psnr"] == {}
@@ -137,7 +136,7 @@ def test_a_picture_that_comes_back_whole_asks_for_no_psnr(
 def test_a_stopped_run_goes_on_and_ends_with_the_same_figures(
     nets: Any, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = folder_set(folder_of("mine", (32, 40), (40, 33)))
+    (pictures,) = source_sets([folder_of("mine", (32, 40), (40, 33))])
     fresh = measure_set(nets, pictures, tools())
     count = 0
 
@@ -164,66 +163,6 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_figures(
     monkeypatch.setattr(nets[0], "downscale", None)
     assert measure_set(nets, pictures, halting) == fresh
     assert count == 100, "nothing is measured twice, by codec or network"
-
-
-def match(reached: str, y: float, rgb: float, size: float = 90.0) -> dict[str, Any]:
-    return Match(100.0, reached, size, y, rgb, None, None).to_dict()
-
-
-def entry(y: float, rgb: float, **matches: dict[str, Any]) -> dict[str, Any]:
-    head = {
-        "model": "m",
-        "scale": 2,
-        "weights": "w",
-        "runner": "r",
-        "lr_size": [4, 5],
-        "files": {"png": 100},
-        "bicubic_lr": {"png": 60},
-    }
-    return head | {"psnr_y": y, "psnr_rgb": rgb, "same_bytes": {"png": matches}, "residual": {"png": {}}, "same_psnr": matches}
-
-
-def pictures_of(*entries: dict[str, Any]) -> dict[str, Any]:
-    rows = [
-        {"name": f"p{i}", "size": [8, 10], "lossless": {"png": 300}, "curves": {}, "rescaled": [e], "failed": {}}
-        for i, e in enumerate(entries)
-    ]
-    return {"set": "mine", "count": len(rows), "pictures": rows}
-
-
-def test_means_are_of_the_pictures_where_there_is_a_comparison() -> None:
-    found = summary(
-        pictures_of(
-            entry(40.0, 38.0, webp=match("bracketed", 42.0, 37.0, 80.0)),
-            entry(44.0, 41.0, webp=match("above", 43.0, 42.0)),
-            entry(30.0, 29.0, webp=match("below", 20.0, 19.0)),
-        )
-    )
-    model = found["models"][0]
-    assert (model["psnr_y"], model["psnr_rgb"], model["files"]) == (38.0, 36.0, {"png": 100})
-    assert model["bits_per_lr_pixel"] == {"png": 40.0}
-    stat = model["same_bytes"]["png"]["webp"]
-    assert (stat["count"], stat["above"], stat["below"]) == (2, 1, 1)
-    assert (stat["psnr_y"], stat["psnr_rgb"]) == (42.5, 39.5)
-    assert stat["gain_y"] == {"mean": -0.5, "least": -2.0, "most": 1.0}
-    assert (stat["better_y"], stat["better_rgb"]) == (1, 1)
-    need = model["same_psnr"]["webp"]
-    assert (need["count"], need["above"], need["below"], need["bytes"], need["share"]) == (1, 1, 1, 80.0, {"png": 0.8})
-
-
-def test_a_codec_that_failed_on_one_picture_has_no_mean() -> None:
-    whole = entry(40.0, 38.0, webp=match("bracketed", 42.0, 37.0), jpeg420=match("bracketed", 42.0, 37.0))
-    assert set(
-        summary(pictures_of(whole, entry(40.0, 38.0, jpeg420=match("bracketed", 1.0, 1.0))))["models"][0]["same_bytes"]["png"]
-    ) == {"jpeg420"}
-
-
-def test_a_bound_is_marked_as_one() -> None:
-    found = pictures_of(entry(44.0, 41.0, webp=match("above", 43.0, 42.0)), entry(40.0, 38.0, webp=match("below", 20.0, 19.0)))
-    report = {"summary": [summary(found)], "sets": [found], "definitions": {}, "settings": {}, "versions": {}, "missing": []}
-    text = as_markdown(report)
-    assert "| WebP | > 43.00 (42.00) 1 / 0 of 1; 1 at its best quality, 1 not in so few bytes | not reached |" in text
-    assert "In the bytes of the PNG LR file WebP has 1.00 dB less than the restored HR (Y, mean)." in text
 
 
 def run(*arguments: object) -> int:

@@ -122,7 +122,25 @@ def test_a_lossless_quality_is_not_interpolated_towards() -> None:
     between = curve.for_bytes(150)
     assert (between.reached, between.psnr_y, between.psnr_rgb) == ("bracketed", 40.0, 38.0)
     assert (curve.for_bytes(200).reached, curve.for_bytes(200).psnr_y) == ("above", math.inf)
-    assert curve.for_psnr(45.0).bytes == 100
+    needed = curve.for_psnr(45.0)
+    assert (needed.bytes, needed.psnr_y, needed.psnr_rgb) == (200, math.inf, math.inf), "the lower point has less than that"
+    assert (needed.reached, needed.lower, needed.upper) == ("bracketed", *points)
+    assert (curve.for_psnr(40.0).bytes, curve.for_psnr(40.0).psnr_y) == (100, 40.0)
+
+
+@calm
+@given(target=st.floats(20.0, 60.0), lossless=st.integers(1, 100))
+def test_bytes_for_a_psnr_are_never_of_a_point_with_less(target: float, lossless: int) -> None:
+    def measure(step: int) -> Point:
+        return grows(step) if step < lossless else grows(step)._replace(psnr_y=math.inf, psnr_rgb=math.inf)
+
+    found = Curve(measure, 101, (0, 50, 100)).for_psnr(target)
+    assert found.reached == "bracketed"
+    if found.psnr_y == math.inf:
+        assert found.upper is not None
+        assert found.bytes == found.upper.bytes
+    else:
+        assert found.psnr_y == pytest.approx(target)
 
 
 def test_nothing_coded_at_all_is_a_point_too() -> None:

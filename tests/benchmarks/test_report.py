@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rescale_bench.cli import main
 from rescale_bench.compare import Options as Limits
 from rescale_bench.compare import compare
 from rescale_bench.compare_read import read
+from rescale_bench.formats import FORMAT
 from rescale_bench.parity import check
 from rescale_bench.pictures import folder_set
 from rescale_bench.report import FILES, Found, Options, measure
@@ -285,6 +287,24 @@ def test_a_tie_is_called_one(found: Found) -> None:
     assert "No backend" in findings(data)["speed"]
 
 
+def test_a_report_without_a_run_that_went_well_can_be_written(found: Found) -> None:
+    data = copy.deepcopy(found.report)
+    for case in data["speed"]["cases"]:
+        for c in case["competitors"]:
+            c |= {
+                "failed": dict.fromkeys(c["directions"], "too little memory"),
+                "directions": {},
+                "round_trip": None,
+                "times_faster": {},
+            }
+    data["findings"] = findings(data)
+    assert "Nothing was timed: every run failed." in markdown(data)
+    text = page(replace(found, report=data))
+    outline(text)
+    assert "Nothing was timed: every run failed." in text
+    assert "too little memory" in text
+
+
 def test_a_refusal_is_the_headline(found: Found) -> None:
     data = copy.deepcopy(found.report)
     data["parity"]["bundles"][0]["results"][0] |= {"refused": "golden at 64x64: too bad", "advice": "use fp32"}
@@ -313,7 +333,7 @@ def test_the_command(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = tmp_path / "rescale-report"
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     data = json.loads((folder / "report.json").read_text())
-    assert data["format"] == report.FORMAT
+    assert data["format"] == FORMAT
     same = compare(read(folder / "report.json"), read(folder / "report.json"), Limits(0.05, 0.02))
     assert same["regressions"] == 0
     assert same["counts"]["same"] > 10

@@ -25,11 +25,12 @@ from rescale_bench import speed
 from rescale_bench.compare import Options as Limits
 from rescale_bench.compare import compare
 from rescale_bench.compare_read import read
+from rescale_bench.formats import LEAST
 from rescale_bench.peers import compiled, eager
 from rescale_bench.report_text import PARTS_TOLERANCE
 from rescale_bench.speed_gpu import IN_A_ROW, MODES, GpuCase
 from rescale_bench.speed_plan import Options, competitors, sample_picture
-from rescale_bench.speed_processes import LEAST, Job, Process, Timing, run_in_turn
+from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import spread
 from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec
 from rescale_train.models import RescalingNet

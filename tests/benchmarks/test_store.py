@@ -43,6 +43,22 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         store.get({"a": 1})
 
 
+def test_what_the_reader_refuses_is_a_damaged_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put({"a": 1}, ["1e9", "x"])
+    assert store.get({"a": 1}, lambda v: v[0]) == "1e9"
+    for read in (lambda v: float(v[1]), lambda v: v["b"], lambda v: {}[v[0]], lambda v: int(float("1e999"))):
+        with pytest.raises(InputError, match=r"json: not a measurement that this command kept: .*; delete it"):
+            store.get({"a": 1}, read)
+
+
+def test_names_that_are_no_text_can_be_kept(tmp_path: Path) -> None:
+    """A file's name on Linux is bytes; what is not UTF-8 in it comes as lone surrogates."""
+    key = {"name": b"a\xff.png".decode(errors="surrogateescape")}
+    Store(tmp_path).put(key, key["name"])
+    assert Store(tmp_path).get(key) == key["name"]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match=r"file.points: cannot make this folder"):

@@ -66,6 +66,13 @@ def test_down_and_up_without_torch(bare_python, bundle, picture, tmp_path, model
         assert np.array_equal(rescale.read_picture(tmp_path / "again.png"), net.upscale(net.downscale(image)))
 
 
+def test_two_reports_are_compared_without_torch(bare_python, tmp_path):
+    code = "import sys; sys.path[:0] = [{!r}]; from rescale_bench.cli import main; raise SystemExit(main(['compare', 'a', 'b']))"
+    command = [bare_python, "-c", code.format(str(ROOT / "benchmarks"))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: a: cannot read: No such file or directory\n")
+
+
 def test_commands_without_their_extra_name_the_cure(bare_python, tmp_path):
     code = "import sys; sys.path[:0] = [{!r}, {!r}]; from rescale_export.cli import main; raise SystemExit(main([]))"
     code = code.format(str(ROOT / "export"), str(ROOT / "train"))
