@@ -50,7 +50,7 @@ class Figure:
         section: one of `SECTIONS`.
         value: median of runs, or what was measured once and is the same every time; a PSNR may be infinite.
         low, high: 5th and 95th percentile of the runs, by nearest rank; the value where every run gives the same; None where fewer
-            than `rescale_bench.speed_processes.LEAST` runs cannot tell how it varies.
+            than `rescale_bench.formats.LEAST` runs cannot tell how it varies.
         unit: ``s``, ``B`` or ``dB``, or empty for a bare number.
         better: ``less``, ``more``, or empty for a figure that is shown and not judged.
     """
