@@ -12,7 +12,7 @@ from typing import Any
 
 from rescale.errors import InputError
 from rescale.image import MAX_SIDE
-from rescale_bench.formats import FORMAT, LEAST
+from rescale_bench.formats import FORMAT, LEAST, MOST_DB
 
 MAX_BYTES = 64 << 20
 SECTIONS = ("speed", "quality", "parity")
@@ -20,9 +20,8 @@ TIMED = ("compute", "run", "whole", "pipelined")
 FAMILY = FORMAT.partition("/")[0]
 
 SECONDS, BYTES, COUNT = (1e-12, 1e9), (1, 1e18), (0, 1e18)
-DECIBELS, LOST, SSIM = (0, 200), (-200, 200), (-1.000001, 1.000001)
-"""Least and most that a file is believed: what is beyond nobody measured. No finite PSNR of 8 bits reaches 200 dB, and an SSIM may
-miss 1 by its last digits. Within, ratios and differences are finite."""
+DECIBELS, LOST, SSIM = (0, MOST_DB), (-MOST_DB, MOST_DB), (-1.000001, 1.000001)
+"""Least and most that a file is believed: what is beyond nobody measured. An SSIM may miss 1 by its last digits. Within, ratios and differences are finite."""
 
 QUALITY = {"hr_psnr_y": "dB", "hr_psnr_rgb": "dB", "lr_psnr_y": "dB", "hr_ssim_y": "", "bytes": "B"}
 """Figures of quality, and their units."""

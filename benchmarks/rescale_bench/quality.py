@@ -16,6 +16,7 @@ from rescale import jxl, png, riff
 from rescale.container import Small
 from rescale.quality import crop_border, luma, psnr, psnr_y
 from rescale.rescaler import Rescaler
+from rescale_bench.formats import MOST_DB
 from rescale_bench.machine import versions
 from rescale_bench.paper import published
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
@@ -140,8 +141,6 @@ def _cropped(picture: Picture, border: int) -> npt.NDArray[np.generic]:
 
 
 FIGURES = tuple(DEFINITIONS)
-MOST = 200.0
-"""dB that no finite PSNR of 8 bits reaches, and bits a LR pixel that no LR file takes for long."""
 
 
 def read_quality(name: str, found: Any) -> PictureQuality:
@@ -156,7 +155,7 @@ def read_quality(name: str, found: Any) -> PictureQuality:
     """
     figures = {f: math.nan if found[f] is None else float(found[f]) for f in FIGURES if f != "bytes"}
     for figure, value in figures.items():
-        if "bits" not in figure and MOST < value < math.inf:
+        if "bits" not in figure and MOST_DB < value < math.inf:
             raise ValueError(f"{figure}: {value}")
     size = found["bytes"]
     if type(size) is not int or size <= 0:

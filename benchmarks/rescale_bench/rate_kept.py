@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rescale import riff
+from rescale_bench.formats import MOST_DB
 from rescale_bench.rate_curve import Point
-
-MOST = 200.0
-"""dB that no finite PSNR of 8 bits reaches."""
 
 
 def fitting(containers: Sequence[str], lr_size: Sequence[int]) -> list[str]:
@@ -87,8 +85,8 @@ def _psnr(found: Any) -> float:
     """A PSNR in dB; `rescale.json_text` writes an infinite one as text."""
     if found == "inf":
         return math.inf
-    if type(found) not in (int, float) or not 0.0 <= found <= MOST:
-        raise ValueError(f'{found!r} for a PSNR, 0 to {MOST:.0f} dB or "inf" is wanted')
+    if type(found) not in (int, float) or not 0.0 <= found <= MOST_DB:
+        raise ValueError(f'{found!r} for a PSNR, 0 to {MOST_DB:.0f} dB or "inf" is wanted')
     return float(found)
 
 
