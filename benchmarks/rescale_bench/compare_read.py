@@ -21,7 +21,8 @@ FAMILY = FORMAT.partition("/")[0]
 
 SECONDS, BYTES, COUNT = (1e-12, 1e9), (1, 1e18), (0, 1e18)
 DECIBELS, LOST, SSIM = (0, MOST_DB), (-MOST_DB, MOST_DB), (-1.000001, 1.000001)
-"""Least and most that a file is believed: what is beyond nobody measured. An SSIM may miss 1 by its last digits. Within, ratios and differences are finite."""
+"""Least and most that a file is believed: what is beyond nobody measured. An SSIM may miss 1 by its
+last digits. Within, ratios and differences are finite."""
 
 QUALITY = {"hr_psnr_y": "dB", "hr_psnr_rgb": "dB", "lr_psnr_y": "dB", "hr_ssim_y": "", "bytes": "B"}
 """Figures of quality, and their units."""
