@@ -147,7 +147,7 @@ def test_a_gpu_is_timed_alone_with_copies_and_in_a_row(
         fake_tensorrt.write_engine(tmp_path, opened, graph, "1x2x2:2x64x64:4x256x256", backend)
     monkeypatch.setitem(sys.modules, flavour._MODULES[backend], library.module)
     monkeypatch.setattr(flavour, "_loggers", {})
-    monkeypatch.setattr(flavour, "probe", lambda: (1, ""))
+    monkeypatch.setattr(flavour, "probe", lambda *_: (1, ""))
     monkeypatch.setattr(flavour, "device", lambda: flavour.Device("Fake GPU", "9.9"))
     case = GpuCase(opened, backend, "fp32", mode, cuda=api, engines=tmp_path)
     try:

@@ -24,7 +24,7 @@ def installed(library, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, flavour._MODULES[name], library.module)
         patch.setattr(flavour, "_loggers", {})
-        patch.setattr(flavour, "probe", lambda: (1, ""))
+        patch.setattr(flavour, "probe", lambda *_: (1, ""))
         patch.setattr(flavour, "device", lambda: flavour.Device("Fake GPU", "9.9"))
         yield
 

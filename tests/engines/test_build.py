@@ -227,7 +227,7 @@ def test_tensorrt_is_not_touched_without_a_device(own_bundle, profile, options, 
             raise AssertionError(f"tensorrt.{name} was used")
 
     monkeypatch.setitem(sys.modules, "tensorrt", Untouchable())
-    monkeypatch.setattr(rescale.flavour, "probe", lambda: (0, "no driver"))
+    monkeypatch.setattr(rescale.flavour, "probe", lambda *_: (0, "no driver"))
     with pytest.raises(BackendError, match=r"^tensorrt: no CUDA device \(no driver\)$"):
         build(own_bundle, "upscale", profile, backend="tensorrt", options=options)
     assert not options.folder.exists()
@@ -235,7 +235,7 @@ def test_tensorrt_is_not_touched_without_a_device(own_bundle, profile, options, 
 
 def test_tensorrt_takes_the_same_path(own_bundle, profile, options, monkeypatch, rtx):
     monkeypatch.setitem(sys.modules, "tensorrt", rtx.module)
-    monkeypatch.setattr(rescale.flavour, "probe", lambda: (1, ""))
+    monkeypatch.setattr(rescale.flavour, "probe", lambda *_: (1, ""))
     monkeypatch.setattr(module, "device", lambda: Device("GPU A", "9.0"))
     made = ensure(own_bundle, "upscale", profile, "tensorrt", options=options).info
     assert (made.backend, made.device, made.compute_capabilities) == ("tensorrt", "GPU A", ("9.0",))

@@ -154,7 +154,7 @@ def test_each_profile_is_measured_by_its_own_engines(own_bundle, other, tmp_path
     api = FakeCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.Library(api).module)
     monkeypatch.setattr(rescale.flavour, "_loggers", {})
-    monkeypatch.setattr(rescale.flavour, "probe", lambda: (1, ""))
+    monkeypatch.setattr(rescale.flavour, "probe", lambda *_: (1, ""))
     monkeypatch.setattr(rescale.flavour, "device", lambda: rescale.flavour.Device("Fake GPU", "9.9"))
     monkeypatch.setattr(gate, "probe", lambda: (1, ""))
     monkeypatch.setattr(rescale.backends.tensorrt, "open_api", lambda *_: api)

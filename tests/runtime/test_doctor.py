@@ -277,7 +277,7 @@ def test_rtx_says_when_the_device_is_none_it_builds_for(monkeypatch, capability:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     module.__spec__ = importlib.util.spec_from_loader("tensorrt_rtx", None)
     monkeypatch.setattr(flavour, "_loggers", {})
-    monkeypatch.setattr(flavour, "probe", lambda: (1, ""))
+    monkeypatch.setattr(flavour, "probe", lambda *_: (1, ""))
     monkeypatch.setattr(probes, "driver", lambda: {"devices": [{"compute_capability": capability}]})
     found = probes.tensorrt("tensorrt-rtx")
     assert (found["state"], found["builds_for"]) == (state, ["7.5", "12.0"])

@@ -215,7 +215,7 @@ def test_the_fake_would_notice_a_missing_event(bundle, tmp_path):
 def test_the_backend_is_open_by_name(bundle, tmp_path, monkeypatch):
     path = Bundle(bundle("irn", 2))
     monkeypatch.setenv("RESCALE_CACHE", str(tmp_path))
-    monkeypatch.setattr(flavour, "probe", lambda: (0, "cudaErrorInsufficientDriver"))
+    monkeypatch.setattr(flavour, "probe", lambda *_: (0, "cudaErrorInsufficientDriver"))
     for name in ("tensorrt", "tensorrt-rtx"):
         monkeypatch.setitem(sys.modules, flavour._MODULES[name], Library(FakeCuda()).module)
         with pytest.raises(BackendError, match=f"{name}: no CUDA device"):
