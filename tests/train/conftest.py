@@ -107,3 +107,16 @@ def run(tmp_path: Path, pictures: Path, recipe_file: Path) -> Callable[..., int]
         return main(["run", str(recipe_file), *fixed, *extra])
 
     return call
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """The one line that a command has said on standard error."""
+
+    def read() -> str:
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        assert text.count("\n") == 1, "one line"
+        return text
+
+    return read

@@ -31,13 +31,6 @@ from rescale_train.recipe import recipe_names
 Run = Callable[..., int]
 
 
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    text = capsys.readouterr().err
-    assert text.startswith("error: ")
-    assert text.count("\n") == 1, "one line"
-    return text
-
-
 def test_a_run_writes_checkpoint_log_and_plot(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--set", "train.steps=3", "--set", "train.loss.hr=2", "--log-every", "1", "--split") == 0
     out = tmp_path / "out"
@@ -65,10 +58,10 @@ def test_a_warm_up_that_takes_all_steps_is_told(run: Run, capsys: pytest.Capture
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not locked on Windows")
-def test_two_runs_do_not_write_to_one_folder(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_do_not_write_to_one_folder(run: Run, tmp_path: Path, error: Callable[[], str]) -> None:
     with sole_writer(tmp_path / "out"):
         assert run("--set", "train.steps=1") == 1
-        assert "out: another run is writing here; wait for its end, or choose another --out" in error(capsys)
+        assert "out: another run is writing here; wait for its end, or choose another --out" in error()
         assert not list((tmp_path / "out").iterdir())
     assert run("--set", "train.steps=1") == 0
 
@@ -83,18 +76,20 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, capsys: pytest.C
         assert "out: cannot be locked (No locks available); let no other run write to it" in capsys.readouterr().err
 
 
-def test_an_existing_run_is_kept_unless_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_run_is_kept_unless_resumed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
+) -> None:
     assert run("--max-minutes", "0") == 0
     target = tmp_path / "out" / "checkpoint.safetensors"
     before = target.read_bytes()
     capsys.readouterr()
     assert run() == 1
-    assert "checkpoint.safetensors: exists; add --resume to continue it, or choose another --out" in error(capsys)
+    assert "checkpoint.safetensors: exists; add --resume to continue it, or choose another --out" in error()
     assert target.read_bytes() == before
     parts, log = checkpoint.split(target), (tmp_path / "out" / "log.jsonl").read_text()
     target.unlink()
     assert run() == 1
-    assert "checkpoint.safetensors.part00: exists; add --resume" in error(capsys)
+    assert "checkpoint.safetensors.part00: exists; add --resume" in error()
     assert checkpoint.join(parts[0]) == before
     assert (tmp_path / "out" / "log.jsonl").read_text() == log
     assert run("--resume") == 0
@@ -108,21 +103,26 @@ def test_a_run_resumes_from_parts(run: Run, tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "out" / "checkpoint.safetensors").progress["step"] == 4
 
 
-def test_resume_without_a_checkpoint_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_a_checkpoint_is_an_error(run: Run, tmp_path: Path, error: Callable[[], str]) -> None:
     assert run("--resume") == 1
-    assert "checkpoint.safetensors: no checkpoint to resume; leave out --resume to start" in error(capsys)
+    assert "checkpoint.safetensors: no checkpoint to resume; leave out --resume to start" in error()
     assert not (tmp_path / "out").exists(), "nothing is left behind"
 
 
-def test_resume_of_another_recipe_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_of_another_recipe_is_an_error(run: Run, capsys: pytest.CaptureFixture[str], error: Callable[[], str]) -> None:
     assert run("--max-minutes", "0") == 0
     capsys.readouterr()
     assert run("--resume", "--set", "train.lr_peak=1.0") == 1
-    assert "written by another recipe" in error(capsys)
+    assert "written by another recipe" in error()
 
 
 def test_init_from_starts_with_the_given_weights(
-    run: Run, tmp_path: Path, tiny_net: torch.nn.Module, recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+    run: Run,
+    tmp_path: Path,
+    tiny_net: torch.nn.Module,
+    recipe_of: Callable[..., Recipe],
+    capsys: pytest.CaptureFixture[str],
+    error: Callable[[], str],
 ) -> None:
     recipe = recipe_of("irn_a")
     weights = tmp_path / "w.safetensors"
@@ -132,16 +132,18 @@ def test_init_from_starts_with_the_given_weights(
     assert all(torch.equal(found[k], v) for k, v in tiny_net.state_dict().items())
     capsys.readouterr()
     assert run("--init-from", str(weights), "--resume") == 1
-    assert "--resume and --init-from exclude each other" in error(capsys)
+    assert "--resume and --init-from exclude each other" in error()
 
 
-def test_init_from_another_network_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_from_another_network_is_an_error(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
+) -> None:
     assert run("--max-minutes", "0") == 0
     path = tmp_path / "out" / "checkpoint.safetensors"
     weights = path.rename(tmp_path / "w.safetensors")
     capsys.readouterr()
     assert run("--init-from", str(weights), "--set", "net.growth=3") == 1
-    assert "w.safetensors: the network to start from does not grow into the recipe's: its growth is 4" in error(capsys)
+    assert "w.safetensors: the network to start from does not grow into the recipe's: its growth is 4" in error()
     assert not path.exists()
 
 
@@ -166,9 +168,9 @@ def test_wrong_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-def test_cuda_without_a_device_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_without_a_device_is_an_error(run: Run, tmp_path: Path, error: Callable[[], str]) -> None:
     assert run("--device", "cuda") == 1
-    assert "--device cuda: this PyTorch" in (text := error(capsys))
+    assert "--device cuda: this PyTorch" in (text := error())
     assert "sees no CUDA device; use --device cpu" in text
     assert not (tmp_path / "out").exists()
 
@@ -181,10 +183,10 @@ def test_devices() -> None:
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-def test_an_unwritable_out_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+def test_an_unwritable_out_is_an_error(run: Run, tmp_path: Path, error: Callable[[], str], below: str) -> None:
     (tmp_path / "file").write_text("in the way")
     assert run("--out", str(tmp_path / "file" / below)) == 1
-    assert "cannot create the folder" in error(capsys)
+    assert "cannot create the folder" in error()
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -229,7 +231,9 @@ def test_figures_of_an_exact_picture_are_json_too(
         json.loads(line, parse_constant=no_constant)
 
 
-def test_a_checkpoint_that_diverged_is_not_resumed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_diverged_is_not_resumed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
+) -> None:
     assert run("--max-minutes", "0") == 0
     target = tmp_path / "out" / "checkpoint.safetensors"
     found = checkpoint.read(target)
@@ -238,7 +242,7 @@ def test_a_checkpoint_that_diverged_is_not_resumed(run: Run, tmp_path: Path, cap
     checkpoint.write(target, tensors, found.recipe, found.progress)
     capsys.readouterr()
     assert run("--resume") == 1
-    assert f"{name} is not finite; the training diverged" in error(capsys)
+    assert f"{name} is not finite; the training diverged" in error()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -18,13 +18,6 @@ from rescale_train.options import spread
 Run = Callable[..., int]
 
 
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    text = capsys.readouterr().err
-    assert text.startswith("error: ")
-    assert text.count("\n") == 1, "one line"
-    return text
-
-
 def held_by(path: Path) -> list[str]:
     held: list[str] = checkpoint.read(path).progress["held_out"]
     return held
@@ -53,7 +46,7 @@ def test_weights_are_validated_on_what_they_were_not_trained_on(
 
 
 def test_a_run_goes_on_with_the_pictures_it_began_with(
-    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
 ) -> None:
     first = tmp_path / "out" / "checkpoint.safetensors"
     assert run("--max-minutes", "0") == 0
@@ -63,7 +56,7 @@ def test_a_run_goes_on_with_the_pictures_it_began_with(
     Image.fromarray(probe_picture(40, 40, 9)).save(pictures / "new.png")
     capsys.readouterr()
     assert run("--max-minutes", "0", "--resume") == 1
-    assert "checkpoint.safetensors: its run trained on other pictures; give the --data, --val and --holdout" in error(capsys)
+    assert "checkpoint.safetensors: its run trained on other pictures; give the --data, --val and --holdout" in error()
 
 
 def test_a_run_that_held_out_nothing_goes_on_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,13 +89,13 @@ def test_weights_that_do_not_say_what_they_were_trained_on_are_told(
 
 
 def test_a_run_says_where_its_weights_may_know_the_validation(
-    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
 ) -> None:
     weights = tmp_path / "first" / "checkpoint.safetensors"
     assert run("--max-minutes", "0", "--out", str(weights.parent)) == 0
     capsys.readouterr()
     assert run("--max-minutes", "0", "--val", str(pictures), "--init-from", str(weights)) == 1
-    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
+    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error()
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
     for i, path in enumerate(find_pictures([pictures])):
@@ -117,9 +110,9 @@ def test_a_run_says_where_its_weights_may_know_the_validation(
     assert run_apart() == 0, "the same pictures, although the weights know some of those to validate on"
 
 
-def test_validation_pictures_can_be_given(run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_pictures_can_be_given(run: Run, pictures: Path, error: Callable[[], str]) -> None:
     assert run("--max-minutes", "0", "--val", str(pictures)) == 1
-    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error(capsys)
+    assert f"{pictures}: nothing to train on: all pictures are in --val; give others as well" in error()
 
 
 def test_without_held_out_pictures_nothing_is_validated(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,11 +127,13 @@ def test_an_unreadable_picture_is_named(run: Run, pictures: Path, capsys: pytest
     assert "bad.png: not a picture that can be read" in capsys.readouterr().err
 
 
-def test_pictures_too_small_to_validate_on(run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_too_small_to_validate_on(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Callable[[], str]
+) -> None:
     (val := tmp_path / "val").mkdir()
     Image.new("RGB", (200, 15)).save(val / "low.png")
     assert run("--val", str(val)) == 1
-    assert "val: 1 of 1 pictures too small to validate on: a side below 16 pixels; take them out" in error(capsys)
+    assert "val: 1 of 1 pictures too small to validate on: a side below 16 pixels; take them out" in error()
     for path in pictures.iterdir():
         path.unlink()
     for value in range(4):
