@@ -20,7 +20,7 @@ from rescale_bench.formats import MOST_DB
 from rescale_bench.machine import versions
 from rescale_bench.paper import published
 from rescale_bench.pictures import Picture, PictureSet, crop_to_multiple
-from rescale_bench.rate_codecs import JXL, WEBP, lr_containers
+from rescale_bench.rate_codecs import JXL, WEBP, fitting, lr_containers
 from rescale_bench.store import Store, digest
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
 
@@ -89,7 +89,7 @@ def measure_picture(net: Rescaler, name: str, picture: Picture, steps: int = 0) 
     scale = net.bundle.scale
     hr = np.ascontiguousarray(crop_to_multiple(picture, scale, name))
     made = net.downscale(hr, steps)
-    files = {c: made.to_bytes(c) for c in _containers(made.size)}
+    files = {c: made.to_bytes(c) for c in fitting(lr_containers(), made.size)}
     small = Small.from_bytes(files["png"])
     sizes = {c: len(data) for c, data in files.items()}
     return _figures(name, scale, hr, small.rgb, net.upscale(small), sizes, _forced(net, small, hr))
@@ -100,13 +100,8 @@ def measure_bicubic(scale: int, name: str, picture: Picture) -> PictureQuality:
     hr = np.ascontiguousarray(crop_to_multiple(picture, scale, name))
     lr = bicubic_picture(hr, scale)
     writers: dict[str, Callable[[Picture], bytes]] = {"png": png.encode, "webp": riff.encode, "jxl": lambda p: jxl.encode(p, {})}
-    sizes = {c: len(writers[c](lr)) for c in _containers((lr.shape[1], lr.shape[0]))}
+    sizes = {c: len(writers[c](lr)) for c in fitting(lr_containers(), (lr.shape[1], lr.shape[0]))}
     return _figures(name, scale, hr, lr, enlarge_picture(lr, scale), sizes, math.nan)
-
-
-def _containers(size: tuple[int, int]) -> list[str]:
-    """Those that can be written here and hold so many pixels."""
-    return [c for c in lr_containers() if c != "webp" or max(size) <= riff.MAX_SIDE]
 
 
 def _figures(

@@ -15,9 +15,9 @@ from rescale.quality import psnr, psnr_y
 from rescale.rescaler import Rescaler
 from rescale_bench.bicubic import reduce
 from rescale_bench.pictures import Picture
-from rescale_bench.rate_codecs import Codec, CodecError, Lossless
+from rescale_bench.rate_codecs import Codec, CodecError, Lossless, fitting
 from rescale_bench.rate_curve import Curve, Match, Point
-from rescale_bench.rate_kept import fitting, read_points, read_rescaled, read_size
+from rescale_bench.rate_kept import read_points, read_rescaled, read_size
 from rescale_bench.rate_pictures import SourceSet
 from rescale_bench.store import Store, digest
 from rescale_train.bicubic import enlarge_picture

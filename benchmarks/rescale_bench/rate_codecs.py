@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,3 +214,8 @@ def missing() -> list[str]:
     """A line for each codec that cannot run here, with what installs it."""
     every: tuple[Codec | Lossless, ...] = (*LOSSY, *LOSSLESS)
     return [f"{c.title}: {reason}" for c in every if (reason := c.need.missing())]
+
+
+def fitting(containers: Sequence[str], lr_size: Sequence[int]) -> list[str]:
+    """Those that hold an LR picture of a size: WebP has no room for more than 16383 pixels a side; PNG always has."""
+    return [c for c in containers if c != "webp" or max(lr_size) <= riff.MAX_SIDE]

@@ -6,14 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rescale import riff
 from rescale_bench.formats import MOST_DB
+from rescale_bench.rate_codecs import fitting
 from rescale_bench.rate_curve import Point
-
-
-def fitting(containers: Sequence[str], lr_size: Sequence[int]) -> list[str]:
-    """Those that hold an LR picture of a size: WebP has no room for more than 16383 pixels a side; PNG always has."""
-    return [c for c in containers if c != "webp" or max(lr_size) <= riff.MAX_SIDE]
 
 
 def read_size(found: Any) -> int:

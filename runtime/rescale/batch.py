@@ -91,24 +91,25 @@ def run(
     outcome = Outcome()
     waiting: deque[tuple[Job, Future[RescaleError | None]]] = deque()
 
+    full = False
+
     def finish() -> None:
+        nonlocal full
         job, future = waiting.popleft()
         fault = future.result()
         if fault is None:
             outcome.done += 1
         else:
             outcome.errors.append((job.source, fault))
+            full = full or (isinstance(fault, OutputError) and fault.errno in NO_ROOM)
         report(job, "done" if fault is None else f"error: {fault}")
-
-    def no_room() -> bool:
-        return any(isinstance(e, OutputError) and e.errno in NO_ROOM for _, e in outcome.errors)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
             for job in jobs:
                 if len(waiting) == workers:
                     finish()
-                if no_room():
+                if full:
                     outcome.left += 1
                     continue
                 if job.target.is_file() and not overwrite:

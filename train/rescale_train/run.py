@@ -47,7 +47,11 @@ def divide(data: list[Path], val: list[Path], holdout: int, weights: Path, named
         InputError: a folder has no picture, a file cannot be read, or nothing is left to train on.
     """
     found = by_content(p for p in find_pictures(data) if p.resolve() != plot)
-    held = by_content(find_pictures(val) if val else held_of(found, named, holdout))
+    if val:
+        held = by_content(find_pictures(val))
+    else:
+        chosen = set(held_of(found, named, holdout))
+        held = {digest: path for digest, path in found.items() if path in chosen}
     train = {digest: path for digest, path in found.items() if digest not in held}
     if not train:
         whose = "in --val" if val else f"among those that {weights} names as held out"

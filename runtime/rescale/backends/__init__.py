@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from rescale.bundle import Bundle
 from rescale.errors import BackendError
-from rescale.extras import import_library
 
 NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -95,7 +94,6 @@ def create(
     if backend == "auto":
         backend = auto_backend(precision)
     if backend == "onnxruntime":
-        import_library("onnxruntime")
         from rescale.backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(bundle, threads, precision, provider, provider_options)
