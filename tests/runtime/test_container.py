@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -12,38 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from random_small import assert_same, small_of
 
 import rescale
-from rescale import Picture, Small, State, block, codes, planes, png, riff
-from rescale.carrier import CARRIERS, CONTAINERS, SIDECAR_SUFFIX
-from rescale.errors import InputError, LrFileError, OutputError
+from rescale import Small, State, block, codes, planes, png, riff
+from rescale.carrier import CARRIERS, CONTAINERS
+from rescale.errors import InputError, LrFileError
 from rescale.variants import VARIANTS
 
 jxl_missing = not pytest.importorskip("importlib.util").find_spec("imagecodecs")
 LAYOUTS = ("alpha", "chunk", "strip")
-
-
-def small_of(model: str, scale: int, width: int, height: int, seed: int = 0, **picture: object) -> Small:
-    """An LR picture of random bytes: every code of alpha and latent occurs."""
-    rng = np.random.default_rng((seed, width, height))
-    v = VARIANTS[model]
-    hr_width, hr_height = width * scale - (width * seed) % scale, height * scale - (height + seed) % scale
-    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    alpha = rng.integers(1, 256, (height, width), dtype=np.uint8) if v.alpha else None
-    latent = rng.integers(1, 256, (4, -(-height // 4), -(-width // 4)), dtype=np.uint8) if v.latent else None
-    source = Picture(np.zeros((hr_height, hr_width, 3), np.uint8), **picture)
-    return Small.create(rgb, alpha, latent, model=model, scale=scale, weights="ab" * 32, source=source)
-
-
-def assert_same(a: Small, b: Small) -> None:
-    assert a.state is State.EXACT, a.detail
-    for x, y in ((a.rgb, b.rgb), (a.alpha, b.alpha), (a.latent, b.latent), (a.source_alpha, b.source_alpha)):
-        assert (x is None) == (y is None)
-        assert x is None or np.array_equal(x, y)
-    assert a.colour == b.colour
-    assert (a.block.hr_size, a.block.model, a.block.source_mode) == (b.block.hr_size, b.block.model, b.block.source_mode)
-
-
 CONTAINERS_HERE = [c for c in CONTAINERS if c != "jxl" or not jxl_missing]
 
 
@@ -124,16 +101,6 @@ def test_a_coded_plane_is_decoded_without_copies_of_three_channels():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2.5 * 2000 * 2000
-
-
-def test_sidecar_lies_beside_and_is_found(tmp_path):
-    small = small_of("irn_m", 2, 9, 9)
-    path = tmp_path / "été s.png"
-    small.save(path, carrier="sidecar")
-    assert path.with_name(path.name + SIDECAR_SUFFIX).exists()
-    assert_same(Small.open(path), small)
-    shutil.copy(path, tmp_path / "alone.png")
-    assert Small.open(tmp_path / "alone.png").state is State.FOREIGN
 
 
 def test_paths_bytes_and_streams_are_the_same(tmp_path):
@@ -324,25 +291,6 @@ def test_small_blocks_are_written_twice_and_one_copy_is_enough():
                 assert_same(Small.from_bytes(riff.assemble([p for p in pieces if p[0] != gone])), small)
 
 
-def test_sidecar_helps_where_the_file_has_no_whole_block_and_never_hurts(tmp_path):
-    small = small_of("irn_m", 2, 20, 20)
-    path = tmp_path / "s.png"
-    data, sidecar = small.encode(carrier="sidecar")
-    damaged = png.insert(data, [(b"reSc", b"\0\0\0\1junk")])
-    for content, beside, want in (
-        (small.to_bytes(), b"", State.EXACT),
-        (small.to_bytes(), b"junk", State.EXACT),
-        (data, sidecar, State.EXACT),
-        (damaged, sidecar, State.EXACT),
-        (damaged, b"junk", State.DAMAGED),
-        (data, b"junk", State.DAMAGED),
-        (data, b"", State.DAMAGED),
-    ):
-        path.write_bytes(content)
-        path.with_name("s.png.rescale").write_bytes(beside)
-        assert Small.open(path).state is want, (len(content), len(beside))
-
-
 def test_strip_refuses_what_it_cannot_judge(tmp_path):
     small = small_of("dlv_irn_a", 2, 20, 30)
     data = small.to_bytes(layout="strip")
@@ -385,51 +333,3 @@ def test_a_newer_copy_does_not_hide_one_that_can_be_read():
     assert_same(Small.from_bytes(riff.assemble(pieces)), small)
     only = riff.assemble([p for p in pieces if p[0] != b"XMP "])
     assert Small.from_bytes(only).state is State.NEWER
-
-
-def test_sidecar_and_picture_change_together_or_not_at_all(tmp_path, monkeypatch):
-    import os
-
-    old, new = small_of("irn_m", 2, 12, 10, seed=0), small_of("irn_m", 2, 12, 10, seed=2)
-    path = tmp_path / "s.png"
-    old.save(path, carrier="sidecar")
-    calls = []
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
-        new.save(path, carrier="sidecar")
-    assert_same(Small.open(path), old)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", "s.png.rescale"]
-
-
-@pytest.mark.parametrize("old", [None, b"of another picture"])
-def test_a_picture_that_cannot_take_its_place_leaves_no_sidecar(tmp_path, old):
-    path = tmp_path / "s.png"
-    path.mkdir()
-    if old is not None:
-        (tmp_path / "s.png.rescale").write_bytes(old)
-    with pytest.raises(OutputError, match=r"s.png: cannot write: Is a directory"):
-        small_of("irn_m", 2, 12, 10).save(path, carrier="sidecar")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", *(["s.png.rescale"] if old else [])]
-    assert old is None or (tmp_path / "s.png.rescale").read_bytes() == old
-
-
-def test_names_as_long_as_the_file_system_allows(tmp_path):
-    small = small_of("irn", 2, 4, 4)
-    path = tmp_path / ("写" * 80 + ".png")
-    small.save(path)
-    assert_same(Small.open(path), small)
-
-
-def test_a_strip_survives_what_reads_rgb_only(tmp_path):
-    small = small_of("dlv_irn_a", 2, 31, 22)
-    path = tmp_path / "s.png"
-    small.save(path, layout="strip", carrier="sidecar")
-    cv2 = pytest.importorskip("cv2")
-    cv2.imwrite(str(path), cv2.imread(str(path)))
-    assert_same(Small.open(path), small)
