@@ -21,7 +21,7 @@ from rescale.backends import Runner, create
 from rescale.bundle import Bundle
 from rescale.console import require
 from rescale.errors import InputError, ParityError
-from rescale.files import atomic_write
+from rescale.files import atomic_write, read_regular
 from rescale.golden import golden_vectors, read_npy
 from rescale.image import pad_planes
 from rescale.parity import Case, Comparison, Parity, worst_spot, z_error
@@ -112,12 +112,9 @@ def load_outputs(path: Path) -> dict[str, list[Arrays]]:
 
 def _read(path: Path) -> dict[str, list[Arrays]]:
     try:
-        with path.open("rb") as f:
-            raw = f.read(MAX_FILE_BYTES + 1)
+        raw = read_regular(path, MAX_FILE_BYTES)
     except OSError as e:
         raise InputError(f"{path}: cannot read: {e.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
     try:
         found: dict[str, list[Arrays]] = {}
         for runner, results in _fields(json.loads(raw), "RunResults")["lst"]:

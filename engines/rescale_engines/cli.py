@@ -82,9 +82,9 @@ def build(
     if json_:
         print_json({"bundle": str(bundle), "backend": backend, "wanted": precision, **outcome.to_dict()})
         return
-    print(f"{opened.title}: {outcome.choice}")
+    print(printable(f"{opened.title}: {outcome.choice}"))
     for built in outcome.engines:
-        print(_line(built))
+        print(printable(_line(built)))
     for words, found in outcome.parity.items():
         print(f"the engines of profile {words} lose {found.lost:.3f} dB against PyTorch")
     for words, why in outcome.unmeasured.items():
@@ -149,14 +149,14 @@ def list_(
         print_json({"folder": str(folder), "engines": [e.to_dict() for e in entries]})
         return
     for entry in entries:
-        print(f"{entry.path.name}: {'ready' if entry.problem is None else _short(entry)}")
+        print(printable(f"{entry.path.name}: {'ready' if entry.problem is None else _short(entry)}"))
     if not entries:
         print(f"{folder}: no engines; make some with rescale-engine build {bundle}")
 
 
 def _short(entry: Entry) -> str:
     # The line begins with the file's name already.
-    return printable((entry.problem or "").removeprefix(f"{entry.path}: "))
+    return (entry.problem or "").removeprefix(f"{entry.path}: ")
 
 
 def _versions() -> dict[str, str]:
@@ -205,7 +205,7 @@ def clean(
         return
     for row in rows:
         verb = "would be deleted" if dry_run else "deleted" if row["deleted"] else "kept: another process is building it"
-        print(f"{row['path']}: {verb} ({row['reason']})")
+        print(printable(f"{row['path']}: {verb} ({row['reason']})"))
     if not rows:
         print("nothing to delete")
 

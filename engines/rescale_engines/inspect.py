@@ -8,6 +8,7 @@ from typing import Any
 from rescale.console import printable
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, read_header, read_info, read_whole
 from rescale.errors import EngineError
+from rescale.files import open_regular
 
 HEADER_BYTES = 64
 
@@ -37,7 +38,7 @@ def report(path: Path) -> dict[str, Any]:
 
 def _header(path: Path) -> dict[str, Any] | None:
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             header = read_header(f.read(HEADER_BYTES))
     except OSError:
         return None

@@ -20,7 +20,7 @@ from typing import Any
 from rescale import __version__
 from rescale.backends import auto_backend
 from rescale.bundle import Bundle
-from rescale.console import print_json, progress_bar
+from rescale.console import print_json_line, printable, progress_bar
 from rescale.memory import available_memory
 from rescale.probes import BROKEN, PROBES, WORKS, Facts, finding, install
 from rescale.threads import cpu_quota, usable_threads
@@ -209,7 +209,8 @@ def command(bundle: Path | None, json_: bool, limit: float) -> int:
     """Body of the command. Exit code 0: the default backend works, and passes the bundle's parity gate if one is given."""
     report: dict[str, Any] = examine(bundle, limit)
     if json_:
-        print_json(report)
+        print_json_line(report)
     else:
-        print("\n".join(describe(report)))
+        # Names come from manifests, libraries and devices.
+        print("\n".join(map(printable, describe(report))))
     return 0 if report["ok"] else 1

@@ -24,11 +24,14 @@ from typing import Any, NamedTuple
 from rescale.bundle import Bundle
 from rescale.contract import Tensor
 from rescale.errors import BundleError, EngineError, ForeignEngineError
+from rescale.files import read_regular
 
 FORMAT = "rescale-engine/1"
 ENGINE_SUFFIX, SIDECAR_SUFFIX = ".engine", ".engine.json"
 MAX_SIDECAR_BYTES = 1 << 20
 MAX_ENGINE_BYTES = 4 << 30
+MAX_DEPTH = 8
+"""Of tables and lists in a sidecar's tables; ours have 4. What takes it apart again does so by recursion."""
 AGAIN = "build it again with rescale-engine build"
 
 _HEADER = struct.Struct("<4s12xQ4B4xQ24x")
@@ -154,8 +157,7 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
         engine = engine.with_name(engine.name.removesuffix(SIDECAR_SUFFIX) + ENGINE_SUFFIX)
     target = sidecar(engine)
     try:
-        with target.open("rb") as f:
-            raw = f.read(MAX_SIDECAR_BYTES + 1)
+        raw = read_regular(target, MAX_SIDECAR_BYTES)
     except FileNotFoundError:
         if engine.is_dir():
             raise EngineError(
@@ -166,15 +168,24 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
         raise EngineError(f"{engine}: no such engine; make one with rescale-engine build") from None
     except OSError as e:
         raise EngineError(f"{target}: cannot read: {e.strerror}") from None
-    if len(raw) > MAX_SIDECAR_BYTES:
-        raise EngineError(f"{target}: too large; a sidecar has at most {MAX_SIDECAR_BYTES} bytes")
     try:
         m = json.loads(raw)
+        _check_depth(m)
         if m["format"] != FORMAT:
             raise EngineError(f"{target}: format {m['format']!r}, wanted {FORMAT!r}; {AGAIN}")
         return _info(engine, m)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         raise EngineError(f"{target}: damaged sidecar: {type(e).__name__}: {e}; {AGAIN}") from None
+
+
+def _check_depth(value: Any, left: int = MAX_DEPTH) -> None:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        return
+    if not left:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    for part in inner:
+        _check_depth(part, left - 1)
 
 
 _STRINGS = ("backend", "library", "graph", "precision", "model", "size", "weights", "onnx_sha256", "engine_sha256", "key")
@@ -274,11 +285,7 @@ def read_whole(info: EngineInfo) -> bytes:
         EngineError: as `read_engine`.
     """
     try:
-        with info.path.open("rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            if size > MAX_ENGINE_BYTES:
-                raise EngineError(f"{info.path}: larger than {MAX_ENGINE_BYTES} bytes")
-            data = f.read(size)
+        data = read_regular(info.path, MAX_ENGINE_BYTES)
     except FileNotFoundError:
         raise EngineError(f"{info.path}: half-written: there is a sidecar but no engine; {AGAIN}") from None
     except OSError as e:

@@ -41,6 +41,39 @@ def read_some(source: BinaryIO, size: int) -> bytes:
     return part
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read, or a link to one. A pipe would be waited for, and a device such as /dev/zero never ends.
+
+    Raises:
+        OSError: as `open`, or it is neither; `strerror` says what is wrong, and the caller which file.
+    """
+    source = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+        source.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    return source
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """All bytes of a file of at most `most`. Memory is asked for as the file is long when it is opened, and not beyond.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger, or grows while it is read.
+    """
+    with open_regular(path) as source:
+        size = os.fstat(source.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"larger than {most} bytes")
+        data = source.read(size + 1)
+    if len(data) > size:
+        raise OSError(errno.EBUSY, "it grows while it is read")
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, flush it to disk and rename it over `path`.
 

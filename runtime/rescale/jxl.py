@@ -15,6 +15,11 @@ SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a")
 FILE_TYPE = bytes.fromhex("00000014667479706a786c20000000006a786c20")
 CODESTREAM = b"\xff\x0a"
 MAX_BOXES = 10_000
+HEADER_BYTES = 66
+"""At the beginning of a codestream; what is read of it is in these."""
+
+LAST_PART = 1 << 31
+"""Bit beside the number of a codestream's last part."""
 
 
 def is_jxl(data: bytes) -> bool:
@@ -53,7 +58,18 @@ def read_boxes(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
         at = end
     if at != len(data):
         raise DamagedPictureError(f"{name}: damaged JPEG XL: bytes behind the last box")
+    _check_codestream(boxes, name)
     return boxes
+
+
+def _check_codestream(boxes: list[tuple[bytes, bytes]], name: str) -> None:
+    """Check that there is at most one picture, whole or in numbered parts: decoders differ in what they take of more."""
+    whole = sum(kind == b"jxlc" for kind, _ in boxes)
+    parts = [int.from_bytes(body[:4], "big") for kind, body in boxes if kind == b"jxlp"]
+    last = len(parts) - 1
+    in_order = parts == [i | (LAST_PART if i == last else 0) for i in range(len(parts))]
+    if whole + bool(parts) > 1 or not in_order or any(len(body) < 4 for kind, body in boxes if kind == b"jxlp"):
+        raise DamagedPictureError(f"{name}: damaged JPEG XL: more than one picture in it, or its parts are not in order")
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
@@ -64,12 +80,11 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
     """
     stream = b""
     for kind, body in read_boxes(data, name):
-        if kind in (b"jxlc", b"jxlp"):
-            stream = body[4:] if kind == b"jxlp" else body
-            break
+        if kind in (b"jxlc", b"jxlp") and len(stream) < HEADER_BYTES:
+            stream += body[4:] if kind == b"jxlp" else body
     if len(stream) < 16 or not stream.startswith(CODESTREAM):
         raise DamagedPictureError(f"{name}: damaged JPEG XL: no picture in it")
-    bits = int.from_bytes(stream[2:66], "little")
+    bits = int.from_bytes(stream[2:HEADER_BYTES], "little")
 
     def take(count: int) -> int:
         nonlocal bits

@@ -33,6 +33,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 """First column and row, and steps, of each pass of an interlaced picture."""
 
 CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+"""All that decide the pixels; tRNS, which the standard lets readers skip, is the transparency of a file without an alpha plane."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
     """Split a PNG file into chunks.
 
     Raises:
-        InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged.
+        InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged, unknown, or not where the standard
+            has it.
     """
     if not data.startswith(SIGNATURE):
         raise DamagedPictureError(f"{name}: not a PNG file")
@@ -83,7 +85,22 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
     kinds = [c.kind for c in chunks]
     if not kinds or kinds[0] != b"IHDR" or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
         raise DamagedPictureError(f"{name}: truncated or damaged PNG: IHDR, IDAT or IEND is missing")
+    _check_order(kinds, name)
     return chunks
+
+
+def _check_order(kinds: list[bytes], name: str) -> None:
+    """Check that a file can be understood in one way: decoders differ in which of two headers they take, and skip what is late."""
+    first, count = kinds.index(b"IDAT"), kinds.count(b"IDAT")
+    if kinds[first : first + count] != [b"IDAT"] * count:
+        raise DamagedPictureError(f"{name}: damaged PNG: other chunks between its IDAT chunks")
+    for i, kind in enumerate(kinds):
+        if kind not in CRITICAL and not kind[0] & 0x20:
+            raise DamagedPictureError(f"{name}: damaged PNG: a critical chunk {kind!r} that no PNG has")
+        if kind in (b"PLTE", b"tRNS") and i > first:
+            raise DamagedPictureError(f"{name}: damaged PNG: {kind.decode()} behind IDAT")
+        if kind in (b"IHDR", b"PLTE", b"tRNS") and kinds.index(kind) != i:
+            raise DamagedPictureError(f"{name}: damaged PNG: more than one {kind.decode()} chunk")
 
 
 def read_header(chunks: list[Chunk], name: str) -> Header:

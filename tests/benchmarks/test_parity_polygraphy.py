@@ -92,7 +92,11 @@ def hostile() -> dict[str, tuple[str, str]]:
     payload = json.loads(good)["lst"][0][1][0]["outputs"]["lr"]["values"]["array"]
     data = base64.b64decode(payload)
     huge = base64.b64encode(data.replace(b"(1, 2, 2, 3)", b"(9, 9, 9, 9)")).decode()
-    pickled = base64.b64encode(data.replace(b"'|u1'", b"'|O' ")).decode()
+    pickled = base64.b64encode(data.replace(b"'|u1'", b"'|O'").replace(b" \n", b"  \n")).decode()
+    # numpy's own reader ends the process with a division by zero.
+    fatal = base64.b64encode(
+        b"\x93NUMPY\x01\x00\x3d\x00{'descr':'<m8[1s/0]','fortran_order':False,'shape':(1,)}".ljust(80)
+    ).decode()
     return {
         "no json": ("{", "Expecting property name"),
         "a list": ("[]", "list where RunResults was wanted"),
@@ -101,7 +105,8 @@ def hostile() -> dict[str, tuple[str, str]]:
         "a torch tensor": (lie(good, '"ndarray"', '"Tensor"'), "Tensor where ndarray was wanted"),
         "no base64": (lie(good, payload, "***"), "RunResults: "),
         "too few bytes": (lie(good, payload, huge), r"shape \(9, 9, 9, 9\) and uint8 with 12 bytes"),
-        "objects": (lie(good, payload, pickled), "an array of object"),
+        "objects": (lie(good, payload, pickled), r"an array of \|O"),
+        "a time": (lie(good, payload, fatal), "no array as numpy writes it"),
         "no outputs": (lie(good, '"outputs"', '"inputs"'), "KeyError: 'outputs'"),
         "nothing": (json.dumps(json.loads(good) | {"lst": []}), "holds no results"),
         "deep": ("[" * 100_000, "RunResults: "),

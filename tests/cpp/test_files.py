@@ -123,6 +123,7 @@ def test_pictures_are_read_and_refused_as_python_does(native, failure, bundle):
         "animated": saved(ramp, save_all=True, append_images=[Image.fromarray(ramp[::-1].copy())]),
         "truncated": saved(ramp)[:-30],
         "changed": saved(ramp).replace(b"IDAT", b"IDAU"),
+        "wide": saved(np.zeros((1, 70_000, 3), np.uint8)),
         "huge": b"\x89PNG\r\n\x1a\n" + png.assemble(_huge())[8:],
         "no picture": b"hello",
     }
@@ -201,7 +202,12 @@ def test_refusals_and_forced_restorations_are_pythons(native, failure, bundle, p
         changed = png.insert(png.encode(brighter), [(c.kind, c.data) for c in png.read_chunks(exact, "x") if c.kind == b"reSc"])
         with rescale.load(other, backend="onnxruntime") as theirs:
             foreign_model = theirs.downscale(hr).to_bytes()
-        for data in (exact, plain, changed, foreign_model, png.encode(hr)):
+        with rescale.load(bundle("dlv_irn_a", 4), backend="onnxruntime") as theirs:
+            other_scale = theirs.downscale(hr).to_bytes()
+        dimmer = np.array(Image.open(io.BytesIO(exact)))
+        dimmer[3, 4, 3] ^= 1
+        other_alpha = png.insert(png.encode(dimmer), [(c.kind, c.data) for c in png.read_chunks(exact, "x") if c.kind == b"reSc"])
+        for data in (exact, plain, changed, foreign_model, other_scale, other_alpha, png.encode(hr)):
             mine, wanted = native.read(data), Small.from_bytes(data)
             assert_same(mine, wanted)
             for force, trust in ((False, False), (True, False), (False, True), (True, True)):

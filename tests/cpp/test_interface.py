@@ -136,9 +136,9 @@ def manifests(m: dict) -> dict[str, dict]:
         "weights": m | {"weights": {"sha256": "x"}},
         "other weights file": m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | {"file": "../upscale.onnx"}}},
         "no halo": {k: v for k, v in m.items() if k != "halo"},
-        "receptive field": m | {"receptive_field": {"lr_pixels": 5000}},
+        "receptive field": m | {"receptive_field": {"lr_pixels": 20_000}},
         "corrections without count": m | {"corrections": {"sha256": m["weights"]["sha256"]}},
-        "too many corrections": m | {"corrections": {"sha256": m["weights"]["sha256"], "count": 5000}},
+        "too many corrections": m | {"corrections": {"sha256": m["weights"]["sha256"], "count": 20_000}},
         **{
             name: m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | changed}}
             for name, changed in {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,6 +144,18 @@ def test_a_forged_sidecar_is_shown_without_harm(bundle, capsys, tmp_path):
     code, out, _ = run(capsys, "inspect", engine)
     assert code == 1
     assert "cannot be used" in out
+
+
+def test_a_forged_manifest_is_shown_without_harm(bundle, capsys, tmp_path, monkeypatch):
+    forged = tmp_path / "forged"
+    shutil.copytree(bundle, forged)
+    manifest = json.loads((forged / "manifest.json").read_text())
+    (forged / "manifest.json").write_text(json.dumps(manifest | {"size": "\x1b[2Jlite\nfake line"}))
+    outcome = SimpleNamespace(choice="mixed, as wanted", precision="mixed", engines=(), parity={}, unmeasured={})
+    monkeypatch.setattr("rescale_engines.gate.build_checked", lambda *a, **k: outcome)
+    monkeypatch.setattr("rescale_engines.cli.load", lambda *a, **k: None)
+    code, out, err = run(capsys, "build", forged)
+    assert (code, out, err) == (0, "irn_a x2 \\x1b[2Jlite\\nfake line: mixed, as wanted\n", "")
 
 
 @pytest.mark.parametrize(

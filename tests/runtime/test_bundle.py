@@ -62,13 +62,13 @@ def test_damaged_manifest(copy, text):
         (lambda m: m.update(model=["irn"]), "damaged manifest: TypeError"),
         (lambda m: m.update(model="irn_a"), "graph 'downscale' does not have the inputs and outputs of irn_a"),
         (lambda m: m["receptive_field"].update(lr_pixels=math.inf), "damaged manifest: ValueError: Infinity is no number"),
-        (lambda m: m["receptive_field"].update(lr_pixels=10**400), "where a whole number from 0 to 4096 is wanted"),
+        (lambda m: m["receptive_field"].update(lr_pixels=10**400), "where a whole number from 0 to 16384 is wanted"),
         (lambda m: m["halo"].update(lr_pixels=m["receptive_field"]["lr_pixels"] + 1), "where a whole number from 0 to"),
         (lambda m: m["graphs"]["upscale"].update(memory_per_lr_pixel=0), "0 where a whole number from 1 to 16777216 is wanted"),
         (lambda m: m["graphs"]["upscale"].update(memory_per_lr_pixel=10**400), "where a whole number from 1 to 16777216"),
         (lambda m: m["graphs"]["upscale"]["inputs"].pop(), "None where a whole number from 1 to 4096 is wanted"),
         (lambda m: m["graphs"]["encoder"]["inputs"].pop(), "graph 'encoder' does not have the inputs and outputs of irn_m"),
-        (lambda m: m.update(padding="x" * 2_000_000), "a manifest has at most"),
+        (lambda m: m.update(padding="x" * 2_000_000), "larger than 1048576 bytes"),
     ],
 )
 def test_manifest_that_cannot_be_used(copy, change, message):

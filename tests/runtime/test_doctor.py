@@ -341,6 +341,18 @@ def test_a_bundle_is_run_on_what_works(bundle, capsys) -> None:
     assert re.search(r"onnxruntime fp32 +works +loses -?\d\.\d{4} dB to PyTorch; lr \d+ of \d+ values", out)
 
 
+def test_a_forged_manifest_is_shown_without_harm(bundle, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(bundle("irn", 2), folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"size": "\x1b[2Jlite\nfake line"}))
+    monkeypatch.setattr(doctor, "ask", lambda *a, **k: probes.finding(probes.WORKS, detail="\x1b]0;said\x07"))
+    code, out = run(capsys, "-b", str(folder))
+    assert code == 0
+    assert f"bundle {folder}: irn x2 \\x1b[2Jlite\\nfake line\n" in out
+    assert "\x1b" not in out
+
+
 def test_a_bundle_that_does_not_agree_is_exit_code_1(bundle, tmp_path, capsys) -> None:
     folder = tmp_path / "b"
     shutil.copytree(bundle("irn", 2), folder)

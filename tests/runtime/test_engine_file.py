@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,10 @@ def test_fields_of_a_wrong_type(engine, opened, data):
     assert isinstance(found, EngineInfo) or sidecar(engine.path).name in found
 
 
+def deep(levels: int) -> dict[str, object]:
+    return {"a": json.loads("[" * levels + "]" * levels)}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -164,6 +169,9 @@ def test_fields_of_a_wrong_type(engine, opened, data):
         ({"profile": {"min": [1, 2], "opt": [1, 2, 2], "max": [1, 2, 2]}}, "profile min is not three positive numbers"),
         ({"profile": {}}, "damaged sidecar: KeyError: 'min'"),
         ({"census": []}, "damaged sidecar"),
+        ({"options": deep(500)}, "damaged sidecar: ValueError: nested more than 8 deep"),
+        ({"parity": {"psnr_lost": 0, "x": deep(500)}}, "damaged sidecar: ValueError: nested more than 8 deep"),
+        ({"inputs": [{"name": "hr", "dtype": "uint8", "axes": deep(500)["a"]}]}, "damaged sidecar: ValueError: nested more than"),
         ({"census": {"CAST": {"HALF": float("inf")}}}, "damaged sidecar: OverflowError"),
     ],
 )
@@ -184,10 +192,23 @@ def test_files_that_are_missing_or_too_large(engine, opened, monkeypatch):
     engine.path.unlink()
     assert "no such engine" in refused(engine.path, opened)
     sidecar(engine.path).write_bytes(b" " * (engine_file.MAX_SIDECAR_BYTES + 1))
-    assert "too large" in refused(engine.path, opened)
+    assert f"cannot read: larger than {engine_file.MAX_SIDECAR_BYTES} bytes" in refused(engine.path, opened)
     sidecar(engine.path).unlink()
     sidecar(engine.path).mkdir()
     assert "cannot read" in refused(engine.path, opened)
+
+
+@pytest.mark.parametrize("which", ["engine", "sidecar"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices are files here")
+def test_pipes_and_devices_are_no_engines(engine, opened, which):
+    """A pipe would be waited for, and /dev/zero never ends."""
+    path = engine.path if which == "engine" else sidecar(engine.path)
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path}: cannot read: a pipe or a device, not a file" in refused(engine.path, opened)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert f"{path}: cannot read: a pipe or a device, not a file" in refused(engine.path, opened)
 
 
 def test_engines_of_other_bundles_and_of_graphs_exported_since(engine, opened, bundle):

@@ -135,7 +135,7 @@ def test_caches_beyond_the_limit_are_neither_read_nor_written(bundle, tmp_path, 
     with opened(bundle("irn", 2), tmp_path, "tensorrt-rtx") as (runner, library, _):
         runner.run("downscale", {"hr": x})
         assert library.read_caches == []
-        assert "not read: larger than 1 MB" in runner.notes[0]
+        assert "not read: larger than 1048576 bytes" in runner.notes[0]
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_nothing_fails(bundle, tmp_path, monkeypatch):

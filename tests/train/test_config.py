@@ -252,6 +252,8 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("data.folder", "1", "--set data.folder: the key is net.NAME, train.NAME or train.loss.NAME"),
         ("train", "1", "--set train: the key is net.NAME"),
         ("train.steps", "=", "--set train.steps: '=' is not a TOML value; quote text"),
+        ("train.steps", "[" * 5000, "--set train.steps: '[[[["),
+        ("train.steps", "0x" + "f" * 9000, "--set train.steps: '0xff"),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_is_wanted(tmp_path: Path, key: str, value: str, message: str) -> None:
@@ -265,6 +267,10 @@ def test_a_wrong_value_names_its_key_and_what_is_wanted(tmp_path: Path, key: str
     ("text", "message"),
     [
         ("[net\n", "not valid TOML"),
+        (f"a = {'[' * 5000}", "r.toml: not valid TOML: tables or lists nested too deep"),
+        (f"[train]\n{'.'.join('a' * 5000)} = 1", "r.toml: not valid TOML: tables or lists nested too deep"),
+        (f"[train]\nsteps = {'1' * 5000}", "r.toml: not valid TOML: "),
+        (f"[train]\nsteps = 0x{'1' * 9000}", "r.toml: not valid TOML: "),
         ("[net]\nmodel='irn'\n[train]\nsteps=1", "net.scale: missing"),
         ("[net]\nscale=2\nsize='lite'\n[train]\nsteps=1", "net.model: missing"),
         ("[net]\nmodel='irn'\nscale=2\ngrowth=4\n[train]\nsteps=1", "net.blocks: missing"),

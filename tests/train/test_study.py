@@ -273,6 +273,9 @@ def test_an_arm_whose_recipe_changed_is_refused(tiny: Path, tmp_path: Path) -> N
         ('name = "other rate"', "", "arm 2: wants a name"),
         ('"train.lr_peak" = 1e-5', '"train.lr_peek" = 1e-5', "train.lr_peek: unknown key"),
         ("[[arm]]", "[[arm", "not valid TOML"),
+        ('title = "Tiny"', f"title = {'[' * 5000}", "not valid TOML: tables or lists nested too deep"),
+        ("paper = 30.5", f"paper = {'1' * 5000}", "not valid TOML: "),
+        ("paper = 30.5", f"group = 0x{'1' * 9000}", "not valid TOML: "),
     ],
 )
 def test_errors_of_a_study_name_what_is_wrong(tiny: Path, old: str, new: str, message: str) -> None:

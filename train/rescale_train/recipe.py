@@ -19,6 +19,20 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: it is none, or holds what no message can show: lists in lists without end, numbers of thousands of digits.
+    """
+    try:
+        table = tomllib.loads(text)
+        repr(table)
+    except RecursionError:
+        raise ValueError("tables or lists nested too deep") from None
+    return table
+
+
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> Recipe:
     """Read a recipe by shipped name or by path.
 
@@ -47,9 +61,9 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
             target = target.setdefault(head, {})
         require(isinstance(target, dict), f"--set {key}: what it would go into is not a table")
         try:
-            target[name] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            raise ConfigError(f"--set {key}: {value!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
+            target[name] = parse_toml(f"v = {value}")["v"]
+        except ValueError:
+            raise ConfigError(f"--set {key}: {value[:100]!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
     require(isinstance(table.get("net", {}), dict), f"net: a table was expected, got {table.get('net')!r}")
     net = dict(table.get("net", {}))
     if "size" in net:
@@ -78,8 +92,8 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
         known = [*recipe_names(), *(_parts() if derived else [])]
         raise ConfigError(f"{where}unknown recipe {name_or_path!r}: {choice} {', '.join(known)}")
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+        table = parse_toml(text)
+    except ValueError as e:
         raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
     base = table.pop("base", None)
     extra = set(table) - {"net", "train"}

@@ -16,7 +16,6 @@ A study is a TOML file: a base recipe, values that all arms share, and arms that
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,7 +32,7 @@ from rescale_train.cost import macs_per_lr_pixel
 from rescale_train.data import CropSampler, Picture, Sampling, pictures_digest
 from rescale_train.loop import DivergedError, Options, Trainer, validate
 from rescale_train.models import build
-from rescale_train.recipe import load_recipe
+from rescale_train.recipe import load_recipe, parse_toml
 from rescale_train.start import Start
 
 
@@ -97,10 +96,10 @@ def load_study(name_or_path: str) -> Study:
             text = (resources.files("rescale_train") / "studies" / f"{name_or_path}.toml").read_text(encoding="utf-8")
         else:
             raise ConfigError(f"unknown study {name_or_path!r}: give a .toml file or one of {', '.join(study_names())}")
-        table = tomllib.loads(text)
+        table = parse_toml(text)
     except OSError as e:
         raise ConfigError(f"{path}: cannot read the study: {e.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except ValueError as e:
         raise ConfigError(f"{name_or_path}: not valid TOML: {e}") from None
     unknown = set(table) - {"title", "recipe", "set", "arm"}
     if unknown:

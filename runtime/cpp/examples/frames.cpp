@@ -40,6 +40,6 @@ int main(int argc, char** argv) try {
   }
   return std::fflush(stdout) ? 1 : 0;
 } catch (const rescale::Error& e) {
-  std::fprintf(stderr, "error: %s\n", e.what());
+  std::fprintf(stderr, "error: %s\n", rescale::printable(e.what()).c_str());
   return 1;
 }

@@ -12,7 +12,7 @@ namespace {
 constexpr std::string_view kFormat = "rescale-bundle";
 constexpr int kMajor = 1;
 constexpr std::uint64_t kMaxManifestBytes = 1 << 20, kMaxGraphBytes = 1 << 30;
-constexpr std::int64_t kMaxField = 1 << 12, kMaxZChannels = 1 << 12, kMaxMemoryPerPixel = 1 << 24;
+constexpr std::int64_t kMaxField = 1 << 14, kMaxZChannels = 1 << 12, kMaxMemoryPerPixel = 1 << 24;
 
 using Graphs = std::map<std::string, Graph>;
 

@@ -16,26 +16,33 @@ using detail::fail;
 
 namespace detail {
 
-Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const std::string& missing) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) {
+namespace {
+
+// Descriptor of a file that is open for reading; closed at the end of a block.
+struct Opened {
+  int file;
+  Opened(const std::string& path, int flags, Code code, const std::string& missing)
+      : file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags)) {
+    if (file >= 0) return;
     if (errno == ENOENT && !missing.empty()) fail(code, missing);
     fail(code, path, errno == ENOENT ? ": no such file" : cat(": cannot read: ", std::strerror(errno)));
   }
-  struct Closer {
-    int file;
-    ~Closer() { ::close(file); }
-  } closer{file};
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+  ~Opened() { ::close(file); }
+};
+
+Bytes read_all(const Opened& opened, const std::string& path, std::uint64_t most, Code code) {
   Bytes data;
   struct stat about{};
-  if (::fstat(file, &about) == 0 && about.st_size > 0 && static_cast<std::uint64_t>(about.st_size) <= most) {
+  if (::fstat(opened.file, &about) == 0 && about.st_size > 0 && static_cast<std::uint64_t>(about.st_size) <= most) {
     data.reserve(static_cast<std::size_t>(about.st_size) + 1);
   }
   constexpr std::size_t kPiece = 1 << 20;
   for (;;) {
     const std::size_t had = data.size();
     data.resize(had + (data.capacity() > had ? std::min(data.capacity() - had, kPiece) : kPiece));
-    const ssize_t got = ::read(file, data.data() + had, data.size() - had);
+    const ssize_t got = ::read(opened.file, data.data() + had, data.size() - had);
     if (got < 0 && errno == EINTR) {
       data.resize(had);
       continue;
@@ -45,6 +52,19 @@ Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const
     if (data.size() > most) fail(code, path, ": larger than ", most, " bytes");
     if (got == 0) return data;
   }
+}
+
+}  // namespace
+
+Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const std::string& missing) {
+  // Opening a pipe would wait for a writer, who may never come.
+  const Opened opened(path, O_NONBLOCK, code, missing);
+  struct stat about{};
+  // Reading a folder says what it is.
+  if (::fstat(opened.file, &about) == 0 && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode)) {
+    fail(code, path, ": a pipe or a device; a regular file is wanted: put the file itself there");
+  }
+  return read_all(opened, path, most, code);
 }
 
 bool is_file(const std::string& path) {
@@ -135,7 +155,8 @@ void write_both(const std::string& first, const Bytes& a, const std::string& sec
 
 Bytes read_file(const std::string& path) {
   return detail::translated([&] {
-    Bytes data = detail::read_bounded(path, std::uint64_t{2} << 30, Code::input);
+    const detail::Opened opened(path, 0, Code::input, {});
+    Bytes data = detail::read_all(opened, path, std::uint64_t{2} << 30, Code::input);
     if (data.empty()) detail::damaged(path, ": empty");
     return data;
   });

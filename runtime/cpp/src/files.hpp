@@ -6,7 +6,9 @@
 
 namespace rescale::detail {
 
-// All bytes of a file; throws `code` where it cannot be read (with the text `missing` where there is none) or holds more.
+// All bytes of a file that somebody else made, such as a bundle's; throws `code` where it cannot be read (with the text `missing`
+// where there is none), holds more, or is a pipe or device, which could keep the reader waiting for ever. Pictures, which the
+// caller names, come through `read_file` from those too.
 Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const std::string& missing = {});
 
 bool is_file(const std::string& path);  // regular, or a link to one

@@ -52,6 +52,10 @@ Block block_of(const LrPicture& small) {
   return block;
 }
 
+std::string resized(std::uint64_t width, std::uint64_t height, std::uint64_t wanted_width, std::uint64_t wanted_height) {
+  return cat("it has ", by(width, height), " pixels where its marker says ", by(wanted_width, wanted_height));
+}
+
 void set(LrPicture& small, State state, std::string detail) {
   small.state = state;
   small.detail = std::move(detail);
@@ -87,8 +91,7 @@ void judge(LrPicture& small, const Block& block, const Pixels& pixels, std::uint
   const std::uint64_t rows = m.lr_height + (m.layout == "strip" ? strip_rows(m.lr_height) : 0);
   const auto width = static_cast<std::uint64_t>(pixels.width), height = static_cast<std::uint64_t>(pixels.height);
   if (width != m.lr_width || height != rows) {
-    return set(small, State::pixels_changed,
-               cat("it has ", by(width, height), " pixels where its marker says ", by(m.lr_width, rows)));
+    return set(small, State::pixels_changed, resized(width, height, m.lr_width, rows));
   }
   Bytes alpha, latent;
   if (m.layout == "strip") {
@@ -110,6 +113,7 @@ void judge(LrPicture& small, const Block& block, const Pixels& pixels, std::uint
     return set(small, State::damaged, cat("its auxiliary data is damaged: ", e.what()));
   }
   if (!matches(auxiliary_digest(alpha, latent), small.auxiliary_digest)) {
+    if (m.layout == "alpha") small.unverified_alpha = stored_alpha(pixels);
     return set(small, State::auxiliary_stripped,
                alpha.empty() ? "its latent code is missing or changed" : "its alpha plane was changed or dropped");
   }
@@ -130,6 +134,11 @@ void detail::check_planes(const LrPicture& small) {
       !fits(small.unverified_alpha, width * height) || !fits(small.latent, latent)) {
     fail(Code::input, small.name, ": its planes are not of its size, ", by(width, height));
   }
+}
+
+bool detail::fits(const Marker& marker, Size size) {
+  return size.width >= 0 && size.height >= 0 && marker.lr_width == static_cast<std::uint64_t>(size.width) &&
+         marker.lr_height == static_cast<std::uint64_t>(size.height);
 }
 
 const char* to_string(State state) { return kStates[static_cast<int>(state)]; }
@@ -265,6 +274,11 @@ std::pair<State, std::string> LrPicture::verdict(const std::string& model, int s
   if (has_marker && (marker.model != model || marker.scale != scale || marker.weights != weights)) {
     const std::string made = cat("made by ", marker.model, " x", marker.scale, " with weights ", marker.weights.substr(0, 12));
     return {State::other_model, cat(made, ", not by ", model, " x", scale, " with weights ", weights.substr(0, 12))};
+  }
+  if (has_marker && state == State::exact && !fits(marker, size)) {  // not from a file: its planes were exchanged
+    const auto width = static_cast<std::uint64_t>(std::max(0, size.width)),
+               height = static_cast<std::uint64_t>(std::max(0, size.height));
+    return {State::pixels_changed, resized(width, height, marker.lr_width, marker.lr_height)};
   }
   return {state, detail};
 }

@@ -8,4 +8,6 @@ namespace rescale::detail {
 void check_planes(const Picture& picture);
 void check_planes(const LrPicture& small);
 
+bool fits(const Marker& marker, Size size);  // whether it was made for an LR picture of this size
+
 }  // namespace rescale::detail

@@ -52,8 +52,19 @@ OrtLibrary* open(const std::string& wanted) {
   if (!lib->api) {
     fail(Code::backend, lib->path, ": ONNX Runtime ", lib->name, "; version 1.", kLeastVersion, " or newer is wanted");
   }
-  lib->check(lib->api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "rescale", &lib->env), cat(lib->path, ": no environment"));
+  lib->check(lib->api->CreateEnv(kSilent, "rescale", &lib->env), cat(lib->path, ": no environment"));
   return lib.release();
+}
+
+// Words with one space between them.
+std::string on_one_line(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    const bool space = c == ' ' || (c >= '\t' && c <= '\r');
+    if (!space) out += c;
+    if (space && !out.empty() && out.back() != ' ') out += ' ';
+  }
+  return out.substr(0, out.find_last_not_of(' ') + 1);
 }
 
 }  // namespace
@@ -62,7 +73,7 @@ void OrtLibrary::check(OrtStatus* status, const std::string& what) const {
   if (!status) return;
   const std::string why = api->GetErrorMessage(status);
   api->ReleaseStatus(status);
-  fail(tells_of_memory(why.c_str()) ? Code::out_of_memory : Code::backend, what, ": ", why);
+  fail(tells_of_memory(why.c_str()) ? Code::out_of_memory : Code::backend, what, ": ", printable(on_one_line(why)));
 }
 
 OrtLibrary& load_onnxruntime(const std::string& path) {

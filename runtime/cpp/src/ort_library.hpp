@@ -10,6 +10,10 @@
 
 namespace rescale::detail {
 
+// All that it logs as an error comes as a status too; the log would show names in a graph raw, over several lines, before our
+// error.
+constexpr OrtLoggingLevel kSilent = ORT_LOGGING_LEVEL_FATAL;
+
 struct OrtLibrary {
   const OrtApi* api = nullptr;  // of `version`; only functions up to that version are there
   std::uint32_t version = 0;    // the header's or the library's, whichever is older
@@ -18,7 +22,7 @@ struct OrtLibrary {
   OrtEnv* env = nullptr;
   std::mutex lock;  // for the environment's registry of providers
 
-  // Throws Code::backend, or Code::out_of_memory, with the library's message behind `what`; frees the status.
+  // Throws Code::backend, or Code::out_of_memory, with the library's message on one line behind `what`; frees the status.
   void check(OrtStatus* status, const std::string& what) const;
 };
 

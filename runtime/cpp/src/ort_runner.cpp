@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "machine.hpp"
+#include "onnx_file.hpp"
 #include "ort_library.hpp"
 #include "runner.hpp"
 
@@ -98,10 +99,13 @@ class OrtRunner : public Runner {
     const OrtApi& api = *lib_.api;
     const std::string what = cat(bundle_.path, ": ", name_of(graph), " cannot be loaded by ", name());
     const Bytes data = bundle_.read_graph(graph, precision_);
+    check_self_contained(data, cat(bundle_.path, "/", bundle_.graph(graph, precision_).file), what);
     Owned<OrtSessionOptions> options(api.ReleaseSessionOptions);
     lib_.check(api.CreateSessionOptions(&options.object), what);
     lib_.check(api.SetIntraOpNumThreads(options.object, threads_), what);
-    lib_.check(api.SetSessionLogSeverityLevel(options.object, ORT_LOGGING_LEVEL_ERROR), what);
+    lib_.check(api.SetSessionLogSeverityLevel(options.object, kSilent), what);
+    // Not ONNX Runtime's own format, which was not looked through.
+    lib_.check(api.AddSessionConfigEntry(options.object, "session.load_model_format", "ONNX"), what);
     // A memory pattern is kept for every shape that ever came.
     lib_.check(api.DisableMemPattern(options.object), what);
     // Waiting threads must not burn the CPU of the program that embeds this.

@@ -17,6 +17,10 @@ Picture Picture::from_png(const Bytes& file, const std::string& name, Alpha rule
     const std::vector<Chunk> chunks = read_chunks(file, name);
     const Header header = read_header(chunks, name);
     check_pixels(header.width, header.height, max_pixels, name);
+    if (header.width > kMaxSide || header.height > kMaxSide) {
+      fail(Code::input, name, ": sides of 1 to ", kMaxSide, " pixels were expected, got ", by(header.width, header.height),
+           "; cut a larger picture into parts");
+    }
     if (std::any_of(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.kind == "acTL"; })) {
       fail(Code::input, name, ": has several frames; extract the one you want as a PNG first");
     }

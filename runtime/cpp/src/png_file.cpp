@@ -12,6 +12,7 @@ namespace {
 constexpr std::uint8_t kSignature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
 constexpr std::size_t kMaxChunks = 100'000;
 
+// What pixels are decoded from.
 bool is_critical(const std::string& kind) {
   return kind == "IHDR" || kind == "PLTE" || kind == "tRNS" || kind == "IDAT" || kind == "IEND";
 }
@@ -48,6 +49,26 @@ std::string quoted(const std::string& kind) {
   return out + quote;
 }
 
+// Refuses what there is more than one way to understand: decoders differ in which of two headers they take, and skip what is late.
+void check_order(const std::vector<Chunk>& chunks, const std::string& name) {
+  const auto is_data = [](const Chunk& c) { return c.kind == "IDAT"; };
+  const auto first = std::find_if(chunks.begin(), chunks.end(), is_data);
+  const auto behind = std::find_if_not(first, chunks.end(), is_data);
+  if (std::any_of(behind, chunks.end(), is_data)) damaged(name, ": damaged PNG: other chunks between its IDAT chunks");
+  for (auto c = chunks.begin(); c != chunks.end(); ++c) {
+    // By a capital letter a chunk says that it may not be left out.
+    if (!is_critical(c->kind) && !(static_cast<std::uint8_t>(c->kind[0]) & 0x20)) {
+      damaged(name, ": damaged PNG: a critical chunk ", quoted(c->kind), " that no PNG has");
+    }
+    const bool colours = c->kind == "PLTE" || c->kind == "tRNS";
+    if (colours && c > first) damaged(name, ": damaged PNG: ", c->kind, " behind IDAT");
+    const auto same = [&](const Chunk& other) { return other.kind == c->kind; };
+    if ((colours || c->kind == "IHDR") && std::any_of(chunks.begin(), c, same)) {
+      damaged(name, ": damaged PNG: more than one ", c->kind, " chunk");
+    }
+  }
+}
+
 }  // namespace
 
 bool is_png(const Bytes& file) { return file.size() >= 8 && std::equal(kSignature, kSignature + 8, file.begin()); }
@@ -73,6 +94,7 @@ std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name) {
   const bool whole = !chunks.empty() && chunks.front().kind == "IHDR" && chunks.back().kind == "IEND" &&
                      std::any_of(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.kind == "IDAT"; });
   if (!whole) damaged(name, ": truncated or damaged PNG: IHDR, IDAT or IEND is missing");
+  check_order(chunks, name);
   return chunks;
 }
 

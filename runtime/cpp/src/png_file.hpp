@@ -21,7 +21,8 @@ struct Header {
 
 bool is_png(const Bytes& file);
 
-// Refuses what is no PNG, truncated, without IHDR, IDAT or IEND, or damaged in a critical chunk.
+// Refuses what is no PNG, truncated, without IHDR, IDAT or IEND, damaged in a critical chunk, or with critical chunks that are
+// unknown or not where the standard has them.
 std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name);
 Header read_header(const std::vector<Chunk>& chunks, const std::string& name);
 

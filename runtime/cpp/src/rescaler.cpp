@@ -38,12 +38,22 @@ struct Rescaler::Impl {
 
   static void check_sides(Size hr, int most) {
     if (hr.width < 1 || hr.height < 1 || hr.width > most || hr.height > most) {
-      fail(Code::input, "sides of 1 to ", most, " pixels were expected, got ", hr.width, "x", hr.height);
+      fail(Code::input, "sides of 1 to ", most, " pixels were expected, got ", hr.width, "x", hr.height,
+           "; cut a larger picture into parts");
     }
   }
 };
 
 namespace {
+
+// What else to do where there is an alpha channel to trust.
+constexpr const char* kTrust =
+    "; if `rescale down` made it and a tool saved it again, --trust-alpha restores it with the alpha channel as it is, unchecked";
+
+// States in which an alpha channel may still be -A's, or nearly so.
+bool may_be_trusted(State state) {
+  return state == State::pixels_changed || state == State::auxiliary_stripped || state == State::foreign;
+}
 
 const char* advice(State state) {
   switch (state) {
@@ -173,17 +183,19 @@ Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
     const Info& info = impl_->info;
     const auto [state, detail] = small.verdict(info.model, info.scale, info.weights);
     const bool exact = state == State::exact;
-    const bool trusted = how.trust_alpha && (state == State::foreign || state == State::pixels_changed) && info.lr_channels == 4;
+    const bool trustable = may_be_trusted(state) && info.lr_channels == 4 && !small.unverified_alpha.empty();
+    const bool trusted = how.trust_alpha && trustable;
     static const Bytes none;
     // A marker of a model without alpha may lie on a picture with one.
     const Bytes& alpha = info.lr_channels != 4 ? none : trusted ? small.unverified_alpha : exact ? small.alpha : none;
-    if (how.strict && !exact && !(trusted && !alpha.empty())) {
-      throw Error(Code::lr_file,
-                  cat(small.name, ": ", detail, ": ", advice(state), " (--force restores without its auxiliary data)"), state);
-    }
     const Marker& m = small.marker;
-    const bool known = small.has_marker && m.scale == info.scale && m.lr_width == static_cast<std::uint64_t>(small.size.width) &&
-                       m.lr_height == static_cast<std::uint64_t>(small.size.height);
+    const bool other_scale = small.has_marker && m.scale != info.scale;
+    if ((how.strict && !exact && !trusted) || other_scale) {
+      const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
+                                       : " (--force restores without its auxiliary data)";
+      throw Error(Code::lr_file, cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced), state);
+    }
+    const bool known = small.has_marker && fits(m, small.size);
     check_planes(small);
     if (std::max(small.size.width, small.size.height) > kMaxRestored / info.scale) {
       fail(Code::input, small.name, ": ",

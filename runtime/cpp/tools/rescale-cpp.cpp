@@ -11,6 +11,8 @@
 
 namespace {
 
+using rescale::printable;
+
 constexpr const char* kUsage =
     "usage: rescale-cpp down SOURCE.png TARGET.png --bundle FOLDER [options]\n"
     "       rescale-cpp up   SOURCE.png TARGET.png --bundle FOLDER [options]\n"
@@ -21,7 +23,7 @@ constexpr const char* kUsage =
     "  --carrier NAME         down: marker and latent as chunk, text or sidecar [chunk]\n"
     "  --alpha RULE           down: refuse or keep real transparency [refuse]\n"
     "  --force                up: restore an LR that is not exact, without its auxiliary data\n"
-    "  --trust-alpha          up, -A: restore a picture without marker by its alpha channel, unchecked\n"
+    "  --trust-alpha          up, -A: restore a picture without marker, or changed, by its alpha channel, unchecked\n"
     "  --backend NAME         onnxruntime[:PROVIDER[,KEY=VALUE...]], tensorrt or tensorrt-rtx [onnxruntime]\n"
     "  --library PATH         libonnxruntime.so (or $RESCALE_ONNXRUNTIME)\n"
     "  --provider-library P   of a provider that is a library of its own\n"
@@ -142,8 +144,8 @@ void down(const Arguments& a) {
       rescale::Picture::from_png(rescale::read_file(a.paths[0]), a.paths[0], keep, a.number("--max-pixels", rescale::kMaxPixels));
   const auto small = net.downscale(picture);
   small.save(a.paths[1], a.get("--layout", "alpha"), a.get("--carrier", "chunk"));
-  std::printf("%s -> %s: %dx%d -> %dx%d, %s\n", a.paths[0].c_str(), a.paths[1].c_str(), picture.size.width, picture.size.height,
-              small.size.width, small.size.height, net.info().title.c_str());
+  std::printf("%s -> %s: %dx%d -> %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
+              picture.size.height, small.size.width, small.size.height, printable(net.info().title).c_str());
 }
 
 // An LR file; one that is no whole picture cannot be restored, as one that was changed cannot.
@@ -181,23 +183,23 @@ void up(const Arguments& a) {
     const bool trusted = a.has("--trust-alpha") && !small.unverified_alpha.empty() && net.info().lr_channels == 4 &&
                          state != rescale::State::other_model;
     const char* how = trusted ? "by its alpha channel, unverified" : "without auxiliary data";
-    std::fprintf(stderr, "warning: %s: %s; restored %s\n", small.name.c_str(), detail.c_str(), how);
+    std::fprintf(stderr, "warning: %s: %s; restored %s\n", printable(small.name).c_str(), printable(detail).c_str(), how);
   }
   rescale::write_file(a.paths[1], picture.to_png());
-  std::printf("%s -> %s: %dx%d, %s\n", a.paths[0].c_str(), a.paths[1].c_str(), picture.size.width, picture.size.height,
-              net.info().title.c_str());
+  std::printf("%s -> %s: %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
+              picture.size.height, printable(net.info().title).c_str());
 }
 
 void info(const Arguments& a) {
   const auto small = rescale::LrPicture::open(a.paths[0], a.number("--max-pixels", rescale::kMaxPixels));
-  std::printf("source: %s\nstate: %s\nlr_size: %dx%d\n", a.paths[0].c_str(), to_string(small.state), small.size.width,
+  std::printf("source: %s\nstate: %s\nlr_size: %dx%d\n", printable(a.paths[0]).c_str(), to_string(small.state), small.size.width,
               small.size.height);
-  if (!small.detail.empty()) std::printf("detail: %s\n", small.detail.c_str());
+  if (!small.detail.empty()) std::printf("detail: %s\n", printable(small.detail).c_str());
   if (small.has_marker) {
     const rescale::Marker& m = small.marker;
-    std::printf("model: %s\nscale: %d\nhr_size: %llux%llu\nweights: %s\nlayout: %s\nsource_mode: %s\n", m.model.c_str(), m.scale,
-                static_cast<unsigned long long>(m.hr_width), static_cast<unsigned long long>(m.hr_height), m.weights.c_str(),
-                m.layout.c_str(), m.source_mode.c_str());
+    std::printf("model: %s\nscale: %d\nhr_size: %llux%llu\nweights: %s\nlayout: %s\nsource_mode: %s\n", printable(m.model).c_str(),
+                m.scale, static_cast<unsigned long long>(m.hr_width), static_cast<unsigned long long>(m.hr_height),
+                m.weights.c_str(), m.layout.c_str(), m.source_mode.c_str());
   }
 }
 
@@ -233,12 +235,12 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) try {
   return run(argc, argv);
 } catch (const Usage& e) {
-  std::fprintf(stderr, "error: %s\n%s", e.why.c_str(), kUsage);
+  std::fprintf(stderr, "error: %s\n%s", printable(e.why).c_str(), kUsage);
   return 2;
 } catch (const rescale::Error& e) {
-  std::fprintf(stderr, "error: %s\n", e.what());
+  std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
   return e.code() == rescale::Code::lr_file ? 3 : 1;
 } catch (const std::exception& e) {
-  std::fprintf(stderr, "error: %s\n", e.what());
+  std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
   return 1;
 }

@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale.bundle import Bundle
-from rescale.errors import BackendError, OutOfMemoryError
+from rescale.errors import BackendError, BundleError, OutOfMemoryError
 from rescale.extras import import_library
+from rescale.graph_file import require_self_contained
 from rescale.threads import usable_threads
 
 ort = import_library("onnxruntime")
+
+LOG_FATAL = 4
+"""What ONNX Runtime may print: its errors come as exceptions, and its log has names of the graph's nodes as they are."""
 
 _ALLOCATION = re.compile(r"bad_alloc|allocate memory|out of memory", re.I)
 """How ONNX Runtime words a failed allocation."""
@@ -72,7 +76,7 @@ class OnnxRuntimeRunner:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
         except Exception as e:  # ONNX Runtime raises classes of its own that share no public base
             kind = OutOfMemoryError if isinstance(e, MemoryError) or _ALLOCATION.search(str(e)) else BackendError
-            raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {e}") from None
+            raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {_said(e)}") from None
 
     def close(self) -> None:
         with self._lock:
@@ -85,16 +89,21 @@ class OnnxRuntimeRunner:
             if graph not in self._sessions:
                 options = ort.SessionOptions()
                 options.intra_op_num_threads = self._threads
-                options.log_severity_level = 3
+                options.log_severity_level = LOG_FATAL
                 # A memory pattern is kept for every shape that ever came: 320 MB after 200 pictures of random sizes.
                 options.enable_mem_pattern = False
                 # Waiting threads must not burn the CPU of the program that embeds this; it costs nothing (docs/speed.md).
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                # Bytes are ONNX, never ONNX Runtime's own format, which nothing here looks into.
+                options.add_session_config_entry("session.load_model_format", "ONNX")
                 data = self._bundle.read_graph(graph, self._precision)
                 try:
+                    require_self_contained(data, str(self._bundle.path / self._bundle.graph(graph, self._precision).file))
                     session = self._open(data, options)
+                except BundleError:
+                    raise
                 except Exception as e:  # as above
-                    raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
+                    raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {_said(e)}") from None
                 # ONNX Runtime only warns where a provider cannot be used, and runs on the CPU.
                 used = session.get_providers()
                 if self._provider not in used:
@@ -108,6 +117,13 @@ class OnnxRuntimeRunner:
         devices = [d for d in _devices() if d.ep_name == self._provider]
         options.add_provider_for_devices(devices, self._options)
         return ort.InferenceSession(data, options)
+
+
+def _said(error: Exception) -> str:
+    """Text of an error, which may hold names out of a graph, on one line."""
+    from rescale.console import printable  # a program that embeds this needs no command line
+
+    return printable(" ".join(str(error).split()))
 
 
 def _devices() -> list[Any]:
@@ -128,7 +144,7 @@ def _require_provider(name: str) -> None:
             ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
         except Exception as e:
             if "already" not in str(e):
-                raise BackendError(f"{name}: its library cannot be loaded: {e}") from None
+                raise BackendError(f"{name}: its library cannot be loaded: {_said(e)}") from None
     available = [*ort.get_available_providers(), *(d.ep_name for d in _devices())]
     if name not in available:
         have = ", ".join(dict.fromkeys(available))

@@ -6,14 +6,13 @@ An RTX engine holds no kernels: the library compiles them on the user's GPU. The
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from rescale.cuda import optional
 from rescale.cuda.notes import Notes
 from rescale.engine_file import ENGINE_SUFFIX, EngineInfo
 from rescale.errors import BackendError, EngineError, OutOfMemoryError, OutputError
-from rescale.files import atomic_write
+from rescale.files import atomic_write, read_regular
 from rescale.flavour import Flavour
 
 MAX_CACHE_BYTES = 100 << 20
@@ -107,14 +106,9 @@ class RuntimeCache:
 
     def _read(self) -> bytes:
         try:
-            with Path(self.path).open("rb") as f:
-                data = f.read(MAX_CACHE_BYTES + 1)
+            return read_regular(self.path, MAX_CACHE_BYTES)
         except FileNotFoundError:
             return b""
         except OSError as e:
-            self._notes.add(f"{self.path}: cannot read: {e.strerror}")
+            self._notes.add(f"{self.path}: not read: {e.strerror}")
             return b""
-        if len(data) > MAX_CACHE_BYTES:
-            self._notes.add(f"{self.path}: not read: larger than {MAX_CACHE_BYTES >> 20} MB")
-            return b""
-        return data

@@ -1,7 +1,8 @@
 """Reading a file from a stranger into tensors by name.
 
-A ``.pth`` file is a pickle. It is never unpickled freely: PyTorch's restricted unpickler builds tensors and plain containers and
-refuses every other name. It reads what was checked and hashed here, not the file again.
+A ``.pth`` file is a pickle. It is never unpickled freely: what it names is looked at first, without carrying anything out, and then
+PyTorch's restricted unpickler builds tensors and plain containers. That alone is not enough: it also calls ``bytearray`` and
+``torch.Tensor`` with any size that a file says. It reads what was checked and hashed here, not the file again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -29,6 +31,23 @@ MAX_BYTES = 1 << 29
 
 WRAPPER = "model_state_dict"
 """Entry that holds the parameters in a file that also keeps the optimiser's state."""
+
+MAX_STEPS = 1 << 21
+"""Of a pickle. The largest published one has about 100,000."""
+
+_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short)Storage"
+)
+"""All that parameters, and an optimiser's state beside them, are made of."""
+
+_OTHER_NAMES = ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")
+"""Steps that name something in ways that torch.save does not use."""
+
+_LEGACY_PICKLES = 5
+"""Of the format before PyTorch 1.6: mark, version, system, content, order of the values that follow."""
+
+_CURE = "save torch.save(model.state_dict(), ...) where the file comes from, or get it as safetensors"
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -65,6 +84,7 @@ def read(path: Path) -> Source:
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
             raise CheckpointError(f"{path}: not readable as safetensors: {_shown(e)}") from None
     elif data.startswith(_PICKLE):
+        _check_pickles(path, data, _LEGACY_PICKLES)
         content = _restricted_load(path, data)
     else:
         raise CheckpointError(f"{path}: neither a PyTorch file (.pth) nor safetensors; it begins with {data[:8]!r}")
@@ -104,7 +124,10 @@ def _plain_zip(path: Path, data: bytes) -> bytes:
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as plain:
                 for entry in entries:
-                    plain.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+                    content = archive.read(entry)
+                    if entry.filename.lower().endswith("data.pkl"):  # PyTorch's reader takes capitals for small letters
+                        _check_pickles(path, content, 1)
+                    plain.writestr(zipfile.ZipInfo(entry.filename), content)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError, OverflowError, struct.error) as e:
         raise CheckpointError(f"{path}: truncated or damaged: {_shown(e)}") from None
     return out.getvalue()
@@ -124,6 +147,24 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> Non
         raise CheckpointError(f"{path}: two of its entries have one name")
 
 
+def _check_pickles(path: Path, data: bytes, count: int) -> None:
+    """Check that pickles, one after the other, name nothing but what parameters are made of. Carries nothing out."""
+    stream, steps = io.BytesIO(data), 0
+    try:
+        for _ in range(count):
+            for step, value, _ in pickletools.genops(stream):
+                steps += 1
+                if steps > MAX_STEPS:
+                    raise CheckpointError(
+                        f"{path}: a pickle of more than {MAX_STEPS} steps; no checkpoint of these networks has that"
+                    )
+                if step.name in _OTHER_NAMES or (step.name == "GLOBAL" and not _NAMES.fullmatch(str(value))):
+                    named = "something on a way of its own" if value is None else _shown(str(value).replace(" ", "."))
+                    raise CheckpointError(f"{path}: the pickle in it names {named}, which is code and is not run; {_CURE}")
+    except ValueError as e:
+        raise CheckpointError(f"{path}: truncated or damaged: {_shown(e)}") from None
+
+
 def _restricted_load(path: Path, data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
@@ -134,8 +175,7 @@ def _restricted_load(path: Path, data: bytes) -> Any:
         # PyTorch's message ends in advice to load the file without the restriction, which is not to be passed on.
         named = re.search(r"GLOBAL (\S+)|Trying to (?:call|instantiate|set)\D* (\S+)", str(e))
         what = f"names {_shown(named[1] or named[2])}, which is code" if named else "is not one of tensors only"
-        cure = "save torch.save(model.state_dict(), ...) where the file comes from, or get it as safetensors"
-        raise CheckpointError(f"{path}: the pickle in it {what} and is not run; {cure}") from None
+        raise CheckpointError(f"{path}: the pickle in it {what} and is not run; {_CURE}") from None
     except Exception as e:
         # A hostile or damaged pickle makes the unpickler fail in any way: KeyError, IndexError, EOFError, RuntimeError, ...
         said = str(e).strip().splitlines()

@@ -134,7 +134,7 @@ struct RESCALE_EXPORT LrPicture {
   Bytes alpha;             // -A: codes 1 to 255, one a pixel, 128 neutral; only if they are verified
   Bytes latent;            // -M: codes, four planes of ceil(h / 4) rows of ceil(w / 4); only if they are verified
   Bytes source_alpha;      // transparency of the HR picture, if it was kept
-  Bytes unverified_alpha;  // codes of a foreign or changed picture's alpha channel
+  Bytes unverified_alpha;  // codes of a foreign, changed or stripped picture's alpha channel; -A's, or anything
   Chunks colour;
   State state = State::exact;
   std::string detail;  // why the state is not exact
@@ -159,8 +159,11 @@ struct RESCALE_EXPORT LrPicture {
 };
 
 struct Restoring {
-  bool strict = true;        // refuse what cannot be restored exactly; false restores it without its auxiliary data
-  bool trust_alpha = false;  // restore a picture without marker, or changed, by the alpha channel it has, unverified
+  // Refuse what cannot be restored exactly; false restores it without its auxiliary data. A picture whose marker names another
+  // scale is refused all the same: what came out would have another size than its original.
+  bool strict = true;
+  // Restore a picture without marker, or with changed pixels or alpha channel, by the alpha channel it has, unverified.
+  bool trust_alpha = false;
 };
 
 // What was loaded.
@@ -219,6 +222,10 @@ class RESCALE_EXPORT Rescaler {
 RESCALE_EXPORT Bytes read_file(const std::string& path);
 // Writes beside `path` and renames: an interruption leaves the old file or none.
 RESCALE_EXPORT void write_file(const std::string& path, const Bytes& data);
+
+// Text on one line, with control characters and bytes that are not UTF-8 escaped as Python does it. Messages of `Error` and fields
+// of `LrPicture` and `Info` quote files that anybody may have written: what goes to a terminal or a log goes through this.
+RESCALE_EXPORT std::string printable(const std::string& text);
 
 RESCALE_EXPORT const char* version();
 
