@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,15 +27,15 @@ from rescale_export.gradient import compare_gradient, gradient
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.halo import measured_halo
 from rescale_export.memory import bytes_per_lr_pixel
+from rescale_export.places import check_place, temporary_beside
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import flow_digest, weights_digest
 from rescale_train.config import size_name, to_dict
+from rescale_train.importers.convert import UNKNOWN
 from rescale_train.models import RescalingNet
 
 ort = import_library("onnxruntime")
-
-LICENCE = "Apache-2.0"
 
 
 def bundle_name(net: RescalingNet) -> str:
@@ -65,7 +64,7 @@ def write_bundle(
         refine: write the gradient graph too.
 
     Returns:
-        The written bundle, read back and verified.
+        The written bundle, read back and verified before it took its place.
 
     Raises:
         ParityError: a graph does not agree with PyTorch, or a precision loses more than the gate allows; nothing is written.
@@ -119,7 +118,7 @@ def write_bundle(
             "onnxruntime": ort.__version__,
             "numpy": np.__version__,
         },
-        "licence": (card or {}).get("licence", LICENCE),
+        "licence": (card or {}).get("licence", UNKNOWN),
     }
     with replaced_folder(target) as folder:
         for name, data in files.items():
@@ -128,8 +127,10 @@ def write_bundle(
         written = Bundle(folder)
         found = {p: compare_precision(written, p, cases).to_dict() for p in written.precisions if p != "fp32"}
         _write_manifest(folder, manifest | {"precision_parity": found})
-        Bundle(folder).verify()
-    return Bundle(target)
+        made = Bundle(folder)
+        made.verify()
+    made.path = target  # not read again there: another export may be moving its own to that place
+    return made
 
 
 def _graphs(
@@ -197,17 +198,17 @@ def check_target(target: Path) -> Path:
     """Where a bundle may be written, resolved.
 
     Raises:
-        OutputError: it is the current folder, exists and is not a bundle, or its parent does not exist or is not writable.
+        OutputError: it is the current folder, exists and is not a bundle or cannot be read, or see `check_place`.
     """
-    target = target.resolve()
-    if target == Path.cwd() or not target.name:
+    target = check_place(target, "bundle", "--out")
+    if target == Path.cwd():
         raise OutputError(f"{target}: is where this command runs; choose another --out")
-    if not _may_be_replaced(target):
+    try:
+        free = _may_be_replaced(target)
+    except OSError as e:
+        raise OutputError(f"{target}: cannot read what is there: {e.strerror or e}; choose another --out") from None
+    if not free:
         raise OutputError(f"{target}: exists and is not a bundle, or holds other files; choose another --out")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: cannot write the bundle: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target}: cannot write the bundle: {target.parent} is not writable; choose another --out")
     return target
 
 
@@ -223,7 +224,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         OutputError: not writable, or no place for a bundle, see `check_target`.
     """
     target = check_target(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(target)
     old = temporary.with_suffix(".old")
     try:
         temporary.mkdir()

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rescale.bundle import Bundle, check_precision
 from rescale.console import Version, new_app, print_json, require, run_app
+from rescale.contract import GRADIENT
 from rescale.errors import CheckpointError
 from rescale.variants import SCALES, VARIANTS
 
@@ -25,7 +27,9 @@ def export(
     ] = ["mixed"],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
     triton: Annotated[Path | None, typer.Option(help="Also write Triton models into this model repository.")] = None,
-    triton_backend: Annotated[str, typer.Option(help="What runs them: onnxruntime, tensorrt or python.")] = "onnxruntime",
+    triton_backend: Annotated[
+        str | None, typer.Option(help="What runs them: onnxruntime, tensorrt or python; by default onnxruntime.")
+    ] = None,
     triton_precision: Annotated[
         str | None, typer.Option(help="Graphs that Triton serves; by default mixed for tensorrt, fp32 for others.")
     ] = None,
@@ -53,14 +57,19 @@ def export(
         print_list(json_)
         return
     from rescale_export.bundles import bundle_name, check_target, write_bundle
-    from rescale_export.triton import check_repository, served_precision, write_repository
+    from rescale_export.triton import BACKENDS, check_repository, served_precision, write_repository
     from rescale_train.config import size_name
 
-    served_precision(triton_backend, triton_precision, dict.fromkeys(("fp32", *precision)))
+    for wanted in precision:
+        check_precision(wanted)
+    server = BACKENDS[0] if triton_backend is None else triton_backend
     if triton is not None:
-        check_repository(triton)
-    elif triton_precision is not None or triton_engines is not None:
-        raise typer.BadParameter("--triton-precision and --triton-engines are for --triton, which is missing")
+        served_precision(server, triton_precision, dict.fromkeys(("fp32", *precision)))
+        if triton_engines is not None and server != "tensorrt":
+            raise typer.BadParameter(f"--triton-engines is for --triton-backend tensorrt, not {server}")
+        check_repository(triton, out)
+    elif (triton_backend, triton_precision, triton_engines) != (None, None, None):
+        raise typer.BadParameter("--triton-backend, --triton-precision and --triton-engines are for --triton, which is missing")
     if out is not None:
         check_target(out)
     card: dict[str, Any] = {}
@@ -81,37 +90,50 @@ def export(
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     if config.corrections and corrections:
         said = f"{said}, {config.corrections} corrections of the encoder (--no-corrections is some ten times faster)"
-    if not corrections:
+    elif config.corrections:
         net = net.without_corrections()
         said = f"{said}, without the encoder's corrections"
         # What the card measured and counted is with them.
         card = {k: v for k, v in card.items() if k not in ("figures", "validation", "parameters", "weights_sha256")}
+    elif not corrections:
+        said = f"{said}; they have no corrections to leave out"
+    target = out or Path(bundle_name(net))
+    if triton is not None:
+        check_repository(triton, target)
     if not json_:
         print(f"{model} x{scale}: {said}")
-    bundle = write_bundle(net, out or Path(bundle_name(net)), card, precision, refine)
-    models: list[str] = []
+    bundle = write_bundle(net, target, card, precision, refine)
+    if not json_:
+        print_bundle(bundle)
+    served: dict[str, Any] = {}
     if triton is not None:
-        models = write_repository(bundle, triton, triton_backend, triton_precision, triton_engines)
-    parity = bundle.manifest["parity"]
+        models = write_repository(bundle, triton, server, triton_precision, triton_engines)
+        served = {"triton": {"repository": str(triton), "backend": server, "models": models}}
+        if not json_:
+            print(f"triton: {triton}: {', '.join(models)}")
     if json_:
-        parts = {key: bundle.manifest[key] for key in ("graphs", "precisions", "parity", "precision_parity")}
-        served = {} if triton is None else {"triton": {"repository": str(triton), "backend": triton_backend, "models": models}}
+        named = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
+        parts = {key: bundle.manifest[key] for key in named if key in bundle.manifest}
         print_json({"bundle": str(bundle.path), "weights": said, **parts, **served})
-        return
-    for name, graph in bundle.manifest["graphs"].items():
-        p = parity.get(name, {})
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """Files of a written bundle, and how far they agree with PyTorch."""
+    m = bundle.manifest
+    for name, graph in (m["graphs"] | ({GRADIENT: m[GRADIENT]} if GRADIENT in m else {})).items():
+        p = m["parity"].get(name, {})
         agreement = ""
         if "values" in p:
             agreement = f", {p['different']} of {p['values']} values differ from PyTorch, by at most {p['largest']}"
+        elif "relative_error" in p:
+            agreement = f", differs from PyTorch's gradient by {p['relative_error']:.1g} of its size"
         print(f"  {graph['file']}: {graph['bytes']} bytes{agreement}")
-    for name, found in bundle.manifest["precision_parity"].items():
+    for name, found in m["precision_parity"].items():
         outputs = found["graphs"].items()
         shares = ", ".join(f"{k} {100 * c['different'] / c['values']:.2f} % (at most {c['largest']})" for k, c in outputs)
-        size = sum(g["bytes"] for g in bundle.manifest["precisions"][name].values())
+        size = sum(g["bytes"] for g in m["precisions"][name].values())
         print(f"  {name}: {size} bytes, loses {found['psnr_lost']:.3f} dB; values that differ: {shares}")
     print(f"bundle: {bundle.path}")
-    if triton is not None:
-        print(f"triton: {triton}: {', '.join(models)}")
 
 
 def print_list(json_: bool) -> None:

@@ -204,6 +204,9 @@ def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z_hat: str = "")
             slope = Adjoint(g, nodes, c.alpha_gain).of(y, {restored: seed})
             seen = g.concat([y, g.op("Mul", [slope, g.scalar(SLOPE_GAIN)], f"{name}.slope")], f"{name}.cat")
             step = _dense(g, cast(DenseBlock, block), seen, name, [1.0 / 255.0] * c.variant.lr_channels)
+            if c.correction_limit:
+                limit = c.correction_limit / 255.0
+                step = g.op("Clip", [step, g.scalar(-limit), g.scalar(limit)], f"{name}.limit")
             y = g.op("Add", [y, step], f"{name}.y")
     return y
 

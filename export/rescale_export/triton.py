@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -33,7 +32,13 @@ from rescale.contract import Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
+from rescale_export.places import check_place, temporary_beside
 from rescale_export.triton_config import CONFIG, VERSION, Model, Step
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no lock of a folder
+    fcntl = None  # type: ignore[assignment]
 
 BACKENDS = ("onnxruntime", "tensorrt", "python")
 GRAPH_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
@@ -82,17 +87,25 @@ def served_precision(backend: str, precision: str | None, held: Iterable[str]) -
     return precision
 
 
-def check_repository(target: Path) -> Path:
+def check_repository(target: Path, bundle: Path | None = None) -> Path:
     """A model repository's folder, resolved.
 
+    Args:
+        target: as it was given.
+        bundle: folder of the bundle whose models are to be written, if it is known yet.
+
     Raises:
-        OutputError: it is a bundle or a file.
+        OutputError: it is or lies in a bundle, is a file, is not writable, or see `check_place`.
     """
-    target = target.resolve()
-    if (target / MANIFEST).exists():
-        raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
+    target = check_place(target, "model repository", "--triton")
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target}: is not a folder; choose another one for --triton")
+    if target.exists() and not os.access(target, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: is not writable; choose another folder for --triton")
+    if (target / MANIFEST).exists():
+        raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
+    if bundle is not None and target.is_relative_to(os.path.realpath(bundle)):
+        raise OutputError(f"{target}: is or lies in the folder of the bundle, {bundle}; choose another folder for --triton")
     return target
 
 
@@ -222,7 +235,8 @@ def write_repository(
     """Write a bundle's models into a repository; see `repository_models` for the arguments and more errors.
 
     Models of other bundles and foreign ones there stay. Models that an earlier call wrote for this title are replaced, once
-    the new ones are complete; those that the new set lacks are removed.
+    the new ones are complete; those that the new set lacks are removed. Calls at the same time wait for each other; the last one
+    wins.
 
     Args:
         bundle: whose graphs are served.
@@ -236,21 +250,25 @@ def write_repository(
         OutputError: not writable, or a folder of one of these names is not a model of ours.
     """
     models = repository_models(bundle, backend, precision, engines)
-    target = check_repository(target)
-    for model in models:
-        folder = target / model.name
-        if (folder.exists() or folder.is_symlink()) and not _is_ours(folder, title(bundle)):
-            raise OutputError(f"{folder}: exists and is no model that rescale-export wrote; choose another folder for --triton")
+    target = check_repository(target, bundle.path)
     try:
         with _staged(target) as stage:
             for model in models:
                 _write_model(stage / "new" / model.name, model)
             target.mkdir(exist_ok=True)
-            stale = {p.name for p in target.iterdir() if p.name.startswith(title(bundle)) and _is_ours(p, title(bundle))}
-            _swap(stage, target, [m.name for m in models], sorted(stale))
+            with _alone(target):
+                stale = {p.name for p in target.iterdir() if p.name.startswith(title(bundle)) and _is_ours(p, title(bundle))}
+                _refuse_foreign(target, {m.name for m in models} - stale)
+                _swap(stage, target, [m.name for m in models], sorted(stale))
     except OSError as e:
         raise OutputError(f"{target}: cannot write the model repository: {e.strerror or e}") from None
     return [m.name for m in models]
+
+
+def _refuse_foreign(target: Path, names: Iterable[str]) -> None:
+    for folder in sorted(target / name for name in names):
+        if folder.exists() or folder.is_symlink():
+            raise OutputError(f"{folder}: exists and is no model that rescale-export wrote; choose another folder for --triton")
 
 
 def _write_model(folder: Path, model: Model) -> None:
@@ -284,9 +302,7 @@ def _is_ours(folder: Path, name: str) -> bool:
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A temporary folder beside the repository, where no server looks for models; it is removed in the end."""
-    if target.exists() and os.stat(target).st_dev != os.stat(target.parent).st_dev:
-        raise OutputError(f"{target}: is a mount point, into which models cannot be moved at once; choose a folder below it")
-    stage = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    stage = temporary_beside(target)
     try:
         stage.mkdir()
         (stage / "new").mkdir()
@@ -294,6 +310,22 @@ def _staged(target: Path) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block on a folder. The folder itself is locked: nothing is written, and a process
+    that ends, however, lets go. Where that cannot be (Windows, some network file systems) nobody waits."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _swap(stage: Path, target: Path, new: Sequence[str], stale: Sequence[str]) -> None:

@@ -52,6 +52,9 @@ def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
 
     Returns:
         ``hr`` (the input), ``lr``, ``restored``, and for -M ``z``, ``code`` and ``z_hat``.
+
+    Raises:
+        ParityError: a value is infinite or not a number: bytes would hide it, on both sides of a comparison.
     """
     x = torch.from_numpy(hr).permute(0, 3, 1, 2).float() / 255.0
     down = net.downscale(x)
@@ -61,11 +64,18 @@ def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
         parts.append(torch.round(down.lr[:, 3:4] * 254.0) + 1.0)
     out: dict[str, npt.NDArray[Any]] = {"hr": hr, "lr": _nhwc(torch.cat(parts, 1))}
     z_hat = net.decode_z(down.lr, down.code)
+    restored = net.upscale(down.lr, z_hat)
+    for name, values in (("LR", down.lr), ("z", down.z), ("decoded z", z_hat), ("restored HR", restored)):
+        if not values.isfinite().all():
+            where = f"{hr.shape[2]}x{hr.shape[1]}"
+            raise ParityError(
+                f"PyTorch's {name} of a picture of {where} is not finite: the weights are broken; train or import again"
+            )
     if down.code is not None:
         out["z"] = down.z.numpy()
         out["code"] = (torch.round(down.code * 127.0) + 128.0).byte().numpy()
         out["z_hat"] = z_hat.numpy()
-    out["restored"] = _nhwc(torch.round(net.upscale(down.lr, z_hat).clamp(0.0, 1.0) * 255.0))
+    out["restored"] = _nhwc(torch.round(restored.clamp(0.0, 1.0) * 255.0))
     return out
 
 

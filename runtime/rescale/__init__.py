@@ -2,7 +2,7 @@
 
     import rescale
 
-    with rescale.load("dlv_irn_a_x2_lite") as net:
+    with rescale.load("dlv_irn_a_x2_medium") as net:
         small = net.downscale(rescale.open_picture("photo.png"))
         small.save("small.png")
         net.restore(rescale.Small.open("small.png")).save("again.png")

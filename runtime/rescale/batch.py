@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,65 +19,121 @@ from rescale.files import TEMPORARY_GLOB, TEMPORARY_NAME, machine_mark
 ABANDONED = 3600.0
 """Seconds without a write after which a temporary file of another machine, whose processes cannot be asked for, is left over."""
 
-
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """What the system says where no further file could be written either."""
+
+DONE, SKIPPED = "done", "skipped"
+"""What becomes of a job without an error."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to make."""
+    """One file to make. With a `fault` there is none to make, and the fault is told in its place."""
 
     source: Path
     target: Path
+    fault: RescaleError | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done of a folder, and how many of its entries are `ignored`: hidden, or no files of the wanted suffixes."""
+
+    jobs: list[Job]
+    ignored: int
 
 
 @dataclass
 class Outcome:
-    """What became of a folder: counts, and the errors by source file. `left` were not begun, since nothing could be written."""
+    """What became of a folder: counts, and the errors by source file.
+
+    `left` were not begun: nothing could be written, or the run was `interrupted`.
+    """
 
     done: int = 0
     skipped: int = 0
     left: int = 0
+    interrupted: bool = False
     errors: list[tuple[Path, RescaleError]] = field(default_factory=list)
 
 
-def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -> list[Job]:
+def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -> Plan:
     """Jobs for all files below `source` with one of `suffixes`, in the same tree below `target`.
 
+    Hidden files and folders are left out. What stands in the way of one file or folder alone is the fault of its job: it cannot
+    be read, is a link to nothing, or would be written to the target of another file.
+
     Raises:
-        InputError: nothing to do, a folder below cannot be read, or two sources would be written to one target.
+        InputError: nothing to do, or `source` itself cannot be read.
         OutputError: a target, or the side-car beside it, is one of the sources: by a link, or since `source` lies below `target`.
     """
-    paths = (Path(folder) / name for folder, _, names in os.walk(source, onerror=_refuse_folder) for name in names)
-    found = sorted(p for p in paths if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
-    if not found:
+    found, faults, ignored = _walk(source, suffixes)
+    if not found and not faults:
         raise InputError(f"{source}: no picture found; wanted are {' '.join(suffixes)}")
-    jobs: dict[Path, Job] = {}
+    goals = {path: target / path.relative_to(source).with_suffix(new_suffix) for path in found}
+    rivals: dict[Path, list[Path]] = {}
+    for path, goal in goals.items():
+        rivals.setdefault(goal, []).append(path)
     places = {os.path.realpath(path): path for path in found}
-    for path in found:
-        goal = target / path.relative_to(source).with_suffix(new_suffix)
-        if goal in jobs:
-            raise InputError(f"{path} and {jobs[goal].source.name} would both become {goal}; rename one")
+    jobs = [Job(path, target / path.relative_to(source), fault) for path, fault in faults]
+    for path, goal in goals.items():
+        others = " and ".join(other.name for other in rivals[goal] if other != path)
+        if others:
+            fault = InputError(f"{path} and {others} would both become {goal}; rename all but one")
+            jobs.append(Job(path, goal, fault))
+            continue
         for place in (goal, sidecar_path(goal)):
             if taken := places.get(os.path.realpath(place)):
                 raise OutputError(f"{place}: is the source {taken} itself; choose another folder for the results")
-        jobs[goal] = Job(path, goal)
-    return list(jobs.values())
+        jobs.append(Job(path, goal))
+    return Plan(sorted(jobs, key=lambda job: job.source), ignored)
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot read: {error.strerror}; make it readable, or move it elsewhere") from None
+def _walk(source: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[tuple[Path, RescaleError]], int]:
+    """Files of `suffixes` below a folder, what is wrong with others of them and with folders, and how much else lies there."""
+    found: list[Path] = []
+    faults: list[tuple[Path, RescaleError]] = []
+    others: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        path = Path(error.filename)
+        fault = InputError(f"{path}: cannot read: {error.strerror}; make it readable, or move it elsewhere")
+        if path == source:
+            raise fault from None
+        faults.append((path, fault))
+
+    for place, folders, names in os.walk(source, onerror=unreadable):
+        # A linked folder is not entered, so it counts as one entry, as a hidden one does.
+        left = [f for f in folders if f.startswith(".") or os.path.islink(os.path.join(place, f))]
+        others += [Path(place) / f for f in left]
+        folders[:] = [f for f in folders if f not in left]
+        for path in (Path(place) / name for name in names):
+            if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+                others.append(path)
+                continue
+            try:
+                regular = stat.S_ISREG(path.stat().st_mode)
+            except OSError as e:
+                if path.is_symlink():
+                    what = f"a link to {os.readlink(path)}, which cannot be opened: {e.strerror}; mend it, or remove it"
+                    faults.append((path, InputError(f"{path}: {what}")))
+                else:
+                    unreadable(e)
+            else:
+                (found if regular else others).append(path)
+    beside = {sidecar_path(path) for path in found}
+    return found, faults, sum(path not in beside for path in others)
 
 
 def run(
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     make: Callable[[Job], None],
     overwrite: bool,
     report: Callable[[Job, str], None] = lambda job, what: None,
     workers: int = 1,
+    check: Callable[[Job], None] = lambda job: None,
 ) -> Outcome:
-    """Carry the jobs out. A target that exists is finished, since targets appear complete or not at all.
+    """Carry the jobs out. A target that exists is finished if `check` finds nothing wrong with it.
 
     An error is kept and the next job begins, unless there is no room for any result. That ends the run after the jobs that have
     begun, as Ctrl-C does.
@@ -87,22 +144,27 @@ def run(
         overwrite: make targets that exist again.
         report: told about each job in order, in the calling thread: ``done``, ``skipped`` or ``error: `` and the message.
         workers: jobs under way at a time: with two, one is decoded or encoded while the other is on the network.
+        check: raises a `RescaleError` if the target that exists is not what `make` would write; called in worker threads.
     """
     outcome = Outcome()
-    waiting: deque[tuple[Job, Future[RescaleError | None]]] = deque()
-
+    waiting: deque[tuple[Job, Future[RescaleError | str]]] = deque()
     full = False
 
     def finish() -> None:
         nonlocal full
-        job, future = waiting.popleft()
-        fault = future.result()
-        if fault is None:
-            outcome.done += 1
+        job, future = waiting[0]
+        result = future.result()
+        waiting.popleft()
+        if isinstance(result, RescaleError):
+            outcome.errors.append((job.source, result))
+            full = full or (isinstance(result, OutputError) and result.errno in NO_ROOM)
+            report(job, f"error: {result}")
+            return
+        if result == SKIPPED:
+            outcome.skipped += 1
         else:
-            outcome.errors.append((job.source, fault))
-            full = full or (isinstance(fault, OutputError) and fault.errno in NO_ROOM)
-        report(job, "done" if fault is None else f"error: {fault}")
+            outcome.done += 1
+        report(job, result)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -111,27 +173,39 @@ def run(
                     finish()
                 if full:
                     outcome.left += 1
-                    continue
-                if job.target.is_file() and not overwrite:
-                    while waiting:
-                        finish()
-                    outcome.skipped += 1
-                    report(job, "skipped")
-                    continue
-                waiting.append((job, pool.submit(_attempt, make, job)))
+                else:
+                    waiting.append((job, pool.submit(_attempt, make, check, overwrite, job)))
             while waiting:
                 finish()
+        except KeyboardInterrupt:
+            # What has begun is finished and told; a second Ctrl-C ends this as well.
+            outcome.interrupted = True
+            pool.shutdown(cancel_futures=True)
+            while waiting:
+                if waiting[0][1].cancelled():
+                    waiting.popleft()
+                else:
+                    finish()
+            outcome.left = len(jobs) - outcome.done - outcome.skipped - len(outcome.errors)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return outcome
 
 
-def _attempt(make: Callable[[Job], None], job: Job) -> RescaleError | None:
+def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrite: bool, job: Job) -> RescaleError | str:
+    """`DONE`, `SKIPPED`, or what is wrong, with the name of a file."""
+    if job.fault is not None:
+        return job.fault
     try:
+        if job.target.is_file() and not overwrite:
+            check(job)
+            return SKIPPED
         job.target.parent.mkdir(parents=True, exist_ok=True)
         make(job)
     except RescaleError as e:
+        if str(job.source) not in str(e) and str(job.target) not in str(e):
+            e.args = (f"{job.source}: {e}", *e.args[1:])
         return e
     except OSError as e:
         return OutputError(f"{job.target}: cannot write: {e.strerror or e}", e.errno)
@@ -139,7 +213,7 @@ def _attempt(make: Callable[[Job], None], job: Job) -> RescaleError | None:
         return RescaleError(f"{job.source}: not enough memory")
     except Exception as e:  # a defect met by one picture must not cost the others
         return RescaleError(f"{job.source}: unexpected {type(e).__name__}: {e}; please report it with the picture")
-    return None
+    return DONE
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -12,8 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.choices import AlphaRule, Carrier, Container, Layout
-from rescale.cli_files import STREAM, check_paths, one_or_all, raw_frames, stream_in, write_result
-from rescale.console import Version, new_app, print_json, printable, require, run_app, warn, work_bar
+from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, up_text
+from rescale.cli_files import Verb, check_paths, one_or_all, placed, raw_frames, stream_in, write_result
+from rescale.cli_options import (
+    STREAM,
+    Backend,
+    BundleOption,
+    Exact,
+    Json,
+    MaxPixels,
+    Memory,
+    Overwrite,
+    Precision,
+    Threads,
+    TileSide,
+    bundle_option,
+    path,
+    raw_option,
+)
+from rescale.console import Version, new_app, print_json_line, printable, require, run_app, warn, work_bar
 from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -23,18 +40,6 @@ if TYPE_CHECKING:
 
 app = new_app("Downscale pictures with a network that can restore them from the small picture alone.")
 
-BundleOption = Annotated[Path, typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", help="Bundle made by rescale-export.")]
-Backend = Annotated[str, typer.Option(help="auto, onnxruntime[:PROVIDER[,KEY=VALUE...]], openvino, tensorrt or tensorrt-rtx.")]
-Precision = Annotated[str | None, typer.Option(help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere.")]
-Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
-Memory = Annotated[str | None, typer.Option(help="Budget for the network, such as 2GB; by default half of what is available.")]
-TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
-MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
-Overwrite = Annotated[bool, typer.Option(help="Folders: make targets again that exist already.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON; for folders one line a file.")]
-JsonOfOne = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.callback()
 def options(version: Version = False) -> None:
@@ -43,8 +48,8 @@ def options(version: Version = False) -> None:
 
 @app.command()
 def down(
-    source: Annotated[Path, typer.Argument(help="HR picture, folder of them, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(help="LR file (.png, .webp, .jxl), folder, or - for standard output.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="HR picture, folder of them, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(parser=path, help="LR file (.png, .webp, .jxl), folder, or - for standard output.")],
     bundle: BundleOption,
     layout: Annotated[
         Layout, typer.Option(help="-A: fourth plane in the alpha channel, a chunk or a strip of rows below.")
@@ -53,12 +58,21 @@ def down(
     alpha: Annotated[
         AlphaRule, typer.Option(help="Real transparency in the source: refuse or keep (losslessly, beside).")
     ] = AlphaRule.REFUSE,
-    container: Annotated[Container, typer.Option(help="Folders and standard output: png, webp or jxl.")] = Container.PNG,
+    container: Annotated[
+        Container | None, typer.Option(help="Folders and standard output: png (the default), webp or jxl.", show_default=False)
+    ] = None,
     refine: Annotated[
         int, typer.Option(help="Steps of a search for better LR codes, slow; for bundles of rescale-export --refine.", min=0)
     ] = 0,
-    raw: Annotated[str | None, typer.Option(help="Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
-    overwrite: Overwrite = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Restore each picture once, and print the PSNR against its source.")
+    ] = False,
+    least: Annotated[
+        float | None,
+        typer.Option("--least", metavar="DB", help="Write no LR that is restored at a lower Y-PSNR than this; implies --check."),
+    ] = None,
+    raw: Annotated[str | None, raw_option("Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
+    overwrite: Overwrite = None,
     backend: Backend = "auto",
     precision: Precision = None,
     threads: Threads = 0,
@@ -72,20 +86,29 @@ def down(
     from rescale.container import container_for, sidecar_path
     from rescale.contract import GRADIENT
     from rescale.files import atomic_write_both
+    from rescale.finished import require_small
     from rescale.picture import READABLE, open_picture
 
-    check_paths(source, target)
+    kind = container or Container.PNG
+    if raw is None:
+        target = placed(source, target, f".{kind}")
+        if not source.is_dir() and target != STREAM:
+            kind = Container(container_for(target))
+    check_paths(source, target, overwrite)
+    check = check or least is not None
     if raw is not None:
         others = {
             "layout": layout != "alpha",
             "carrier": carrier != "chunk",
             "alpha": alpha != "refuse",
-            "container": container != "png",
+            "container": container is not None,
         }
-        _unused_with_raw(**others, refine=refine > 0, overwrite=overwrite)
+        _unused_with_raw(**others, refine=refine > 0, check=check, overwrite=overwrite is True)
+    elif container not in (None, kind):
+        raise InputError(f"{target}: its name asks for {kind}, and --container for {container}; leave the option out")
     elif carrier == "sidecar" and target == STREAM:
         raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
-    elif (container if source.is_dir() or target == STREAM else container_for(target)) == "jxl":
+    elif kind == "jxl":
         require(["imagecodecs"], "jxl")
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if refine:
@@ -99,29 +122,39 @@ def down(
             picture = open_picture(stream_in(origin), alpha, max_pixels)
             with _watched(net, source, "downscaling", refine) as advance:
                 small = net.downscale(picture, refine, advance)
-            data, sidecar = small.encode(container if goal == STREAM else container_for(goal), layout, carrier)
+            facts = lr_facts(small, net)
+            if check:
+                with _watched(net, source, "checking"):
+                    again = net.restore(small)
+                figures = quality(again.shown(), picture.shown(), net.bundle.scale)
+                if least is not None and figures["psnr_y"] is not None and not figures["psnr_y"] >= least:
+                    told = f"would be restored at {quality_text(figures)}, below --least {least:g}, so nothing was written"
+                    raise InputError(f"{origin}: {told}; keep the picture itself, or take a larger model")
+                facts |= figures
+            data, sidecar = small.encode(kind, layout, carrier)
             if sidecar is None:
                 write_result(goal, data)
             else:
                 atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
-            return _lr_facts(small, net) | {"bytes": len(data) + len(sidecar or b"")}
+            return facts | {"bytes": len(data) + len(sidecar or b"")}
 
-        return one_or_all(net, source, target, make, READABLE, f".{container}", overwrite, json_, _down_text)
+        verb = Verb(make, lambda job: require_small(job, net.bundle), READABLE, f".{kind}", down_text, each=check)
+        return one_or_all(net, source, target, verb, bool(overwrite), json_)
 
 
 @app.command()
 def up(
-    source: Annotated[Path, typer.Argument(help="LR file, folder of them, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(help="HR picture (.png, .webp), folder, or - for standard output.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="LR file, folder of them, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(parser=path, help="HR picture (.png, .webp), folder, or - for standard output.")],
     bundle: BundleOption,
     force: Annotated[bool, typer.Option(help="Restore an LR that is not exact, without its auxiliary data.")] = False,
     trust_alpha: Annotated[
         bool,
         typer.Option(help="-A: restore a picture without its marker, or changed, by the alpha channel it has, unchecked."),
     ] = False,
-    reference: Annotated[Path | None, typer.Option(help="Original HR picture: print the PSNR against it.")] = None,
-    raw: Annotated[str | None, typer.Option(help="Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
-    overwrite: Overwrite = False,
+    reference: Annotated[Path | None, typer.Option(parser=path, help="Original HR picture: print the PSNR against it.")] = None,
+    raw: Annotated[str | None, raw_option("Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
+    overwrite: Overwrite = None,
     backend: Backend = "auto",
     precision: Precision = None,
     threads: Threads = 0,
@@ -131,13 +164,16 @@ def up(
     max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
-    """Restore large pictures. Exit code 3: the LR file cannot be restored exactly."""
+    """Restore large pictures. Exit code 3: the LR file is not what `rescale down` made of a picture with this bundle."""
     from rescale.container import SUFFIXES, State
+    from rescale.finished import require_large
     from rescale.picture import WRITABLE, open_picture
 
-    check_paths(source, target)
+    if raw is None:
+        target = placed(source, target, ".png")
+    check_paths(source, target, overwrite)
     if raw is not None:
-        _unused_with_raw(force=force, trust_alpha=trust_alpha, reference=reference is not None, overwrite=overwrite)
+        _unused_with_raw(force=force, trust_alpha=trust_alpha, reference=reference is not None, overwrite=overwrite is True)
     elif not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
         raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
     if reference is not None and source.is_dir():
@@ -151,29 +187,34 @@ def up(
 
         def make(origin: Path, goal: Path) -> dict[str, Any]:
             small = _open_lr(origin, max_pixels)
-            if math.prod(_restored_size(small, net)) > max_pixels:
+            size = _restored_size(small, net)
+            if math.prod(size) > max_pixels:
                 raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
+            if original is not None and original.size != size:
+                wanted = f"the restored picture is not of that size but {size[0]}x{size[1]}"
+                raise InputError(f"{reference}: {original.size[0]}x{original.size[1]}, {wanted}; leave --reference out")
             state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
             with _watched(net, source, "restoring"):
                 picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
             if trust_alpha and small.unverified_alpha is not None and net.bundle.variant.alpha and state is not State.OTHER_MODEL:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
-                warn(f"{small.name}: {detail}; restored without auxiliary data: {_cost(net)}")
+                warn(f"{small.name}: {detail}; restored without auxiliary data: {cost(net)}")
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if original is not None:
-                facts |= _quality(picture.shown(), original.shown(), str(reference), net.bundle.scale)
+                facts |= quality(picture.shown(), original.shown(), net.bundle.scale)
             write_result(goal, picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower()))
             return facts
 
-        return one_or_all(net, source, target, make, list(SUFFIXES), ".png", overwrite, json_, _up_text)
+        verb = Verb(make, lambda job: require_large(job, not (force or trust_alpha)), list(SUFFIXES), ".png", up_text)
+        return one_or_all(net, source, target, verb, bool(overwrite), json_)
 
 
 @app.command()
 def info(
-    source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
     max_pixels: MaxPixels = MAX_PIXELS,
-    json_: JsonOfOne = False,
+    json_: Json = False,
 ) -> None:
     """Show what a file carries, without restoring it."""
     from rescale.container import Small
@@ -190,7 +231,7 @@ def info(
         facts["source_mode"] = b.source_mode
     facts["colour"] = [kind.decode("latin-1") for kind, _ in small.colour]
     if json_:
-        print_json(facts)
+        print_json_line(facts)
         return
     for key, value in facts.items():
         print(f"{key}: {printable(value)}")
@@ -198,45 +239,54 @@ def info(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(help="LR file, or - for standard input.")],
-    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also check that this bundle made it.")] = None,
+    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
+    bundle: Annotated[Path | None, bundle_option("Also check that this bundle made it.")] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
-    json_: JsonOfOne = False,
+    json_: Json = False,
 ) -> int:
-    """Check that a file can be restored exactly. Exit code 0: it can; 3: it cannot."""
+    """Check that an LR file is as `rescale down` made it. Exit code 0: it is; 3: it is not.
+
+    Undamaged, it is restored to exactly what its network makes of it, which is not the source: `rescale down --check` says how near
+    it comes.
+    """
     from rescale.bundle import Bundle
-    from rescale.container import ADVICE, State
+    from rescale.container import ADVICE, TRUST, State
 
     made = None if bundle is None else Bundle(bundle)
     if made is not None:
         made.verify()
+    trusted = False
     try:
         small = _open_lr(source, max_pixels)
-        state, detail = small.state, small.detail
+        state, detail, trusted = small.state, small.detail, small.unverified_alpha is not None
         if made is not None:
-            state, detail = small.verdict(made.variant.name, made.scale, made.weights)
+            identity = (made.variant.name, made.scale, made.weights)
+            (state, detail), trusted = small.verdict(*identity), small.trusted_alpha(*identity) is not None
     except LrFileError as e:
         if not json_:
             raise
         state, detail = State(e.state), str(e)
     if json_:
-        print_json({"source": str(source), "state": str(state), "detail": detail, "restorable": state is State.EXACT})
+        print_json_line({"source": str(source), "state": str(state), "detail": detail, "restorable": state is State.EXACT})
         return 0 if state is State.EXACT else LrFileError.exit_code
     if state is not State.EXACT:
-        raise LrFileError(f"{source}: {state}: {detail}: {ADVICE[state]}", state)
-    print(f"{printable(source)}: exact")
+        raise LrFileError(f"{source}: {state}: {detail}: {ADVICE[state]}" + (f"; {TRUST}" if trusted else ""), state)
+    print(
+        f"{printable(source)}: exact: undamaged; `rescale up` gives exactly what its network makes of it, which is not the source"
+    )
     return 0
 
 
 @app.command()
 def strip(
-    source: Annotated[Path, typer.Argument(help="LR file.")],
-    target: Annotated[Path, typer.Argument(help="Ordinary picture to write (.png, .webp), or -.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(parser=path, help="Ordinary picture to write (.png, .webp), folder, or -.")],
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
     from rescale.container import Small, sidecar_path
 
+    target = placed(source, target, ".png")
     check_paths(source, target)
     if target != STREAM and sidecar_path(target).exists():
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
@@ -246,9 +296,9 @@ def strip(
 
 @app.command()
 def doctor(
-    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also run its golden vectors on what works.")] = None,
+    bundle: Annotated[Path | None, bundle_option("Also run its golden vectors on what works.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds that one library may take to answer.", min=0.1)] = 60.0,
-    json_: JsonOfOne = False,
+    json_: Json = False,
 ) -> int:
     """Show what this machine has, what works, and how to install what does not. Exit code 0: the default backend works."""
     from rescale.doctor import command
@@ -315,51 +365,6 @@ def _unused_with_raw(**given: bool) -> None:
         raise InputError(f"--{name.replace('_', '-')}: has no meaning for raw frames; leave it out")
 
 
-def _lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:
-    block = small.block
-    assert block is not None
-    return {
-        "model": net.bundle.title,
-        "hr_size": list(block.hr_size),
-        "lr_size": list(block.lr_size),
-        "auxiliary_bits_per_pixel": round(small.auxiliary_bits, 3),
-    }
-
-
-def _quality(picture: Any, original: Any, name: str, scale: int) -> dict[str, Any]:
-    from rescale.quality import counted_border, psnr, psnr_y
-
-    if original.shape != picture.shape:
-        raise InputError(f"{name}: {original.shape[1]}x{original.shape[0]}, the restored picture is not of that size")
-    figures = {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original)}
-    # JSON has no infinity: equal pictures have null.
-    return {k: v if math.isfinite(v) else None for k, v in figures.items()} | {"border": counted_border(picture, scale)}
-
-
-def _cost(net: Rescaler) -> str:
-    """What the missing auxiliary data costs, as measured for the weights."""
-    for name, row in net.bundle.figures.items():
-        if "hr_psnr_y" in row and "hr_psnr_y_forced" in row:
-            lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
-            return f"{lost:.1f} dB below the model's {row['hr_psnr_y']:.1f} dB (Y-PSNR on {name})"
-    return "the loss was not measured for these weights"
-
-
-def _down_text(facts: dict[str, Any]) -> str:
-    hr, lr = facts["hr_size"], facts["lr_size"]
-    return f"{facts['target']}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}, {facts['model']}, {facts['bytes']} bytes"
-
-
-def _up_text(facts: dict[str, Any]) -> str:
-    text = f"{facts['target']}: {facts['hr_size'][0]}x{facts['hr_size'][1]}, {facts['model']}"
-    if "psnr_y" in facts and facts["psnr_rgb"] is None:
-        text += ", equal to the reference"
-    elif "psnr_y" in facts:
-        luma = "infinite" if facts["psnr_y"] is None else f"{facts['psnr_y']:.2f} dB"
-        text += f", Y-PSNR {luma} (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
-    return text
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `rescale`."""
-    return run_app(app, argv)
+    return run_app(app, argv, json_errors=True)

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rescale.console import binary_input, binary_output, fail, printable, progress_bar
+from rescale.cli_options import STREAM
+from rescale.console import INTERRUPTED, binary_input, binary_output, fail, print_json_line, printable, progress_bar
 from rescale.errors import InputError, LrFileError, OutputError
 
 if TYPE_CHECKING:
     from rescale.batch import Job
     from rescale.rescaler import Rescaler
 
-STREAM = Path("-")
-"""Standard input or output."""
+
+@dataclass(frozen=True)
+class Verb:
+    """What a command makes of each file, and how it tells of it.
+
+    Attributes:
+        make: writes one target and returns what to tell of it.
+        check: raises an error if a target in a folder that exists is not what `make` would write.
+        suffixes: of the files of a folder.
+        new_suffix: of a folder's targets.
+        describe: tells what `make` returned as text.
+        each: describe the files of a folder too.
+    """
+
+    make: Callable[[Path, Path], dict[str, Any]]
+    check: Callable[[Job], None]
+    suffixes: list[str]
+    new_suffix: str
+    describe: Callable[[dict[str, Any]], str]
+    each: bool = False
 
 
-def check_paths(source: Path, target: Path) -> None:
+def check_paths(source: Path, target: Path, overwrite: bool | None = None) -> None:
     """Fail before the work, not after it.
+
+    Args:
+        source, target: as the command was given them, see also `placed`.
+        overwrite: False refuses a target that is a file.
 
     Raises:
         InputError: the source does not exist.
-        OutputError: the target's folder does not exist, or the target would overwrite what is read.
+        OutputError: the target's folder does not exist or cannot be written to, or the target would overwrite what is read, or
+            what may not be overwritten.
     """
+    if target == STREAM:
+        binary_output()
     if source != STREAM and not source.exists():
         raise InputError(f"{source}: no such file")
     if target == STREAM:
-        binary_output()
         return
     if not target.parent.is_dir():
         raise OutputError(f"{target}: the folder {target.parent} does not exist")
@@ -39,6 +65,27 @@ def check_paths(source: Path, target: Path) -> None:
         raise OutputError(f"{target}: is the source itself")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{target}: lies inside the source folder, whose results would be taken for sources")
+    if target.is_file() and overwrite is False:
+        raise OutputError(f"{target}: exists, and --no-overwrite keeps it; name another file, or leave that option out")
+    if target.is_dir() or not target.exists() or target.is_file():  # a pipe or device is written to as it is
+        folder = target if target.is_dir() else Path(os.path.realpath(target)).parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{target}: cannot write: the folder {folder} takes no new files; choose another, or make it writable"
+            )
+
+
+def placed(source: Path, target: Path, new_suffix: str) -> Path:
+    """The file that one source becomes: where the target is a folder, the one of the source's name in it, as `cp` has it.
+
+    Raises:
+        OutputError: a folder, and standard input has no name.
+    """
+    if source.is_dir() or target == STREAM or not target.is_dir():
+        return target
+    if source == STREAM:
+        raise OutputError(f"{target}: is a folder, and standard input has no name; name a file in it")
+    return target / source.with_suffix(new_suffix).name
 
 
 def stream_in(path: Path) -> Any:
@@ -66,64 +113,62 @@ def write_result(target: Path, data: bytes) -> None:
         atomic_write(target, data)
 
 
-def one_or_all(
-    net: Rescaler,
-    source: Path,
-    target: Path,
-    make: Callable[[Path, Path], dict[str, Any]],
-    suffixes: list[str],
-    new_suffix: str,
-    overwrite: bool,
-    json_: bool,
-    describe: Callable[[dict[str, Any]], str],
-) -> int:
+def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool) -> int:
     """One file, or every file below a folder. Returns the exit code: 3 when every error is an LR that cannot be restored, else 1.
 
     Args:
         net: takes turns among the workers.
         source, target: as the command was given them.
-        make: writes one target and returns what to tell of it.
-        suffixes: of the files of a folder.
-        new_suffix: of a folder's targets.
+        verb: what to do.
         overwrite: make a folder's targets again that exist.
         json_: tell in JSON.
-        describe: tells it as text.
 
     Raises:
         OutputError: the target of a folder is no folder.
     """
     if not source.is_dir():
-        facts = {"source": str(source), "target": str(target)} | make(source, target)
-        print(json.dumps(facts) if json_ else printable(describe(facts)), file=_told(target))
+        facts = {"source": str(source), "target": str(target)} | verb.make(source, target)
+        if json_:
+            print_json_line(facts, _told(target))
+        else:
+            print(printable(verb.describe(facts)), file=_told(target))
         return 0
     from rescale import batch
 
     if target == STREAM or (target.exists() and not target.is_dir()):
         raise OutputError(f"{target}: a folder is wanted for the results of the folder {source}")
-    jobs = batch.plan(source, target, suffixes, new_suffix)
+    plan = batch.plan(source, target, verb.suffixes, verb.new_suffix)
     batch.remove_leftovers(target) if target.is_dir() else None
     found: dict[Job, dict[str, Any]] = {}
-    with progress_bar(len(jobs)) as advance:
+    with progress_bar(len(plan.jobs)) as advance:
 
         def make_job(job: Job) -> None:
-            found[job] = make(job.source, job.target)
+            found[job] = verb.make(job.source, job.target)
 
         def report(job: Job, what: str) -> None:
             advance(job.source.name)
             status, _, message = what.partition(": ")
             if message:
                 fail(message)
+            facts = {"source": str(job.source), "target": str(job.target)} | found.pop(job, {})
             if json_:
-                line = {"source": str(job.source), "target": str(job.target)} | found.pop(job, {}) | {"status": status}
-                print(json.dumps(line | ({"error": message} if message else {})), flush=True)
+                print_json_line(facts | {"status": status} | ({"error": message} if message else {}))
+            elif verb.each and status == batch.DONE:
+                print(printable(verb.describe(facts)), flush=True)
 
         net.network.turn = threading.Lock()
-        outcome = batch.run(jobs, make_job, overwrite, report, workers=2)
-    summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors)}
+        outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check)
+    summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors), "ignored": plan.ignored}
     if outcome.left:
-        fail(f"{target}: nothing can be written there; {outcome.left} pictures are left: make room and run this again")
         summary["left"] = outcome.left
-    print(json.dumps(summary) if json_ else ", ".join(f"{n} {what}" for what, n in summary.items()))
+    if outcome.left and not outcome.interrupted:
+        fail(f"{target}: nothing can be written there; {outcome.left} pictures are left: make room and run this again")
+    if json_:
+        print_json_line(summary)
+    else:
+        print(", ".join(f"{n} {what}" for what, n in summary.items()), flush=True)
+    if outcome.interrupted:
+        return INTERRUPTED
     codes = {error.exit_code for _, error in outcome.errors}
     return 0 if not codes else codes.pop() if codes == {LrFileError.exit_code} else 1
 
@@ -168,7 +213,7 @@ def raw_frames(net: Rescaler, source: Path, target: Path, raw: str, max_pixels: 
         if not count:
             raise InputError(f"{source}: holds no frame; does what should fill it work?")
     if json_:
-        print(json.dumps({"source": str(source), "target": str(target), "frames": count}), file=_told(target))
+        print_json_line({"source": str(source), "target": str(target), "frames": count}, _told(target))
     else:
         print(f"{count} frames", file=sys.stderr)
     return 0

@@ -5,21 +5,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
 
 from rescale import __version__
 from rescale.errors import InputError, MissingExtraError, OutputError, RescaleError
-from rescale.json_text import as_json
+from rescale.json_text import as_json, as_json_line
 
 PACKAGE = "rescale-toolkit"
 
@@ -59,18 +60,34 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 """Option of every command."""
 
 
-def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
+_holds_bytes = False
+"""Standard output belongs to a picture or to frames in this command."""
+
+
+def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool = False) -> int:
     """Run a command and return its exit code.
 
     0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C,
     143 for SIGTERM, which ends a command as Ctrl-C does.
+
+    Args:
+        app: the application.
+        argv: its arguments; None for those of the process.
+        json_errors: with ``--json`` among them, what ends a command is told as a line of JSON too, beside that on stderr.
     """
+    global _holds_bytes
+    _holds_bytes = False
     _settle_streams()
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is told in one line
     with _sigterm_interrupts() as terminated:
-        code = _carry_out(app, argv)
+        code, message = _carry_out(app, argv)
     if code == INTERRUPTED and terminated:
         code = TERMINATED
+    # The arguments themselves are asked: wrong ones end a command before it knows its options.
+    if message and json_errors and "--json" in itertools.takewhile(lambda a: a != "--", sys.argv[1:] if argv is None else argv):
+        with suppress(OSError):
+            line = {"status": "error", "error": message, "exit_code": code}
+            print_json_line(line, sys.stderr if _holds_bytes else sys.stdout)
     try:
         sys.stdout.flush()
     except OSError as e:
@@ -82,33 +99,38 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
     return code
 
 
-def _carry_out(app: typer.Typer, argv: list[str] | None) -> int:
+def _carry_out(app: typer.Typer, argv: list[str] | None) -> tuple[int, str]:
+    """Exit code, and what ended the command before its end, which standard error was told."""
+
+    def failed(message: str, code: int = 1) -> tuple[int, str]:
+        return fail(message, code), message
+
     command = typer.main.get_command(app)
     try:
         result = command.main(args=argv, standalone_mode=False)
     except RescaleError as e:
-        return fail(str(e), e.exit_code)
+        return failed(str(e), e.exit_code)
     except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+        return failed("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        return 1
+        return 1, ""
     except OSError as e:
-        return fail(f"{e.filename or 'output'}: {e.strerror or e}")
+        return failed(f"{e.filename or 'output'}: {e.strerror or e}")
     except MemoryError:
-        return fail("not enough memory; a smaller --memory or --tile may help")
+        return failed("not enough memory; a smaller --memory or --tile may help")
     except Exception as e:
         code = getattr(e, "exit_code", None)
         if code is None:
             raise
         show = getattr(e, "show", None)
         if type(e).__name__ == "Abort":
-            return fail("interrupted", INTERRUPTED)
+            return failed("interrupted", INTERRUPTED)
         if show is not None:
             show()
-        return int(code)
+        return int(code), str(getattr(e, "format_message", lambda: "")())
     if result == INTERRUPTED:  # what typer makes of Ctrl-C
-        return fail("interrupted", INTERRUPTED)
-    return result if isinstance(result, int) else 0
+        return failed("interrupted", INTERRUPTED)
+    return result if isinstance(result, int) else 0, ""
 
 
 def _settle_streams() -> None:
@@ -164,8 +186,10 @@ def binary_output() -> BinaryIO:
     Raises:
         OutputError: it is closed.
     """
+    global _holds_bytes
     if sys.__stdout__ is None:
         raise OutputError("standard output is closed")
+    _holds_bytes = True
     return sys.stdout.buffer
 
 
@@ -179,7 +203,9 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Results that go to a file are none of the terminal's, to which the bar would take them.
+    shared = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task("", total=total)
         yield lambda name: bar.update(task, advance=1, description=printable(name))
 
@@ -229,3 +255,8 @@ def warn(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as one JSON document."""
     print(as_json(value), end="")
+
+
+def print_json_line(value: Any, file: TextIO | None = None) -> None:
+    """Print a value as one line of JSON, at once: whoever reads lines waits for them."""
+    print(as_json_line(value), end="", file=file, flush=True)

@@ -22,9 +22,10 @@ from rescale.block import Block
 from rescale.choices import Layout
 from rescale.errors import InputError, LrFileError
 from rescale.files import atomic_write, atomic_write_both
+from rescale.image import check_colours, check_plane
 from rescale.limits import MAX_PIXELS
 from rescale.picture import Picture, decode_pixels, read_bytes
-from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
+from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 
 Array = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -56,11 +57,16 @@ ADVICE = {
     State.DAMAGED: "take an undamaged copy",
 }
 NO_MARKER = "it carries no marker of this toolkit"
+TRUST = "if `rescale down` made it and a tool saved it again, --trust-alpha restores it with the alpha channel as it is, unchecked"
+"""What else to do where there is an alpha channel to trust."""
+
+TRUSTABLE = (State.CHANGED, State.STRIPPED, State.FOREIGN)
+"""States in which an alpha channel may still be -A's, or nearly so."""
 
 
 @dataclass(frozen=True, eq=False)
 class Small:
-    """A downscaled picture with all that belongs to it.
+    """A downscaled picture with all that belongs to it. Its arrays are read-only, for its state speaks of what they hold.
 
     Attributes:
         rgb: uint8 (h, w, 3).
@@ -72,7 +78,10 @@ class Small:
         detail: why the state is not exact, in words.
         name: the file it came from, for messages.
         colour: chunks that say how the picture is shown, carried along unchanged.
-        unverified_alpha: uint8 (h, w) alpha codes of a foreign or changed picture with an alpha channel; -A's, or anything.
+        unverified_alpha: uint8 (h, w) alpha codes of a picture in a state of `TRUSTABLE` with an alpha channel; -A's, or anything.
+
+    Raises:
+        InputError: an array of another dtype, or planes of different sizes.
     """
 
     rgb: Array
@@ -85,6 +94,23 @@ class Small:
     name: str = "LR picture"
     colour: colour.Chunks = ()
     unverified_alpha: Array | None = None
+
+    def __post_init__(self) -> None:
+        height, width = check_colours(self.rgb).shape[:2]
+        shapes: dict[str, tuple[int, ...]] = {"rgb": (height, width, 3), "latent": _latent_shape(height, width)}
+        shapes |= {"alpha": (height, width), "unverified_alpha": (height, width)}
+        own = getattr(self.source_alpha, "shape", ())  # without a block nothing says what it should be
+        shapes["source_alpha"] = own if self.block is None else self.block.hr_size[::-1]
+        for field, shape in shapes.items():
+            if (plane := getattr(self, field)) is not None:
+                view = check_plane(plane, shape, f"{self.name}: {field}").view()  # the caller's stays as writable as it was
+                view.setflags(write=False)
+                object.__setattr__(self, field, view)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        # A copy or a pickle makes new arrays, which are writable.
+        self.__dict__.update(state)
+        self.__post_init__()
 
     @classmethod
     def create(
@@ -130,8 +156,16 @@ class Small:
             LrFileError: it cannot; the message names the state, the reason and the way out.
         """
         state, detail = self.verdict(model, scale, weights)
-        if state is not State.EXACT:
-            raise LrFileError(f"{self.name}: {detail}: {ADVICE[state]} (--force restores without its auxiliary data)", state)
+        if state is State.EXACT:
+            return
+        advice = ADVICE[state]
+        if self.trusted_alpha(model, scale, weights) is not None:
+            advice += f"; {TRUST}"
+        if self.block is not None and self.block.scale != scale:
+            advice += " (--force does not help: another scale gives another size)"
+        else:
+            advice += " (--force restores without its auxiliary data)"
+        raise LrFileError(f"{self.name}: {detail}: {advice}", state)
 
     def verdict(self, model: str, scale: int, weights: str) -> tuple[State, str]:
         """State of this picture for one model, and why."""
@@ -139,7 +173,14 @@ class Small:
         if b is not None and (b.model, b.scale, b.weights) != (model, scale, weights):
             made = f"made by {b.model} x{b.scale} with weights {b.weights[:12]}"
             return State.OTHER_MODEL, f"{made}, not by {model} x{scale} with weights {weights[:12]}"
+        if b is not None and self.state is State.EXACT and self.size != b.lr_size:  # not from a file: its arrays were exchanged
+            return State.CHANGED, _resized(self.size, b.lr_size)
         return self.state, self.detail
+
+    def trusted_alpha(self, model: str, scale: int, weights: str) -> Array | None:
+        """Alpha codes by which a model can restore this picture if its user trusts them; None if there is nothing to trust."""
+        state, _ = self.verdict(model, scale, weights)
+        return self.unverified_alpha if state in TRUSTABLE and VARIANTS[model].alpha else None
 
     def without_auxiliary(self) -> Picture:
         """The ordinary picture: LR pixels and colour chunks, nothing from which the HR could be restored.
@@ -283,16 +324,14 @@ def _judge(small: Small, pixels: Array, max_pixels: int) -> Small:
     width, height = block.lr_size
     rows = height + (planes.strip_rows(height) if block.layout == "strip" else 0)
     if small.size != (width, rows):
-        return replace(
-            small, state=State.CHANGED, detail=f"it has {_by(small.size)} pixels where its marker says {_by((width, rows))}"
-        )
+        return replace(small, state=State.CHANGED, detail=_resized(small.size, (width, rows)))
     rgb, alpha = small.rgb, None
     if block.layout == "strip":
         rgb, alpha = planes.take_strip(small.rgb, height)
         small = replace(small, rgb=rgb)
+    unverified = _stored_alpha(pixels) if block.layout == "alpha" else None
     if hashlib.sha256(rgb.tobytes()).digest() != block.rgb_digest:
         detail = "its pixels are not those its marker was made for"
-        unverified = _stored_alpha(pixels) if block.layout == "alpha" else None
         return replace(small, state=State.CHANGED, detail=detail, unverified_alpha=unverified)
     sections = block.sections
     if blocks.SOURCE_ALPHA_SECTION in sections and block.hr_size[0] * block.hr_size[1] > max_pixels:
@@ -301,15 +340,12 @@ def _judge(small: Small, pixels: Array, max_pixels: int) -> Small:
     try:
         if block.layout == "alpha":
             # A missing alpha channel reads as opaque, which is neutral: some writers drop one that is opaque everywhere.
-            alpha = _stored_alpha(pixels)
-            if alpha is None:
-                alpha = np.full((height, width), codes.ALPHA_NEUTRAL, np.uint8)
+            alpha = np.full((height, width), codes.ALPHA_NEUTRAL, np.uint8) if unverified is None else unverified
         elif blocks.ALPHA_SECTION in sections:
             alpha = planes.decode(sections[blocks.ALPHA_SECTION], (height, width), small.name)
         latent = None
         if blocks.LATENT_SECTION in sections:
-            shape = (LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE))
-            latent = planes.decode(sections[blocks.LATENT_SECTION], shape, small.name)
+            latent = planes.decode(sections[blocks.LATENT_SECTION], _latent_shape(height, width), small.name)
         if blocks.SOURCE_ALPHA_SECTION in sections:
             source_alpha = planes.decode(sections[blocks.SOURCE_ALPHA_SECTION], block.hr_size[::-1], small.name)
             small = replace(small, source_alpha=source_alpha)
@@ -319,7 +355,7 @@ def _judge(small: Small, pixels: Array, max_pixels: int) -> Small:
         return replace(small, state=State.DAMAGED, detail=f"its auxiliary data is damaged: {e}")
     if hashlib.sha256(_auxiliary_bytes(alpha, latent)).digest() != block.auxiliary_digest:
         what = "latent code is missing or changed" if alpha is None else "alpha plane was changed or dropped"
-        return replace(small, state=State.STRIPPED, detail=f"its {what}")
+        return replace(small, state=State.STRIPPED, detail=f"its {what}", unverified_alpha=unverified)
     return replace(small, alpha=alpha, latent=latent)
 
 
@@ -330,6 +366,14 @@ def _stored_alpha(pixels: Array) -> Array | None:
 
 def _auxiliary_bytes(alpha: Array | None, latent: Array | None) -> bytes:
     return (b"" if alpha is None else alpha.tobytes()) + (b"" if latent is None else latent.tobytes())
+
+
+def _latent_shape(height: int, width: int) -> tuple[int, int, int]:
+    return LATENT_CHANNELS, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)
+
+
+def _resized(size: tuple[int, int], wanted: tuple[int, int]) -> str:
+    return f"it has {_by(size)} pixels where its marker says {_by(wanted)}"
 
 
 def _by(size: tuple[int, int]) -> str:

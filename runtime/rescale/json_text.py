@@ -19,3 +19,8 @@ def without_nan(value: Any) -> Any:
 def as_json(value: Any) -> str:
     """Indented JSON with a last newline."""
     return json.dumps(without_nan(value), indent=2) + "\n"
+
+
+def as_json_line(value: Any) -> str:
+    """JSON on one line, with its newline."""
+    return json.dumps(without_nan(value)) + "\n"

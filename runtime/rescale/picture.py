@@ -22,7 +22,7 @@ from rescale import colour, jxl, png, riff
 from rescale.choices import AlphaRule
 from rescale.errors import DamagedPictureError, InputError, RescaleError
 from rescale.files import atomic_write, read_some
-from rescale.image import check_rgb
+from rescale.image import check_colours, check_plane, check_rgb, check_sides
 from rescale.limits import MAX_PIXELS
 
 Array = npt.NDArray[np.uint8]
@@ -32,11 +32,12 @@ MAX_FILE_BYTES = 2 << 30
 PIECE_BYTES = 16 << 20
 ALPHA_RULES = tuple(rule.value for rule in AlphaRule)
 
-READABLE = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
+READABLE = [".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
 """Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
 _TOO_LARGE = f"above {MAX_PIXELS} pixels in a format that is not read beyond; convert it to PNG, or cut it into parts"
+_TEXT = "it is a stream of text; open it as binary, with mode 'rb'"
 TIFF_EXTRA_SAMPLES = 338
 """Tag that says what the samples beyond the colours are; 1 is alpha that the colours are multiplied by."""
 
@@ -49,13 +50,22 @@ class Picture:
         pixels: uint8 (H, W, 3) RGB.
         gray: it was a gray picture, and is written as one again.
         alpha: uint8 (H, W) transparency of the source, or None if opaque.
-        colour: chunks that say how it is to be shown, see `rescale.colour`.
+        colour: chunks that say how it is to be shown, see `rescale.colour`; any sequence of (kind, body) becomes a tuple.
+
+    Raises:
+        InputError: pixels or alpha of another dtype or shape, or a chunk that is not carried.
     """
 
     pixels: Array
     gray: bool = False
     alpha: Array | None = None
     colour: colour.Chunks = ()
+
+    def __post_init__(self) -> None:
+        check_colours(self.pixels)
+        if self.alpha is not None:
+            check_plane(self.alpha, self.pixels.shape[:2], "alpha")
+        object.__setattr__(self, "colour", _carried(self.colour))
 
     def planes(self) -> Array:
         """What is written: (H, W), (H, W, 3), or with alpha (H, W, 2) or (H, W, 4); gray is the mean of R, G and B."""
@@ -101,31 +111,59 @@ class Picture:
         atomic_write(target, self.to_bytes(target.suffix.lower()))
 
 
+def _carried(chunks: object) -> colour.Chunks:
+    """Colour chunks in the form that all else relies on.
+
+    Raises:
+        InputError: not pairs of bytes, or of a kind that is not carried.
+    """
+    try:
+        pairs = tuple((kind, body) for kind, body in cast(colour.Chunks, chunks))
+    except (TypeError, ValueError):
+        pairs = ((b"", b""),)
+    for kind, body in pairs:
+        if not isinstance(body, bytes) or kind not in colour.KINDS:
+            wanted = f"pairs of a chunk's kind and its body in bytes, kinds {', '.join(map(repr, colour.KINDS))}"
+            raise InputError(f"colour: {wanted} are carried, got {str(chunks)[:80]}")
+    return pairs
+
+
 def read_bytes(source: Source) -> tuple[bytes, str]:
     """All bytes of a path, bytes object or binary stream, and a name for messages.
 
     Raises:
-        InputError: it cannot be read, is empty, or is above 2 GiB.
+        InputError: it is none of these, cannot be read, is empty, or is above 2 GiB.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return _bounded(bytes(source), "bytes")
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        try:
-            with path.open("rb") as f:
-                return _bounded(_read_all(f), str(path))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError) as e:
-            raise InputError(f"{path}: cannot read: {getattr(e, 'strerror', None) or e}") from None
-    name = getattr(source, "name", "stream")
-    return _bounded(_read_all(source), str(name))
+        name = str(Path(source))
+    elif hasattr(source, "read"):
+        name = str(getattr(source, "name", "stream"))
+    else:
+        raise InputError(f"a path, bytes or a binary stream was expected, got {type(source).__name__}")
+    try:
+        if not isinstance(source, str | os.PathLike):
+            return _bounded(_read_all(source), name)
+        with Path(source).open("rb") as f:
+            return _bounded(_read_all(f), name)
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except (OSError, ValueError) as e:
+        why = _TEXT if isinstance(e, UnicodeDecodeError) else getattr(e, "strerror", None) or e
+        raise InputError(f"{name}: cannot read: {why}") from None
 
 
 def _read_all(source: BinaryIO) -> bytes:
-    """A stream to its end, or to one byte beyond the limit. A reader makes room for all that it is asked for, so in pieces."""
+    """A stream to its end, or to one byte beyond the limit. A reader makes room for all that it is asked for, so in pieces.
+
+    Raises:
+        ValueError: the stream gives text.
+    """
     parts, left = [], MAX_FILE_BYTES + 1
-    while left and (part := read_some(source, min(left, PIECE_BYTES))):
+    while left and (part := read_some(source, min(left, PIECE_BYTES))) != b"":
+        if isinstance(part, str):
+            raise ValueError(_TEXT)
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
@@ -258,7 +296,7 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
 
     Gray and palette pictures become RGB, which holds them exactly; gray is remembered. An alpha channel that is opaque
     everywhere is dropped. Colour profile, EXIF and orientation are carried along, not applied, except those of a
-    TIFF: it is turned upright and keeps its colour profile alone.
+    TIFF: it is turned upright and keeps its colour profile alone. Text, XMP, comments and times are left behind.
 
     Args:
         source: what to read.
@@ -275,6 +313,7 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
     if jxl.is_jxl(data):
         raise InputError(f"{name}: JPEG XL as a source would lose its colour profile; convert it to PNG first")
     with _opened(data, name, max_pixels) as image:
+        check_sides(image.width, image.height, name)
         with _damage_is_named(name):
             frames = getattr(image, "n_frames", 1)
             depth = _stored_depth(data, name, image)

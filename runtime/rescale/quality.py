@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rescale.errors import InputError
+from rescale.image import check_colours
+
 Picture = npt.NDArray[np.uint8]
 
 
@@ -41,7 +44,13 @@ def luma(picture: Picture) -> npt.NDArray[np.float64]:
 
 
 def counted_border(picture: npt.NDArray[np.generic], border: int) -> int:
-    """The border that `crop_border` removes of a picture: `border`, or 0 if nothing would be left."""
+    """The border that `crop_border` removes of a picture: `border`, or 0 if nothing would be left.
+
+    Raises:
+        InputError: the border is negative.
+    """
+    if border < 0:
+        raise InputError(f"border {border}: 0 or more pixels are wanted")
     return border if min(picture.shape[:2]) > 2 * border else 0
 
 
@@ -56,22 +65,34 @@ ROWS = 256
 
 
 def psnr(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> float:
-    """Peak signal-to-noise ratio in dB, peak 255; infinite for equal arrays.
+    """Peak signal-to-noise ratio in dB, peak 255, of two uint8 arrays; infinite for equal ones.
 
     Raises:
-        ValueError: the shapes differ.
+        InputError: another dtype, whose peak is not 255; different shapes; or nothing to compare.
     """
     return _psnr(a, b, lambda part: part.astype(np.float64))
 
 
 def psnr_y(a: Picture, b: Picture, border: int = 0) -> float:
-    """PSNR in dB of the Y channels of two uint8 (H, W, 3) pictures, `border` pixels cropped on every side."""
+    """PSNR in dB of the Y channels of two uint8 (H, W, 3) pictures, cropped as by `crop_border`.
+
+    Raises:
+        InputError: another dtype or shape, nothing to compare, or a negative border.
+    """
+    check_colours(a)
+    check_colours(b)
     return _psnr(crop_border(a, border), crop_border(b, border), luma)
 
 
 def _psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], values: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]]) -> float:
+    for array in (a, b):
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"PSNR of uint8 arrays is wanted, peak 255, got {got}: convert both first")
     if a.shape != b.shape:
-        raise ValueError(f"PSNR of different shapes: {a.shape} and {b.shape}")
+        raise InputError(f"PSNR of different shapes: {a.shape} and {b.shape}: bring both to one size first")
+    if not a.size:
+        raise InputError(f"PSNR of empty arrays: {a.shape}: nothing to compare")
     total, count = 0.0, 0
     for start in range(0, a.shape[0], ROWS):
         difference = values(a[start : start + ROWS]) - values(b[start : start + ROWS])

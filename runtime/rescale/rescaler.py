@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from rescale.backends import Runner, create
+from rescale.backends import NAMES, Runner, create
 from rescale.bundle import Bundle
 from rescale.container import Small, State
 from rescale.contract import GRADIENT
@@ -59,8 +61,7 @@ class Rescaler:
             BackendError: the backend failed, for instance for lack of memory.
         """
         v = self.bundle.variant
-        if steps < 0:
-            raise InputError(f"steps: 0 or more, got {steps}")
+        steps = _whole(steps, 0, f"steps: 0 or more, got {steps}")
         if steps:
             self.bundle.graph(GRADIENT)  # before the work, not after it
         source = image if isinstance(image, Picture) else Picture(check_rgb(image))
@@ -84,16 +85,18 @@ class Rescaler:
         Args:
             small: an LR picture, from `downscale` or `Small.open`.
             strict: refuse a picture that cannot be restored exactly; False restores it without its auxiliary data (z = 0,
-                neutral alpha), at the model's lower quality.
-            trust_alpha: restore a picture whose marker is gone, or whose pixels changed but not its width and height, by the
-                alpha channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect on others.
+                neutral alpha), at the model's lower quality. One whose marker names another scale is refused all the same: what
+                came out would have another size than its original.
+            trust_alpha: restore a picture whose marker is gone, or whose pixels or alpha channel changed but not its width and
+                height, by the alpha channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect
+                on others.
 
         Returns:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
 
         Raises:
             InputError: something else than an LR picture.
-            LrFileError: `strict`, and the picture is not exact for this model.
+            LrFileError: `strict`, and the picture is not exact for this model; or it was made for another scale.
             BackendError: the backend failed.
         """
         if not isinstance(small, Small):
@@ -101,16 +104,15 @@ class Rescaler:
             raise InputError(f"{wanted}, not {type(small).__name__}")
         scale = self.bundle.scale
         identity = (self.bundle.variant.name, scale, self.bundle.weights)
-        state = small.verdict(*identity)[0]
-        exact = state is State.EXACT
-        trusted = trust_alpha and state in (State.FOREIGN, State.CHANGED) and self.bundle.variant.alpha
-        alpha = small.unverified_alpha if trusted else small.alpha if exact else None
-        if strict and not (trusted and alpha is not None):
-            small.require(*identity)
-        hr = self.network.up(small.rgb, alpha, small.latent if exact else None)
-        height, width = small.rgb.shape[:2]
         block = small.block
-        known = block is not None and block.scale == scale and block.lr_size == small.size
+        trusted = small.trusted_alpha(*identity) if trust_alpha else None
+        # Of another scale nothing is made even by force: it would not have the original's size.
+        if (strict and trusted is None) or (block is not None and block.scale != scale):
+            small.require(*identity)
+        exact = small.verdict(*identity)[0] is State.EXACT
+        hr = self.network.up(small.rgb, small.alpha if exact else trusted, small.latent if exact else None)
+        height, width = small.rgb.shape[:2]
+        known = block is not None and block.lr_size == small.size
         out_width, out_height = block.hr_size if block is not None and known else (width * scale, height * scale)
         # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
@@ -139,7 +141,7 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     memory: int | None = None,
-    tile: tuple[int, int] | None = None,
+    tile: Sequence[SupportsIndex] | None = None,
     precision: str | None = None,
     exact: bool = False,
     provider: str | None = None,
@@ -166,12 +168,47 @@ def load(
         BackendError: the backend is unknown, or cannot load the graphs.
         MissingExtraError: the backend's library is not installed.
         ConfigError: no such precision.
-        InputError: a tile or budget that nothing can be run in.
+        InputError: a tile or budget that nothing can be run in, or an argument of another type.
     """
-    if tile is not None and not (isinstance(tile, tuple) and len(tile) == 2 and all(isinstance(n, int) and n >= 1 for n in tile)):
-        raise InputError(f"tile {tile!r}: (height, width) in LR pixels is wanted, each 1 or more")
-    if memory is not None and memory < 1:
-        raise InputError(f"memory {memory}: a number of bytes is wanted, or None for half of what is available")
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path {str(path)[:80]!r}: the folder of a bundle is wanted, a str or a Path")
+    if not isinstance(backend, str):
+        raise InputError(f"backend {backend!r}: a name is wanted: auto, or one of {', '.join(NAMES)}")
+    if threads is not None:
+        threads = _whole(threads, None, f"threads {threads!r}: a whole number is wanted, or None for all that are usable")
+    if memory is not None:
+        wanted = "a whole number of bytes is wanted, or None for half of what is available"
+        memory = _whole(memory, 1, f"memory {memory!r}: {wanted}")
+    core = None if tile is None else _tile(tile)
     bundle = Bundle(path)
     runner = create(bundle, backend, threads, precision, provider, provider_options)
-    return Rescaler(bundle, runner, tile, memory, exact)
+    return Rescaler(bundle, runner, core, memory, exact)
+
+
+def _tile(tile: Any) -> tuple[int, int]:
+    """Height and width from any sequence of two.
+
+    Raises:
+        InputError: something else, or below 1.
+    """
+    refusal = f"tile {tile!r}: (height, width) in LR pixels is wanted, each 1 or more"
+    try:
+        height, width = (tile[i] for i in range(len(tile)))
+    except (TypeError, ValueError, LookupError):
+        raise InputError(refusal) from None
+    return _whole(height, 1, refusal), _whole(width, 1, refusal)
+
+
+def _whole(value: Any, least: int | None, refusal: str) -> int:
+    """A whole number of any type that is one, numpy's too; a truth value is none.
+
+    Raises:
+        InputError: another type, or below `least`; the message is `refusal`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(refusal) from None
+    if isinstance(value, bool) or (least is not None and number < least):
+        raise InputError(refusal)
+    return number

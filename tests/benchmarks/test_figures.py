@@ -45,7 +45,7 @@ def test_equal_pictures_have_an_infinite_psnr() -> None:
 
 
 def test_different_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"PSNR of different shapes: \(20, 24, 3\) and \(20, 25, 3\)"):
+    with pytest.raises(InputError, match=r"PSNR of different shapes: \(20, 24, 3\) and \(20, 25, 3\)"):
         psnr(flat(0), flat(0, 20, 25))
 
 

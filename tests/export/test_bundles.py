@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ BundleOf = Callable[[str, int], Path]
 ALL = list(itertools.product(VARIANTS, SCALES))
 
 
+def denied(folder: Path) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -48,7 +53,7 @@ def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNe
     latent = {"channels": 4, "stride": 4, "z_channels": net.config.z_channels, "padding": "edge"}
     assert m["latent"] == (latent if v.latent else None)
     assert m["weights"] == {"sha256": weights_digest(net), "card": {}}
-    assert m["licence"] == "Apache-2.0"
+    assert m["licence"] == "unknown", "no card says it"
     assert set(m["exporter"]) == {"rescale", "torch", "onnx", "onnxruntime", "numpy"}
     assert set(m["parity"]) == {"backend", *m["graphs"]}
     assert m["parity"]["upscale"]["largest"] <= 1
@@ -63,10 +68,10 @@ def test_the_manifest_says_what_the_bundle_is(bundle: BundleOf, make_net: MakeNe
 
 
 def test_the_card_is_kept(tmp_path: Path, make_net: MakeNet) -> None:
-    card = {"steps": 10, "figures": {"Set5": {"hr_psnr_y": 40.0}}}
+    card = {"steps": 10, "licence": "CC0-1.0", "figures": {"Set5": {"hr_psnr_y": 40.0}}}
     made = write_bundle(make_net("irn", 2), tmp_path / "b", card)
     assert made.manifest["weights"]["card"] == card
-    assert (made.path, made.title) == (tmp_path / "b", "irn x2 custom")
+    assert (made.path, made.title, made.manifest["licence"]) == (tmp_path / "b", "irn x2 custom", "CC0-1.0")
 
 
 @pytest.mark.parametrize(("model", "scale"), ALL)
@@ -199,6 +204,48 @@ def test_a_parent_that_cannot_be_written_is_told_before_the_work(tmp_path: Path,
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match=rf"b: cannot write the bundle: .*{tmp_path.name} is not writable; choose another --out"):
         check_target(tmp_path / "b")
+
+
+def test_places_that_no_bundle_can_take_are_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "there").mkdir()
+    wrong = [
+        (Path("/"), "/: cannot write the bundle: it is the root folder; choose another --out"),
+        (tmp_path / "circle", "circle: cannot write the bundle: this symbolic link leads back to itself; choose another --out"),
+        (tmp_path / ("n" * 300), "n: cannot write the bundle: File name too long; choose another --out"),
+    ]
+    for place, message in wrong:
+        with pytest.raises(OutputError, match=message):
+            check_target(place)
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(OutputError, match="there: cannot read what is there: Permission denied"):
+        check_target(tmp_path / "there")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "there")
+    with pytest.raises(OutputError, match=r"there: cannot write the bundle: it is a mount point, .*; choose a folder below it"):
+        check_target(tmp_path / "there")
+
+
+@pytest.mark.parametrize("length", [1, 240, 255])
+def test_any_legal_name_will_do(tmp_path: Path, length: int) -> None:
+    for _ in range(2):
+        with replaced_folder(tmp_path / ("n" * length)) as folder:
+            (folder / MANIFEST).write_text('{"format": "rescale-bundle/1.3"}')
+    assert os.listdir(tmp_path) == ["n" * length]
+
+
+def test_the_written_bundle_is_returned_though_another_export_takes_its_place(
+    tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def soon_taken_away(target: Path) -> Iterator[Path]:
+        with replaced_folder(target) as folder:
+            yield folder
+        target.rename(tmp_path / "aside")
+
+    monkeypatch.setattr(bundles, "replaced_folder", soon_taken_away)
+    net = make_net("irn", 2)
+    made = write_bundle(net, tmp_path / "b", precisions=())
+    assert (made.path, made.weights) == (tmp_path / "b", weights_digest(net))
 
 
 def test_exports_to_one_place_at_a_time_all_succeed_and_leave_one_bundle(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from rescale.bundle import Bundle
 from rescale.variants import SCALES, VARIANTS
-from rescale_export.cli import main
+from rescale_export import bundles
+from rescale_export.cli import main, print_bundle
 from rescale_train import checkpoint, shipped
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import SIZES, Recipe, TrainConfig, net_config
@@ -90,6 +91,29 @@ def test_shipped_weights_are_taken_with_their_card(tmp_path: Path, folder: Path,
     assert made.size == "lite"
 
 
+def test_a_card_stays_whole_where_there_are_no_corrections_to_leave_out(
+    folder: Path, bundle: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards: list[dict[str, Any]] = []
+
+    def write(net: RescalingNet, target: Path, card: dict[str, Any], *options: Any) -> Bundle:
+        cards.append(card)
+        return Bundle(bundle("irn_a", 2))
+
+    monkeypatch.setattr(bundles, "write_bundle", write)
+    assert main(["--model", "irn_a", "--no-corrections"]) == 0
+    assert cards == [find_shipped("irn_a", 2).card]
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.endswith("39.50 dB Y-PSNR on BSD100; they have no corrections to leave out")
+
+
+def test_the_gradient_is_reported(refinable: Callable[[str, int], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    made = Bundle(refinable("irn", 2))
+    print_bundle(made)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "gradient" in line)
+    assert line.startswith(f"  gradient.onnx: {made.manifest['gradient']['bytes']} bytes, differs from PyTorch's gradient by ")
+
+
 def test_weights_that_do_not_ship_are_an_error(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "b")]
     assert main(["--model", "irn_m", *out]) == 1
@@ -154,6 +178,7 @@ def test_a_checkpoint_that_does_not_fit(
         (["--model", "esrgan"], "unknown model 'esrgan': choose one of irn, irn_a, irn_m"),
         (["--scale", "3"], "unknown scale 3: choose one of 2, 4"),
         (["--size", "huge"], "unknown size 'huge': choose one of full, medium, lite"),
+        (["--precision", "nope", "--checkpoint", "/nowhere/w.safetensors"], "unknown precision 'nope': choose one of fp32, mixed"),
         (["--checkpoint", "/nowhere/w.safetensors"], "/nowhere/w.safetensors: no such checkpoint"),
     ],
 )

@@ -58,6 +58,15 @@ def test_codes_beyond_what_a_file_holds_are_corrected_as_in_pytorch(make_net, mo
     assert (found != want).mean() <= 1e-2
 
 
+def test_no_step_is_longer_than_the_limit(make_net, picture):
+    free, net = (make_net("irn", 2, corrections=2, correction_limit=limit) for limit in (0.0, 0.5))
+    hr = picture(24, 20, 0)[None]
+    want, flow = reference(net, hr)["lr"], reference(net.without_corrections(), hr)["lr"].astype(int)
+    found = session_of(graphs.downscale(net).model({}).SerializeToString()).run(None, {"hr": hr})[0]
+    assert (found != want).mean() <= 1e-3
+    assert np.abs(found - flow).max() <= 2 * 0.5 + 1 < np.abs(reference(free, hr)["lr"] - flow).max()
+
+
 @pytest.mark.parametrize("precision", ["mixed", "fp16"])
 def test_they_are_in_float32_in_every_precision(make_net, precision):
     g = graphs.downscale(make_net("irn_a", 2, corrections=2), precision)

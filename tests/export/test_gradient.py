@@ -151,5 +151,7 @@ def test_lite_networks_at_x4_pass_the_check(net_of: NetOf, model: str) -> None:
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "irn", "--scale", "2", "--precision", "fp32", "--refine", "--out", str(tmp_path / "b"), "--json"]) == 0
-    assert "relative_error" in json.loads(capsys.readouterr().out)["parity"][GRADIENT]
-    assert Bundle(tmp_path / "b").gradient is not None
+    said, made = json.loads(capsys.readouterr().out), Bundle(tmp_path / "b")
+    assert "relative_error" in said["parity"][GRADIENT]
+    assert said[GRADIENT] == made.manifest[GRADIENT]
+    assert made.gradient is not None

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
+from rescale.bundle import MAX_FIELD
 from rescale.contract import graph_names
+from rescale.errors import ConfigError
 from rescale.variants import SCALES, VARIANTS
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.validate import check_contract, compare
@@ -217,3 +222,12 @@ FIELDS = [("irn", 2, "lite", 40), ("irn", 2, "full", 80), ("irn_a", 4, "lite", 6
 @pytest.mark.parametrize(("model", "scale", "size", "field"), FIELDS)
 def test_receptive_fields_of_the_named_sizes(net_of: NetOf, model: str, scale: int, size: str, field: int) -> None:
     assert receptive_field(net_of(net_config(model, scale, size))) == {"downscale": field, "upscale": field}
+
+
+def test_a_manifest_can_hold_the_receptive_field_of_the_deepest_network() -> None:
+    config = NetConfig("irn_m", 4, (64, 64), 1, corrections=8)
+    net: Any = SimpleNamespace(config=config, corrections=range(config.corrections), stages=lambda: [(None, range(64))] * 2)
+    assert receptive_field(net)["downscale"] <= MAX_FIELD
+    for more in ({"blocks": (64, 65)}, {"corrections": 9}):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(config, **more)

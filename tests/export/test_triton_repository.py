@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import pytest
 from rescale import engine_file
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, ConfigError, EngineError, OutputError
-from rescale_export import triton
+from rescale_export import bundles, triton
 from rescale_export.cli import main
-from rescale_export.triton import repository_models, title, write_repository
+from rescale_export.triton import check_repository, repository_models, title, write_repository
 from rescale_export.triton_config import TYPES, Model, dims
 from rescale_train import checkpoint
 from rescale_train.config import Recipe, TrainConfig
@@ -81,15 +84,64 @@ def test_an_error_or_interrupt_while_models_move_leaves_the_old_repository(bundl
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
 
 
-def test_places_that_cannot_be_a_repository(bundle, tmp_path: Path) -> None:
+def test_writers_at_one_time_all_succeed_and_the_last_one_wins(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = Bundle(bundle("irn", 2))
+    repository, swap = tmp_path / "repository", triton._swap
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.01)  # for others to change what this writer has just looked at
+        swap(*arguments)
+
+    monkeypatch.setattr(triton, "_swap", slow)
+
+    def write(number: int) -> list[list[str]]:
+        return [write_repository(b, repository, ("onnxruntime", "python")[(number + turn) % 2]) for turn in range(8)]
+
+    with ThreadPoolExecutor(3) as pool:
+        sets = [set(names) for done in [pool.submit(write, n) for n in range(3)] for names in done.result()]
+    assert {p.name for p in repository.iterdir()} in sets
+    assert os.listdir(tmp_path) == ["repository"], "no lock is left"
+
+
+@pytest.mark.parametrize("name", ["r" * 240, "r"])
+def test_a_repository_may_have_any_legal_name(bundle, tmp_path: Path, name: str) -> None:
+    assert write_repository(Bundle(bundle("irn", 2)), tmp_path / name)
+
+
+def test_places_that_cannot_be_a_repository(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     b = Bundle(bundle("irn", 2))
     with pytest.raises(OutputError, match="is a bundle; choose another folder"):
         write_repository(b, b.path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is not a folder"):
         write_repository(b, tmp_path / "file")
-    with pytest.raises(OutputError, match=r"none/here: cannot write the model repository: No such file"):
+    with pytest.raises(OutputError, match=rf"none/here: cannot write the model repository: there is no folder {tmp_path}/none"):
         write_repository(b, tmp_path / "none" / "here")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for place in (tmp_path / "new", tmp_path / "link", tmp_path / "new" / "models"):
+        with pytest.raises(
+            OutputError, match=r"is or lies in the folder of the bundle, .*link; choose another folder for --triton"
+        ):
+            check_repository(place, tmp_path / "link")
+    assert check_repository(tmp_path / "new models", tmp_path / "new") == tmp_path / "new models"
+    with pytest.raises(OutputError, match="/: cannot write the model repository: it is the root folder; choose another --triton"):
+        check_repository(Path("/"))
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(OutputError, match="circle: cannot write the model repository: this symbolic link leads back to itself"):
+        check_repository(tmp_path / "circle")
+    (tmp_path / "there").mkdir()
+    for shut, message in (
+        (tmp_path, f"there: cannot write the model repository: {tmp_path} is not writable; choose another --triton"),
+        (tmp_path / "there", "there: is not writable; choose another folder for --triton"),
+    ):
+        monkeypatch.setattr(os, "access", lambda path, mode, shut=shut: path != shut)
+        with pytest.raises(OutputError, match=message):
+            check_repository(tmp_path / "there")
+    monkeypatch.undo()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "there")
+    with pytest.raises(OutputError, match="there: cannot write the model repository: it is a mount point"):
+        check_repository(tmp_path / "there")
 
 
 def test_arguments_that_do_not_fit(bundle, tmp_path: Path) -> None:
@@ -219,7 +271,17 @@ def test_what_triton_cannot_have_is_said_before_the_export(tmp_path: Path, capsy
         (["--triton-precision", "fp16"], 1, "add --precision fp16"),
         (["--triton-backend", "tensorrt", "--precision", "fp32"], 1, "the bundle holds fp32: add --precision mixed"),
         (["--triton", str(tmp_path / "file")], 1, "file: is not a folder; choose another one for --triton"),
+        (["--triton", "/"], 1, "/: cannot write the model repository: it is the root folder"),
+        (["--triton", str(tmp_path / "b")], 1, "b: is or lies in the folder of the bundle"),
+        (
+            ["--triton-engines", "/none", "--triton-backend", "python", "--triton", str(tmp_path / "r")],
+            2,
+            "is for --triton-backend tensorrt, not python",
+        ),
         (["--triton-precision", "mixed"], 2, "are for --triton, which is missing"),
+        (["--triton-backend", "onnxruntime"], 2, "are for --triton, which is missing"),
+        (["--triton-engines", "/none"], 2, "are for --triton, which is missing"),
+        (["--triton-backend", "tensorrt", "--precision", "fp32"], 2, "are for --triton, which is missing"),
     ]
     for arguments, code, message in wrong:
         extra = [] if "--triton" in arguments or code == 2 else ["--triton", str(tmp_path / "r")]
@@ -230,6 +292,27 @@ def test_what_triton_cannot_have_is_said_before_the_export(tmp_path: Path, capsy
     assert main(["--model", "irn", "--out", str(tmp_path / "file")]) == 1
     assert "exists and is not a bundle" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"file"}, "nothing is written"
+
+
+def test_the_default_place_of_the_bundle_is_no_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "irn", "--size", "lite", "--triton", "irn_x2_lite"]) == 1
+    assert "irn_x2_lite: is or lies in the folder of the bundle, irn_x2_lite; choose another" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_repository_that_fails_late_does_not_hide_the_bundle(
+    bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b = Bundle(bundle("irn", 2))
+    monkeypatch.setattr(bundles, "write_bundle", lambda *args: b)
+    engines = ["--triton-backend", "tensorrt", "--triton-engines", str(tmp_path)]
+    assert main(["--model", "irn", "--size", "lite", "--triton", str(tmp_path / "r"), *engines]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"bundle: {b.path}"
+    assert "no tensorrt engines" in err
 
 
 def test_templates_travel_with_the_package() -> None:

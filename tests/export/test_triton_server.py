@@ -340,8 +340,8 @@ def test_the_pages_client_and_curl_line_work(server: Server, bundle, picture, tm
     page = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", page, re.S).group(1)
     name = title(Bundle(bundle("irn_a", 2)))
-    assert code.count("dlv_irn_a_x2_lite_") == 2
-    code = code.replace("dlv_irn_a_x2_lite", name).replace("localhost:8001", f"127.0.0.1:{server.grpc}")
+    assert code.count("dlv_irn_a_x2_medium_") == 2
+    code = code.replace("dlv_irn_a_x2_medium", name).replace("localhost:8001", f"127.0.0.1:{server.grpc}")
     rescale.write_picture(tmp_path / "photo.png", picture(33, 47))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment(server.site), capture_output=True, text=True, check=False)

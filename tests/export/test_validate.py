@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from rescale.contract import Tensor
 from rescale.errors import ParityError
 from rescale.parity import Comparison
+from rescale_export.bundles import write_bundle
 from rescale_export.graphs import split_graphs
 from rescale_export.probe import probe_picture
 from rescale_export.validate import FORBIDDEN, check_contract, compare, probe_sizes, reference
@@ -185,6 +188,31 @@ def test_the_reference_is_in_the_graphs_terms(make_net: MakeNet) -> None:
             assert (out["code"].dtype, out["code"].shape) == (np.uint8, (2, 4, 3, 4))
             assert out["code"].min() >= 1
             assert out["z"].shape == out["z_hat"].shape == (2, 9, 10, 14)
+
+
+def test_a_network_that_gives_no_number_is_refused_and_not_written(make_net: MakeNet, tmp_path: Path) -> None:
+    """As bytes its NaN would agree with the graphs' NaN."""
+    net = make_net("irn", 2)
+    for p in net.parameters():
+        p.data *= 1e30
+    with pytest.raises(ParityError, match="LR of a picture of 2x2 is not finite: the weights are broken; train or import again"):
+        write_bundle(net, tmp_path / "b", precisions=())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("part", "named"), [("decode_z", "decoded z"), ("upscale", "restored HR")])
+def test_a_value_that_is_no_number_is_named(make_net: MakeNet, monkeypatch: pytest.MonkeyPatch, part: str, named: str) -> None:
+    net = make_net("irn_m", 2)
+    whole = getattr(net, part)
+
+    def broken(*args: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = whole(*args)
+        values[0, 0, 0, 0] = torch.inf
+        return values
+
+    monkeypatch.setattr(net, part, broken)
+    with pytest.raises(ParityError, match=f"PyTorch's {named} of a picture of 8x4 is not finite"):
+        reference(net, probe_picture(4, 8)[None])
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -17,7 +17,7 @@ import pytest
 import rescale
 from rescale import batch
 from rescale.cli import main
-from rescale.errors import InputError, RescaleError
+from rescale.errors import RescaleError
 from rescale.files import atomic_write, machine_mark
 
 posix = pytest.mark.skipif(os.name == "nt", reason="pipes, links and signals of POSIX")
@@ -96,25 +96,10 @@ def test_a_folder_in_the_place_of_a_result_is_an_error_and_a_defect_costs_one_pi
     def make(job):
         raise IndexError("list index out of range")
 
-    jobs = batch.plan(tmp_path / "in", tmp_path / "new", [".png"], ".png")
-    [(source, error)] = batch.run(jobs, make, overwrite=False).errors
+    plan = batch.plan(tmp_path / "in", tmp_path / "new", [".png"], ".png")
+    [(source, error)] = batch.run(plan.jobs, make, overwrite=False).errors
     assert isinstance(error, RescaleError)
     assert str(error) == f"{source}: unexpected IndexError: list index out of range; please report it with the picture"
-
-
-def test_a_folder_below_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "in" / "closed").mkdir(parents=True)
-    (tmp_path / "in" / "x.png").write_bytes(b"")
-    listed = os.scandir
-
-    def refuse(path):
-        if os.path.basename(path) == "closed":
-            raise PermissionError(13, "Permission denied", os.fspath(path))
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match="closed: cannot read: Permission denied; make it readable"):
-        batch.plan(tmp_path / "in", tmp_path / "out", [".png"], ".png")
 
 
 def test_a_folder_of_lrs_that_cannot_be_restored_has_exit_code_3(here, picture):
@@ -250,6 +235,9 @@ def test_a_name_with_control_characters_does_not_reach_the_terminal(here, capsys
         (["down", "photo.png", "-", "--carrier", "sidecar"], "--carrier sidecar: needs a file to lie beside"),
         (["up", "lr", "hr", "--reference", "photo.png"], "--reference photo.png: is one picture"),
         (["up", "photo.png", "hr.png", "--reference", "none.png"], "none.png"),
+        (["down", "f.raw", "o.raw", "--raw", "33x21", "--least", "40"], "--check: has no meaning for raw frames"),
+        (["down", "f.raw", "o.raw", "--raw", "33x21", "--no-overwrite"], "o.raw: exists, and --no-overwrite keeps it"),
+        (["down", "photo.png", "o.webp", "--container", "png"], "o.webp: its name asks for webp, and --container for png"),
     ],
 )
 def test_options_that_would_say_nothing_are_refused(here, capsys, args, message):

@@ -327,6 +327,45 @@ def test_a_lost_marker_can_be_replaced_by_trust(bundle, picture):
             other.upscale(small, trust_alpha=True)
 
 
+def one_code_off(image: Image.Image) -> Image.Image:
+    pixels = np.array(image)
+    pixels[3, 4, 3] -= 1
+    return Image.fromarray(pixels)
+
+
+def test_trust_is_offered_where_an_alpha_channel_may_be_minus_as():
+    a, m = small_of("dlv_irn_a", 2, 40, 30), small_of("dlv_irn_m", 2, 40, 30)
+    bare = png.critical_only(png.read_chunks(a.to_bytes(), "x"))
+    cases = [
+        (bare, "dlv_irn_a", State.FOREIGN, True),
+        (rewritten(a.to_bytes(), lambda i: i.convert("RGBa").convert("RGBA")), "dlv_irn_a", State.CHANGED, True),
+        (rewritten(a.to_bytes(), one_code_off), "dlv_irn_a", State.STRIPPED, True),
+        (bare, "dlv_irn_m", State.FOREIGN, False),
+        (png.encode(a.rgb), "dlv_irn_a", State.FOREIGN, False),
+        (rewritten(a.to_bytes(), lambda i: i.convert("RGB")), "dlv_irn_a", State.STRIPPED, False),
+        (rewritten(a.to_bytes(), lambda i: i.resize((9, 6))), "dlv_irn_a", State.CHANGED, False),
+        (a.to_bytes(), "irn_a", State.OTHER_MODEL, False),
+        (m.to_bytes(), "dlv_irn_a", State.OTHER_MODEL, False),
+    ]
+    for data, model, state, offered in cases:
+        with pytest.raises(LrFileError) as refusal:
+            Small.from_bytes(data).require(model, 2, a.block.weights)
+        assert refusal.value.state is state
+        assert ("made it and a tool saved it again, --trust-alpha restores it" in str(refusal.value)) == offered, refusal.value
+        assert "(--force restores without its auxiliary data)" in str(refusal.value)
+
+
+def test_the_smallest_damage_to_alpha_is_trusted_as_larger_is(bundle, picture):
+    with rescale.load(bundle("dlv_irn_a", 2), threads=1) as net:
+        small = net.downscale(picture(25, 35))
+        hurt = Small.from_bytes(rewritten(small.to_bytes(), one_code_off))
+        assert (hurt.state, hurt.alpha) == (State.STRIPPED, None)
+        assert int((hurt.unverified_alpha != small.alpha).sum()) == 1
+        want, got = net.upscale(small), net.upscale(hurt, trust_alpha=True)
+        assert got.shape == want.shape
+        assert rescale.psnr(got, want) > rescale.psnr(net.upscale(hurt, strict=False), want)
+
+
 def test_a_newer_copy_does_not_hide_one_that_can_be_read():
     small = small_of("dlv_irn_a", 2, 12, 10)
     pieces = [(k, b"RSCL\x02" + d[5:] if k == b"RSCL" else d) for k, d in riff.read_chunks(small.to_bytes("webp"), "x")]

@@ -73,7 +73,7 @@ def test_a_budget_below_one_byte_is_refused(text):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"memory": 0}, InputError, "memory 0: a number of bytes is wanted"),
+        ({"memory": 0}, InputError, "memory 0: a whole number of bytes is wanted"),
         ({"tile": 8}, InputError, "tile 8: "),
         ({"tile": (0, 0)}, InputError, r"tile \(0, 0\): "),
         ({"tile": (8, -3)}, InputError, r"tile \(8, -3\): "),

@@ -317,6 +317,46 @@ def test_a_gray_profile_is_shown_by_gray_files_only(bundle, picture) -> None:
         again.to_bytes(".webp")
 
 
+def test_chunks_in_a_list_are_those_in_a_tuple(bundle, picture) -> None:
+    source = Picture(picture(8, 9), colour=[list(chunk) for chunk in CHUNKS])
+    assert source.colour == CHUNKS
+    with rescale.load(bundle("irn", 2)) as net:
+        assert Small.from_bytes(net.downscale(source).to_bytes()).colour == CHUNKS
+
+
+@pytest.mark.parametrize(
+    "chunks", [((b"tEXt", b"a\0b"),), [("gAMA", b"\0\0\xb1\x8f")], [(b"gAMA", "1")], [b"gAMA"], 5, ((b"gAMA",),)]
+)
+def test_chunks_that_are_not_carried_are_refused_at_once(picture, chunks) -> None:
+    with pytest.raises(
+        InputError, match=r"colour: pairs of a chunk's kind and its body in bytes, kinds b'iCCP'.* are carried, got"
+    ):
+        Picture(picture(4, 5), colour=chunks)
+
+
+def test_arrays_that_no_file_could_hold_are_refused_at_once(picture) -> None:
+    image = picture(4, 5)
+    for alpha in (image[:, :, 0] / 255.0, image[:2, :, 0], image, [[1]]):
+        with pytest.raises(InputError, match=r"alpha: a uint8 array of shape \(4, 5\) was expected, got"):
+            Picture(image, alpha=alpha)
+    with pytest.raises(InputError, match=r"a uint8 array of shape \(H, W, 3\) was expected, got float64"):
+        Picture(image / 255.0)
+
+
+@pytest.mark.parametrize("container", ["png", "webp"])
+def test_text_is_left_behind(picture, container) -> None:
+    """docs/file-format.md says what is carried; this is not."""
+    left = [(b"tEXt", b"Author\0me"), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>"), (b"tIME", bytes(7))]
+    found = rescale.open_picture(png.insert(png.encode(picture(4, 5)), left))
+    assert found.colour == ()
+    jpeg = encoded(Image.fromarray(picture(8, 8)), "JPEG", comment=b"me", xmp=b"<x/>")
+    assert rescale.open_picture(jpeg).colour == ()
+    for data in (png.insert(png.encode(picture(4, 5)), left), jpeg):
+        kept = rescale.open_picture(data).to_bytes(f".{container}")
+        assert b"me" not in kept
+        assert b"<x/>" not in kept
+
+
 def test_a_tiff_is_turned_upright(picture) -> None:
     image = Image.fromarray(picture(6, 9))
     turned = image.getexif()

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import rescale
-from rescale import png
+from rescale import Small, png
 from rescale.errors import InputError
 from rescale.image import MAX_SIDE, check_rgb
 from rescale.limits import MAX_PIXELS
@@ -98,9 +98,32 @@ def test_a_small_file_takes_little_memory_and_a_slow_stream_is_read_to_its_end(t
     assert peak < 64 << 20
 
 
-def test_arrays_beyond_the_longest_side():
-    with pytest.raises(InputError, match=f"sides of 1 to {MAX_SIDE} pixels"):
+def test_beyond_the_longest_side(tmp_path):
+    refusal = f"sides of 1 to {MAX_SIDE} pixels were expected, got {MAX_SIDE + 1}x1; cut a larger picture into parts"
+    with pytest.raises(InputError, match=refusal):
         check_rgb(np.zeros((1, MAX_SIDE + 1, 3), np.uint8))
+    (tmp_path / "wide.png").write_bytes(png.encode(np.zeros((1, MAX_SIDE + 1), np.uint8)))
+    with pytest.raises(InputError, match=f"wide.png: {refusal}"):
+        rescale.open_picture(tmp_path / "wide.png")
+
+
+def test_what_is_no_source_is_refused_in_words(tmp_path, picture):
+    path = tmp_path / "x.png"
+    path.write_bytes(png.encode(picture(4, 4)))
+    with open(path, "rb") as closed:
+        pass
+    with open(path) as text, open(tmp_path / "y", "wb") as written:
+        for source, message in (
+            (None, "a path, bytes or a binary stream was expected, got NoneType"),
+            (5, "a path, bytes or a binary stream was expected, got int"),
+            (text, "x.png: cannot read: it is a stream of text; open it as binary, with mode 'rb'"),
+            (io.StringIO("abc"), "stream: cannot read: it is a stream of text"),
+            (written, "y: cannot read: "),
+            (closed, "x.png: cannot read: "),
+        ):
+            for read in (Small.open, rescale.open_picture):
+                with pytest.raises(InputError, match=message):
+                    read(source)
 
 
 def test_an_animated_jpeg_xl_is_refused_before_its_frames_are_decoded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -146,6 +147,50 @@ def test_other_weights_are_refused_and_forced_without_auxiliary(bundle, picture,
             other.upscale(small)
         assert error.value.state == "other-model"
         assert other.upscale(small, strict=False).shape == image.shape
+
+
+def test_another_scale_is_refused_even_when_forced(bundle, picture):
+    """What came out would have half or twice the original's sides."""
+    with rescale.load(bundle("irn_a", 4), threads=1) as made, rescale.load(bundle("irn_a", 2), threads=1) as other:
+        small = made.downscale(picture(24, 32))
+        for options in ({}, {"strict": False}, {"trust_alpha": True}, {"strict": False, "trust_alpha": True}):
+            with pytest.raises(LrFileError, match=r"made by irn_a x4.*not by irn_a x2.*another scale gives another size") as error:
+                other.upscale(small, **options)
+            assert error.value.state == "other-model"
+            assert "--force restores" not in str(error.value)
+
+
+@pytest.mark.parametrize("tile", [[8, 8], (np.int64(8), 8), np.array([8, 8])])
+def test_a_tile_is_any_sequence_of_two_whole_numbers(bundle, picture, tile):
+    image = picture(40, 40)
+    with rescale.load(bundle("irn", 2), threads=1, tile=tile) as net:
+        assert net.network.tile == (8, 8)
+        assert net.upscale(net.downscale(image)).shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"tile": t}, "(height, width) in LR pixels is wanted") for t in ((True, 4), (0, 4), (4,), 4, "44", {4, 8}, (4.0, 4))),
+        ({"memory": "2GB"}, "memory '2GB': a whole number of bytes is wanted, or None"),
+        ({"memory": 0}, "memory 0: a whole number of bytes is wanted"),
+        ({"memory": True}, "memory True: a whole number of bytes is wanted"),
+        ({"threads": "2"}, "threads '2': a whole number is wanted, or None"),
+        ({"threads": 1.5}, "threads 1.5: a whole number is wanted"),
+        ({"backend": None}, "backend None: a name is wanted: auto, or one of onnxruntime"),
+        ({"path": None}, "path 'None': the folder of a bundle is wanted"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_words(bundle, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        rescale.load(**{"path": bundle("irn", 2)} | options)
+
+
+def test_steps_are_a_whole_number(bundle, picture):
+    with rescale.load(bundle("irn", 2), threads=1) as net:
+        for steps in (-1, 1.5, "3"):
+            with pytest.raises(InputError, match="steps: 0 or more, got"):
+                net.downscale(picture(4, 4), steps)
 
 
 def test_more_threads_than_cpus_is_not_asked_for(bundle):

@@ -16,7 +16,7 @@ from rescale.errors import CheckpointError, OutputError
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.config import NetConfig, Recipe, to_dict
-from rescale_train.models import RescalingNet
+from rescale_train.models import RescalingNet, build
 
 
 @pytest.fixture
@@ -129,6 +129,18 @@ def test_a_recipe_of_an_unknown_network_is_refused(tmp_path: Path, recipe: Recip
     refuse(odd_file(tmp_path, json.dumps(table)), "not a readable checkpoint")
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_no_card_can_hold_are_refused(tmp_path: Path, recipe: Recipe, number: str) -> None:
+    refuse(
+        odd_file(tmp_path, json.dumps(to_dict(recipe)), f'{{"imported": {{"x": {number}}}}}'), "progress holds NaN or an infinity"
+    )
+
+
+def test_a_source_too_long_for_a_card_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    text = json.dumps({"step": 1, "imported": {"licence": "MIT", "x": "y" * checkpoint.MAX_IMPORTED}})
+    refuse(odd_file(tmp_path, json.dumps(to_dict(recipe)), text), "progress.imported has more than 65536 characters")
+
+
 def test_progress_that_is_no_table_is_refused(tmp_path: Path, recipe: Recipe) -> None:
     refuse(odd_file(tmp_path, json.dumps(to_dict(recipe)), "[]"), "progress is not a table")
 
@@ -146,10 +158,12 @@ def without(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (without, f"parameter {KEY} is missing; it is not a irn_a checkpoint"),
         (lambda s: s | {"levels.9.bias": torch.zeros(1)}, "unknown parameter levels.9.bias; it is of another network"),
         (lambda s: s | {KEY: torch.zeros(4, 8, 1, 1)}, f"parameter {KEY} is (4, 8, 1, 1), wanted (4, 8, 3, 3)"),
+        (lambda s: s | {KEY: s[KEY].to(torch.complex64)}, f"parameter {KEY} is complex64, wanted float32, float16 or bfloat16"),
+        (lambda s: s | {KEY: s[KEY].to(torch.int8)}, f"parameter {KEY} is int8, wanted float32"),
         (lambda s: s | {KEY: s[KEY] * torch.nan}, f"parameter {KEY} is not finite; the training diverged"),
         (lambda s: s | {KEY: s[KEY] / 0.0}, f"parameter {KEY} is not finite"),
     ],
-    ids=["missing", "extra", "shape", "nan", "inf"],
+    ids=["missing", "extra", "shape", "complex", "whole", "nan", "inf"],
 )
 def test_wrong_parameters_are_named(
     tmp_path: Path, net: RescalingNet, recipe: Recipe, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
@@ -157,6 +171,35 @@ def test_wrong_parameters_are_named(
     path = tmp_path / "w.safetensors"
     checkpoint.write(path, change(net.state_dict()), recipe, {})
     refuse(path, message)
+
+
+@pytest.mark.parametrize("tensors", [{}, {KEY: torch.zeros(1)}], ids=["missing", "shape"])
+def test_no_network_is_built_that_the_file_does_not_hold(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Tensor]
+) -> None:
+    """A recipe of a few bytes may claim gigabytes."""
+    made: list[RescalingNet] = []
+    monkeypatch.setattr(checkpoint, "build", lambda config: made.append(build(config)) or made[-1])
+    with pytest.raises(CheckpointError, match="w: parameter"):
+        checkpoint.load_net(checkpoint.Checkpoint(recipe, {}, tensors), "w")
+    assert all(p.is_meta for net in made for p in net.parameters())
+
+
+def test_a_lack_of_memory_is_told_in_a_line(net: RescalingNet, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(config: NetConfig) -> RescalingNet:
+        if torch.get_default_device().type == "cpu":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore of it")
+        return build(config)
+
+    monkeypatch.setattr(checkpoint, "build", scarce)
+    with pytest.raises(CheckpointError, match=r"w: the network cannot be built: DefaultCPUAllocator: can't allocate memory$"):
+        checkpoint.load_net(checkpoint.Checkpoint(recipe, {}, net.state_dict()), "w")
+
+
+def test_a_published_file_is_sent_to_import(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "published.pth")
+    refuse(tmp_path / "published.pth", "no whole safetensors file")
+    refuse(tmp_path / "published.pth", "a published .pth is for `rescale-train import`")
 
 
 def test_a_pickle_is_refused_and_never_executed(tmp_path: Path) -> None:

@@ -23,12 +23,15 @@ from torch import Tensor
 
 from rescale.errors import CheckpointError, ConfigError, UnknownModelError
 from rescale.files import atomic_write
-from rescale.json_text import without_nan
+from rescale.json_text import as_json, without_nan
 from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
 from rescale_train.models import RescalingNet, build
 
 FORMAT = "rescale-checkpoint/1"
 PART_BYTES = 14_000_000
+MAX_IMPORTED = 1 << 16
+"""Characters that a file may hold of where its weights came from, indented as in the manifests and cards that take it over; what
+`rescale-train import` writes has under a thousand."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,17 @@ class Checkpoint:
     progress: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters to use: the average of the weights where there is one, float32."""
+    def stored(self) -> dict[str, Tensor]:
+        """Parameters to use, as the file holds them: the average of the weights where there is one."""
         for prefix in ("ema.", "model."):
             found = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
             if found:
-                break
-        else:
-            found = dict(self.tensors)
-        return {k: v.float() for k, v in found.items()}
+                return found
+        return dict(self.tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        """`stored` in float32."""
+        return {k: v.float() for k, v in self.stored().items()}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> bytes:
@@ -75,7 +80,8 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint or weights file, or the first of its parts (``NAME.part00``).
 
     Raises:
-        CheckpointError: missing, truncated, not safetensors, without our header, or of an unknown format.
+        CheckpointError: missing, truncated, not safetensors, without our header, of an unknown format, or with a header that no
+            card can take over.
     """
     if path.name.endswith(".part00"):
         with tempfile.TemporaryDirectory() as folder:
@@ -96,16 +102,28 @@ def _read(path: Path, name: str) -> Checkpoint:
                 found = metadata.get("format", "none")
                 raise CheckpointError(f"{name}: checkpoint format {found!r}, wanted {FORMAT!r}; train or import it again")
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        table = json.loads(metadata["recipe"])
+        table = _table(metadata["recipe"], "recipe")
         recipe = Recipe(from_dict(NetConfig, table["net"], "net"), from_dict(TrainConfig, table["train"], "train"))
-        progress = json.loads(metadata["progress"])
+        progress = _table(metadata["progress"], "progress")
+        if len(as_json(progress.get("imported"))) > MAX_IMPORTED:
+            raise ValueError(f"progress.imported has more than {MAX_IMPORTED} characters")
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such checkpoint") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, ConfigError, UnknownModelError) as e:
+    except SafetensorError as e:
+        cure = "a published .pth is for `rescale-train import`"
+        raise CheckpointError(f"{name}: not a readable checkpoint: no whole safetensors file ({e}); {cure}") from None
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, ConfigError, UnknownModelError) as e:
         raise CheckpointError(f"{name}: not a readable checkpoint: {e}") from None
-    if not isinstance(progress, dict):
-        raise CheckpointError(f"{name}: not a readable checkpoint: progress is not a table")
     return Checkpoint(recipe, progress, tensors)
+
+
+def _table(text: str, what: str) -> dict[str, Any]:
+    table = json.loads(text)
+    if not isinstance(table, dict):
+        raise ValueError(f"{what} is not a table")
+    if without_nan(table) != table:
+        raise ValueError(f"{what} holds NaN or an infinity, which no card can hold")
+    return table
 
 
 def held_out(checkpoint: Checkpoint, name: str) -> list[str] | None:
@@ -132,26 +150,36 @@ def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
         name: of the file, for the error message.
 
     Raises:
-        CheckpointError: a parameter is missing, superfluous, of another shape, or not finite.
+        CheckpointError: a parameter is missing, superfluous, of another shape, no floating-point number, or not finite; or there
+            is no memory for the network.
     """
-    net = build(checkpoint.recipe.net)
-    weights = checkpoint.weights()
-    wanted = net.state_dict()
+    config, stored = checkpoint.recipe.net, checkpoint.stored()
+    # A header may claim a network of gigabytes: none is built before the file is known to hold it.
+    with torch.device("meta"):
+        wanted = build(config).state_dict()
     for key, value in wanted.items():
-        if key not in weights:
-            raise CheckpointError(f"{name}: parameter {key} is missing; it is not a {checkpoint.recipe.net.model} checkpoint")
-        if weights[key].shape != value.shape:
-            raise CheckpointError(f"{name}: parameter {key} is {tuple(weights[key].shape)}, wanted {tuple(value.shape)}")
-        if not torch.isfinite(weights[key]).all():
-            raise CheckpointError(f"{name}: parameter {key} is not finite; the training diverged")
-    extra = sorted(set(weights) - set(wanted))
+        if key not in stored:
+            raise CheckpointError(f"{name}: parameter {key} is missing; it is not a {config.model} checkpoint")
+        if stored[key].shape != value.shape:
+            raise CheckpointError(f"{name}: parameter {key} is {tuple(stored[key].shape)}, wanted {tuple(value.shape)}")
+        if not stored[key].is_floating_point():
+            found = str(stored[key].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{name}: parameter {key} is {found}, wanted float32, float16 or bfloat16")
+    extra = sorted(set(stored) - set(wanted))
     if extra:
         raise CheckpointError(f"{name}: unknown parameter {extra[0]}; it is of another network")
+    try:
+        net, weights = build(config), checkpoint.weights()
+    except RuntimeError as e:  # how PyTorch says that there is no memory
+        raise CheckpointError(f"{name}: the network cannot be built: {str(e).splitlines()[0]}") from None
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name}: parameter {key} is not finite; the training diverged")
     net.load_state_dict(weights)
     return net.eval()
 
 
-LATER = {"latent_gain": 1.0, "lr_growth": 0, "corrections": 0}
+LATER = {"latent_gain": 1.0, "lr_growth": 0, "corrections": 0, "correction_limit": 0.0}
 """Values of a network's later options that stand for how networks were before; the digests of those stay as they were."""
 
 
@@ -171,8 +199,9 @@ def _digest(tensors: Mapping[str, Tensor], config: NetConfig) -> str:
     for name, value in sorted(tensors.items()):
         h.update(f"{name} {tuple(value.shape)}\n".encode())
         h.update(value.detach().cpu().float().numpy().tobytes())
-    later = LATER if config.corrections else LATER | {"correction_growth": config.correction_growth}
-    table = {key: value for key, value in to_dict(config).items() if later.get(key) != value}
+    table = {key: value for key, value in to_dict(config).items() if LATER.get(key) != value}
+    if not config.corrections:
+        table = {key: value for key, value in table.items() if not key.startswith("correction_")}
     h.update(json.dumps(table, sort_keys=True).encode())
     return h.hexdigest()
 

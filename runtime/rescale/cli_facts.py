@@ -1,0 +1,65 @@
+"""What `rescale down` and `rescale up` tell of a picture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rescale.container import Small
+    from rescale.rescaler import Rescaler
+
+
+def lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:
+    """Of an LR picture that was just made."""
+    block = small.block
+    assert block is not None
+    return {
+        "model": net.bundle.title,
+        "hr_size": list(block.hr_size),
+        "lr_size": list(block.lr_size),
+        "auxiliary_bits_per_pixel": round(small.auxiliary_bits, 3),
+    }
+
+
+def quality(picture: Any, original: Any, scale: int) -> dict[str, Any]:
+    """PSNR of a restored picture against its original, two arrays of one size."""
+    from rescale.quality import counted_border, psnr, psnr_y
+
+    figures = {"psnr_y": psnr_y(picture, original, scale), "psnr_rgb": psnr(picture, original)}
+    # JSON has no infinity: equal pictures have null.
+    return {k: v if math.isfinite(v) else None for k, v in figures.items()} | {"border": counted_border(picture, scale)}
+
+
+def quality_text(facts: dict[str, Any]) -> str:
+    """The figures of `quality` for pictures that are not equal."""
+    luma = "infinite" if facts["psnr_y"] is None else f"{facts['psnr_y']:.2f} dB"
+    return f"Y-PSNR {luma} (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
+
+
+def cost(net: Rescaler) -> str:
+    """What the missing auxiliary data costs, as measured for the weights."""
+    for name, row in net.bundle.figures.items():
+        if "hr_psnr_y" in row and "hr_psnr_y_forced" in row:
+            lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
+            return f"{lost:.1f} dB below the model's {row['hr_psnr_y']:.1f} dB (Y-PSNR on {name})"
+    return "the loss was not measured for these weights"
+
+
+def down_text(facts: dict[str, Any]) -> str:
+    """One line of `down`."""
+    hr, lr = facts["hr_size"], facts["lr_size"]
+    text = f"{facts['target']}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}, {facts['model']}, {facts['bytes']} bytes"
+    return text + _compared(facts, "restored equal to the source", "restored at ")
+
+
+def up_text(facts: dict[str, Any]) -> str:
+    """One line of `up`."""
+    text = f"{facts['target']}: {facts['hr_size'][0]}x{facts['hr_size'][1]}, {facts['model']}"
+    return text + _compared(facts, "equal to the reference", "")
+
+
+def _compared(facts: dict[str, Any], equal: str, before: str) -> str:
+    if "psnr_y" not in facts:
+        return ""
+    return f", {equal}" if facts["psnr_rgb"] is None else f", {before}{quality_text(facts)}"

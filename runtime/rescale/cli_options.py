@@ -1,0 +1,113 @@
+"""Arguments and options that commands of the runtime share. What no run could use is wrong usage, as an unknown word is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescale.errors import RescaleError
+
+STREAM = Path("-")
+"""Standard input or output."""
+
+
+def path(text: str) -> Path:
+    """What an argument names. `-` is a standard stream, as it stands; ./- is a file.
+
+    Raises:
+        BadParameter: nothing, which would be the folder that one stands in.
+    """
+    if not text:
+        raise typer.BadParameter("is empty; name a file or folder (the folder that you are in is .)")
+    named = Path(text)
+    return named.absolute() if named == STREAM and text != "-" else named
+
+
+def _checked(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+    def call(value: Any) -> Any:
+        if value is not None:
+            try:
+                check(value)
+            except RescaleError as e:
+                raise typer.BadParameter(str(e)) from None
+        return value
+
+    return call
+
+
+def _check_backend(text: str) -> None:
+    from rescale.backends import NAMES
+
+    name = text.partition(":")[0]
+    if name not in ("auto", "half", *NAMES):
+        raise typer.BadParameter(f"unknown backend {name!r}: choose auto or one of {', '.join(NAMES)}")
+
+
+def _check_precision(text: str) -> None:
+    from rescale.bundle import check_precision
+
+    check_precision(text)
+
+
+def _check_threads(count: int) -> None:
+    from rescale.backends import MAX_THREADS
+
+    if count > MAX_THREADS:
+        raise typer.BadParameter(f"at most {MAX_THREADS}, got {count}")
+
+
+def _check_memory(text: str) -> None:
+    from rescale.memory import parse_memory
+
+    parse_memory(text)
+
+
+def _check_raw(text: str) -> None:
+    from rescale.frames import parse_size
+
+    parse_size(text)
+
+
+def bundle_option(help_text: str) -> Any:
+    """The option that names a bundle."""
+    return typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", parser=path, help=help_text)
+
+
+def raw_option(help_text: str) -> Any:
+    """The option that says the size of raw frames."""
+    return typer.Option(callback=_checked(_check_raw), help=help_text)
+
+
+BundleOption = Annotated[Path, bundle_option("Bundle made by rescale-export.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        callback=_checked(_check_backend), help="auto, onnxruntime[:PROVIDER[,KEY=VALUE...]], openvino, tensorrt or tensorrt-rtx."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(callback=_checked(_check_precision), help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere."),
+]
+Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
+Threads = Annotated[int, typer.Option(callback=_checked(_check_threads), help="CPU threads; 0: all this process may use.", min=0)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        callback=_checked(_check_memory), help="Budget for the network, such as 2GB; by default half of what is available."
+    ),
+]
+TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
+MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
+Overwrite = Annotated[
+    bool | None,
+    typer.Option(
+        "--overwrite/--no-overwrite",
+        help="Folders: make targets again that exist already. --no-overwrite: refuse a single target that exists.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line for each result or error.")]

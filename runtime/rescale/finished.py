@@ -1,0 +1,80 @@
+"""What lies where a folder's result belongs: the finished result of an earlier run, or something else. No pixel is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from rescale import block as blocks
+from rescale import carrier, png
+from rescale.batch import Job
+from rescale.block import Block
+from rescale.bundle import Bundle
+from rescale.container import sidecar_path
+from rescale.errors import InputError, OutputError
+from rescale.picture import read_bytes
+
+CURE = "remove it, or --overwrite makes all again"
+
+
+def read_block(path: Path) -> Block | None:
+    """The marker of an LR file, from the file or the side-car beside it; None without one that can be read.
+
+    Raises:
+        InputError: the file cannot be read, or is no whole file.
+    """
+    data, name = read_bytes(path)
+    copies = carrier.read(data, name)[0]
+    with contextlib.suppress(InputError):
+        copies += [read_bytes(sidecar_path(path))[0]] if sidecar_path(path).is_file() else []
+    for copy in copies:
+        with contextlib.suppress(blocks.NewerFormatError, blocks.DamagedBlockError):
+            return blocks.decode(copy)
+    return None
+
+
+def require_small(job: Job, bundle: Bundle) -> None:
+    """Check that a target is an LR file that this bundle made of a source which has not changed since.
+
+    Raises:
+        OutputError: it is not; the message says what it is.
+    """
+    try:
+        block = read_block(job.target)
+    except InputError as e:
+        raise OutputError(f"{e}; it lies where the LR of {job.source} belongs: {CURE}") from None
+    if block is None:
+        raise OutputError(f"{job.target}: no LR file, since it has no marker; it lies where that of {job.source} belongs: {CURE}")
+    if (block.model, block.scale, block.weights) != (bundle.variant.name, bundle.scale, bundle.weights):
+        made = f"made by {block.model} x{block.scale} with weights {block.weights[:12]}"
+        raise OutputError(f"{job.target}: {made}, not by {bundle.title} with weights {bundle.weights[:12]}: {CURE}")
+    _require_later(job)
+
+
+def require_large(job: Job, sized: bool) -> None:
+    """Check that a target is a picture that may have been restored from a source which has not changed since.
+
+    Args:
+        job: from LR file to PNG.
+        sized: the source's marker says which size it has.
+
+    Raises:
+        OutputError: it is not; the message says what it is.
+    """
+    try:
+        data, name = read_bytes(job.target)
+        header = png.read_header(png.read_chunks(data, name), name)
+    except InputError as e:
+        raise OutputError(f"{e}; it lies where what {job.source} becomes belongs: {CURE}") from None
+    block = None
+    with contextlib.suppress(InputError):
+        block = read_block(job.source) if sized else None
+    if block is not None and block.hr_size != (header.width, header.height):
+        wanted = f"{job.source} becomes {block.hr_size[0]}x{block.hr_size[1]}"
+        raise OutputError(f"{job.target}: has {header.width}x{header.height} pixels, and {wanted}: {CURE}")
+    _require_later(job)
+
+
+def _require_later(job: Job) -> None:
+    if job.source.stat().st_mtime_ns > job.target.stat().st_mtime_ns:
+        raise OutputError(f"{job.target}: older than {job.source}, which may have changed since: {CURE}")
