@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rescale_train.models import RescalingNet
 from rescale_train.models.irn import code_range
 from rescale_train.models.quantise import logit
 from rescale_train.recipe import load_recipe
+from rescale_train.shipped import weights_folder
 from rescale_train.start import read_start
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
@@ -76,6 +78,27 @@ def test_digests_tell_corrections_apart(make_net):
         other.corrections[1].conv1.bias[0] += 1.0
     assert checkpoint.weights_digest(one) != checkpoint.weights_digest(other)
     assert checkpoint.flow_digest(one) == checkpoint.flow_digest(other)
+
+
+@torch.no_grad()
+def test_a_step_is_held_to_its_limit(make_net):
+    net = make_net("irn_a", 2, corrections=1)
+    x = torch.rand(1, 3, 16, 16)
+    y = net.held(net(x)[0])
+    free = corrected(net, x, y) - y
+    most = float(free.abs().max()) / 2
+    before = checkpoint.weights_digest(net), checkpoint.flow_digest(net)
+    net.config = dataclasses.replace(net.config, correction_limit=255.0 * most)
+    assert torch.allclose(corrected(net, x, y) - y, free.clamp(-most, most), atol=1e-7)
+    assert checkpoint.weights_digest(net) != before[0]
+    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(net.without_corrections()) == before[1]
+
+
+def test_weights_without_a_limit_keep_the_digest_that_they_had():
+    for name in ("irn_x2_medium", "dlv_irn_a_x4_medium"):
+        card = json.loads((weights_folder() / f"{name}.json").read_text())
+        found = checkpoint.read(weights_folder() / f"{name}.safetensors")
+        assert checkpoint.weights_digest(checkpoint.load_net(found, name)) == card["weights_sha256"]
 
 
 @pytest.fixture(params=["dlv_irn_a", "dlv_irn_m"])
@@ -155,6 +178,7 @@ def test_a_flow_goes_on_without_them(make_net, tmp_path, model, scale):
     [
         ("dlv_irn_a_x2_lite", {"net.corrections": 9}, "net.corrections: 0 to 8, got 9"),
         ("dlv_irn_a_x2_lite", {"net.correction_growth": 0}, "net.correction_growth: 1 to 256, got 0"),
+        ("dlv_irn_a_x2_lite", {"net.correction_limit": 256.0}, "net.correction_limit: 0 to 255, got 256.0"),
         ("dlv_irn_a_x2_lite", {"train.flow_frozen": "true"}, "train.flow_frozen: without net.corrections nothing is trained"),
         ("dlv_irn_a_x2_lite", {"net.corrections": 1, "train.compile": '"default"'}, 'train.compile: "none" is wanted'),
     ],

@@ -60,6 +60,7 @@ class NetConfig:
         corrections: learned steps of the encoder along the decoder's gradient, see `RescalingNet.correct` (ours); the decoder is
             the same with and without them.
         correction_growth: growth of a correction's dense block.
+        correction_limit: levels of 255 by which a correction moves a code at most; 0: by any number.
         latent_gain: k_z, what z is multiplied with before the -M encoder and divided by after the decoder; 1 is the paper. A
             trained z has an RMS of about 0.005: without a gain the code varies by less than one of its 255 levels.
     """
@@ -80,6 +81,7 @@ class NetConfig:
     lr_growth: int = 0
     corrections: int = 0
     correction_growth: int = 48
+    correction_limit: float = 0.0
 
     def __post_init__(self) -> None:
         v = variant(self.model)
@@ -107,6 +109,7 @@ class NetConfig:
         _one_of("net.ae_layers", self.ae_layers, (2, 4))
         require(0 <= self.corrections <= 8, f"net.corrections: 0 to 8, got {self.corrections}")
         require(1 <= self.correction_growth <= 256, f"net.correction_growth: 1 to 256, got {self.correction_growth}")
+        require(0.0 <= self.correction_limit <= 255.0, f"net.correction_limit: 0 to 255, got {self.correction_limit}")
 
     @property
     def variant(self) -> Variant:

@@ -144,11 +144,14 @@ class RescalingNet(nn.Module):
 
         An encoder is one function for all pictures; what it leaves to be gained for one picture is told by the decoder's gradient
         (iterative amortised inference, Marino et al., arXiv 1807.09356). x, y and z as of `slope`. Each step begins at codes that a
-        file can hold: beyond them the decoder was never trained, its slopes grow without bounds and so would the steps.
+        file can hold: beyond them the decoder was never trained, its slopes grow without bounds and so would the steps. A step is
+        held to `correction_limit`: of lines and edges that photographs do not have slopes are far outside of what C has seen.
         """
+        limit = self.config.correction_limit
         for block in self.corrections:
             y = self.held(y)
-            y = y + block(torch.cat((y, SLOPE_GAIN * self.slope(x, y, z)), 1)) / 255.0
+            step = block(torch.cat((y, SLOPE_GAIN * self.slope(x, y, z)), 1))
+            y = y + (torch.clamp(step, -limit, limit) if limit else step) / 255.0
         return y
 
     def without_corrections(self) -> RescalingNet:
