@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,14 @@ def _arguments(recipe: Recipe) -> str:
     found = []
     for name in recipe_names():
         base = load_recipe(name)
-        if base.net == recipe.net:
-            changes = dict(_differences(to_dict(base.train), to_dict(recipe.train)))
+        # The limit came after most of the weights: it alone is no other network.
+        if replace(base.net, correction_limit=recipe.net.correction_limit) == recipe.net:
+            changes = dict(_differences(to_dict(base), to_dict(recipe)))
             found.append((len(changes), name, changes))
     if not found:
         raise ValueError(f"no shipped recipe trains {recipe.net}")
     _, name, changes = min(found, key=lambda f: f[:2])
-    return " ".join([name, *(f"--set 'train.{key}={json.dumps(value)}'" for key, value in changes.items())])
+    return " ".join([name, *(f"--set '{key}={json.dumps(value)}'" for key, value in changes.items())])
 
 
 def _differences(base: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
