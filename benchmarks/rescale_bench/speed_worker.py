@@ -104,7 +104,7 @@ def upscale(net: Directions, bundle: Bundle) -> Step:
 
     def decode(data: bytes) -> Small:
         small = Small.from_bytes(data)
-        small.require(bundle.variant.name, bundle.scale, bundle.weights)
+        small.require(*bundle.identity)
         return small
 
     def encode(small: Small, hr: Array) -> bytes:

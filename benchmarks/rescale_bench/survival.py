@@ -160,7 +160,7 @@ def _restored(net: Rescaler, data: bytes, sidecar: bytes | None, hr: Array | Non
     With `trustworthy`, the alpha plane is known to be whole, so a foreign or changed file is restored by it too.
     """
     seen = Small.from_bytes(data, sidecar=sidecar)
-    state, _ = seen.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
+    state, _ = seen.verdict(*net.bundle.identity)
     found: dict[str, Any] = {"state": str(state), "psnr_y": None, "psnr_y_trusted": None}
     if hr is None:
         return found

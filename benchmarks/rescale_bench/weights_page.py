@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +75,7 @@ def _arguments(recipe: Recipe) -> str:
     found = []
     for name in recipe_names():
         base = load_recipe(name)
-        # The limit came after most of the weights: it alone is no other network.
-        if replace(base.net, correction_limit=recipe.net.correction_limit) == recipe.net:
+        if (base.net.model, base.net.scale, size_name(base.net)) == (recipe.net.model, recipe.net.scale, size_name(recipe.net)):
             changes = dict(_differences(to_dict(base), to_dict(recipe)))
             found.append((len(changes), name, changes))
     if not found:

@@ -167,6 +167,11 @@ class Bundle:
         """Short name: model, scale and size."""
         return f"{self.variant.name} x{self.scale} {self.size}"
 
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """Model, scale and weights: what an LR file must name for this bundle to restore it."""
+        return self.variant.name, self.scale, self.weights
+
     def graph(self, name: str, precision: str = "fp32") -> Graph:
         """A graph's entry.
 

@@ -193,10 +193,10 @@ def up(
             if original is not None and original.size != size:
                 wanted = f"the restored picture is not of that size but {size[0]}x{size[1]}"
                 raise InputError(f"{reference}: {original.size[0]}x{original.size[1]}, {wanted}; leave --reference out")
-            state, detail = small.verdict(net.bundle.variant.name, net.bundle.scale, net.bundle.weights)
+            state, detail = small.verdict(*net.bundle.identity)
             with _watched(net, source, "restoring"):
                 picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
-            if trust_alpha and small.unverified_alpha is not None and net.bundle.variant.alpha and state is not State.OTHER_MODEL:
+            if trust_alpha and small.trusted_alpha(*net.bundle.identity) is not None:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
                 warn(f"{small.name}: {detail}; restored without auxiliary data: {cost(net)}")
@@ -260,8 +260,7 @@ def verify(
         small = _open_lr(source, max_pixels)
         state, detail, trusted = small.state, small.detail, small.unverified_alpha is not None
         if made is not None:
-            identity = (made.variant.name, made.scale, made.weights)
-            (state, detail), trusted = small.verdict(*identity), small.trusted_alpha(*identity) is not None
+            (state, detail), trusted = small.verdict(*made.identity), small.trusted_alpha(*made.identity) is not None
     except LrFileError as e:
         if not json_:
             raise

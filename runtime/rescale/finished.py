@@ -45,7 +45,7 @@ def require_small(job: Job, bundle: Bundle) -> None:
         raise OutputError(f"{e}; it lies where the LR of {job.source} belongs: {CURE}") from None
     if block is None:
         raise OutputError(f"{job.target}: no LR file, since it has no marker; it lies where that of {job.source} belongs: {CURE}")
-    if (block.model, block.scale, block.weights) != (bundle.variant.name, bundle.scale, bundle.weights):
+    if (block.model, block.scale, block.weights) != bundle.identity:
         made = f"made by {block.model} x{block.scale} with weights {block.weights[:12]}"
         raise OutputError(f"{job.target}: {made}, not by {bundle.title} with weights {bundle.weights[:12]}: {CURE}")
     _require_later(job)

@@ -70,6 +70,10 @@ def psnr(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> float:
     Raises:
         InputError: another dtype, whose peak is not 255; different shapes; or nothing to compare.
     """
+    for array in (a, b):
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"PSNR of uint8 arrays is wanted, peak 255, got {got}: convert both first")
     return _psnr(a, b, lambda part: part.astype(np.float64))
 
 
@@ -85,10 +89,6 @@ def psnr_y(a: Picture, b: Picture, border: int = 0) -> float:
 
 
 def _psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], values: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]]) -> float:
-    for array in (a, b):
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise InputError(f"PSNR of uint8 arrays is wanted, peak 255, got {got}: convert both first")
     if a.shape != b.shape:
         raise InputError(f"PSNR of different shapes: {a.shape} and {b.shape}: bring both to one size first")
     if not a.size:

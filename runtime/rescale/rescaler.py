@@ -102,8 +102,7 @@ class Rescaler:
         if not isinstance(small, Small):
             wanted = "an LR picture is wanted, from downscale, Small.open or Small.from_bytes"
             raise InputError(f"{wanted}, not {type(small).__name__}")
-        scale = self.bundle.scale
-        identity = (self.bundle.variant.name, scale, self.bundle.weights)
+        scale, identity = self.bundle.scale, self.bundle.identity
         block = small.block
         trusted = small.trusted_alpha(*identity) if trust_alpha else None
         # Of another scale nothing is made even by force: it would not have the original's size.
