@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,29 @@ DEFAULT_PRECISIONS = ("mixed",)
 """What a bundle holds beside float32."""
 
 
+class WrittenBundle(Bundle):
+    """A bundle that was just written. Its files come from memory: another export may be moving its own to the same place."""
+
+    def __init__(self, folder: Path, target: Path, files: Mapping[str, bytes]) -> None:
+        """
+        Args:
+            folder: where it lies now, verified.
+            target: where it will be.
+            files: graphs and golden vectors by file name.
+        """
+        super().__init__(folder)
+        self.path = target
+        self._files = files
+
+    def read_graph(self, name: str, precision: str = "fp32") -> bytes:
+        """As `Bundle.read_graph`."""
+        return self._files[self.graph(name, precision).file]
+
+    def read_golden(self) -> bytes:
+        """As `Bundle.read_golden`."""
+        return self._files[GOLDEN]
+
+
 def write_bundle(
     net: RescalingNet,
     target: Path,
@@ -64,7 +87,8 @@ def write_bundle(
         refine: write the gradient graph too.
 
     Returns:
-        The written bundle, read back and verified before it took its place.
+        The written bundle, verified before it took its place. What is read of it later is what was written, whoever has put
+        another one there since.
 
     Raises:
         ParityError: a graph does not agree with PyTorch, or a precision loses more than the gate allows; nothing is written.
@@ -127,9 +151,8 @@ def write_bundle(
         written = Bundle(folder)
         found = {p: compare_precision(written, p, cases).to_dict() for p in written.precisions if p != "fp32"}
         _write_manifest(folder, manifest | {"precision_parity": found})
-        made = Bundle(folder)
-        made.verify()
-    made.path = target  # not read again there: another export may be moving its own to that place
+        Bundle(folder).verify()
+        made = WrittenBundle(folder, target, files)
     return made
 
 
@@ -156,7 +179,12 @@ def _graphs(
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """What the file of a manifest holds."""
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def _tensor(t: Tensor) -> dict[str, Any]:

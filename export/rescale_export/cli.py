@@ -10,8 +10,11 @@ import typer
 from rescale.bundle import Bundle, check_precision
 from rescale.console import Version, new_app, print_json, require, run_app
 from rescale.contract import GRADIENT
-from rescale.errors import CheckpointError
+from rescale.errors import CheckpointError, RescaleError
 from rescale.variants import SCALES, VARIANTS
+
+REPORTED = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
+"""What `--json` prints of the manifest."""
 
 app = new_app("Export a network as a bundle of ONNX graphs, checked against PyTorch.")
 
@@ -105,16 +108,21 @@ def export(
     bundle = write_bundle(net, target, card, precision, refine)
     if not json_:
         print_bundle(bundle)
-    served: dict[str, Any] = {}
+    report = {"bundle": str(bundle.path), "weights": said}
+    report |= {key: bundle.manifest[key] for key in REPORTED if key in bundle.manifest}
     if triton is not None:
-        models = write_repository(bundle, triton, server, triton_precision, triton_engines)
-        served = {"triton": {"repository": str(triton), "backend": server, "models": models}}
+        served: dict[str, Any] = {"repository": str(triton), "backend": server}
+        try:
+            served["models"] = write_repository(bundle, triton, server, triton_precision, triton_engines)
+        except RescaleError as e:
+            if json_:  # the bundle is there, whatever became of the repository
+                print_json({**report, "triton": {**served, "error": str(e)}})
+            raise
+        report["triton"] = served
         if not json_:
-            print(f"triton: {triton}: {', '.join(models)}")
+            print(f"triton: {triton}: {', '.join(served['models'])}")
     if json_:
-        named = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
-        parts = {key: bundle.manifest[key] for key in named if key in bundle.manifest}
-        print_json({"bundle": str(bundle.path), "weights": said, **parts, **served})
+        print_json(report)
 
 
 def print_bundle(bundle: Bundle) -> None:

@@ -28,10 +28,11 @@ from pathlib import Path
 
 from rescale import __version__, contract
 from rescale.bundle import GOLDEN, MANIFEST, Bundle, check_precision
-from rescale.contract import Tensor, graph_names
+from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
+from rescale_export.bundles import manifest_bytes
 from rescale_export.places import check_place, temporary_beside
 from rescale_export.triton_config import CONFIG, VERSION, Model, Step
 
@@ -202,11 +203,10 @@ def _graph_models(
 
 
 def _runtime_models(bundle: Bundle) -> list[Model]:
-    bundle.verify()
-    held = [MANIFEST, str(bundle.manifest["golden"].get("file", GOLDEN))]
-    held += [g.file for graphs in bundle.precisions.values() for g in graphs.values()]
-    held += [] if bundle.gradient is None else [bundle.gradient.file]
-    contents = {f"bundle/{file}": (bundle.path / file).read_bytes() for file in held}
+    held = {MANIFEST: manifest_bytes(bundle.manifest), str(bundle.manifest["golden"].get("file", GOLDEN)): bundle.read_golden()}
+    held |= {g.file: bundle.read_graph(name, p) for p, graphs in bundle.precisions.items() for name, g in graphs.items()}
+    held |= {} if bundle.gradient is None else {bundle.gradient.file: bundle.read_graph(GRADIENT)}
+    contents = {f"bundle/{file}": data for file, data in held.items()}
     hr, lr = bundle.graphs["downscale"].inputs[0], bundle.graphs["downscale"].outputs[0]
     code = (bundle.graphs["decoder"].inputs[0],) if bundle.variant.latent else ()
     picture, file = Tensor("hr", "uint8", HR_ONE), Tensor("file", "uint8", ("bytes",))

@@ -21,6 +21,7 @@ from rescale_export.cli import main
 from rescale_export.triton import check_repository, repository_models, title, write_repository
 from rescale_export.triton_config import TYPES, Model, dims
 from rescale_train import checkpoint
+from rescale_train.checkpoint import weights_digest
 from rescale_train.config import Recipe, TrainConfig
 
 
@@ -313,6 +314,37 @@ def test_a_repository_that_fails_late_does_not_hide_the_bundle(
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == f"bundle: {b.path}"
     assert "no tensorrt engines" in err
+    assert main(["--model", "irn", "--size", "lite", "--triton", str(tmp_path / "r"), *engines, "--json"]) == 1
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["bundle"], report["graphs"]) == (str(b.path), b.manifest["graphs"])
+    assert report["triton"].keys() == {"repository", "backend", "error"}
+    assert err == f"error: {report['triton']['error']}\n"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_another_export_to_the_same_place_does_not_reach_the_repository(
+    tmp_path: Path, make_net, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    mine, theirs = make_net("irn", 2), make_net("irn", 2, seed=3)
+    write = bundles.write_bundle
+
+    def overtaken(net: Any, target: Path, *arguments: Any) -> Bundle:
+        made = write(net, target, *arguments)
+        write(theirs, target, None, ())
+        return made
+
+    monkeypatch.setattr(bundles, "write_bundle", overtaken)
+    checkpoint.write(tmp_path / "w.safetensors", mine.state_dict(), Recipe(mine.config, TrainConfig(steps=1)), {})
+    place = ["--out", str(tmp_path / "b"), "--triton", str(tmp_path / "r"), "--triton-backend", backend]
+    assert main(["--model", "irn", "--checkpoint", str(tmp_path / "w.safetensors"), *place]) == 0
+    assert Bundle(tmp_path / "b").weights == weights_digest(theirs)
+    for model in (tmp_path / "r").iterdir():
+        assert f'"{weights_digest(mine)}"' in (model / "config.pbtxt").read_text()
+        for served in model.glob("1/bundle"):
+            copy = Bundle(served)
+            copy.verify()
+            assert copy.weights == weights_digest(mine)
 
 
 def test_templates_travel_with_the_package() -> None:
