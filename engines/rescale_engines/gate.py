@@ -16,9 +16,9 @@ from rescale.backends import Runner
 from rescale.bundle import Bundle
 from rescale.contract import graph_names
 from rescale.engine_file import EngineInfo
-from rescale.errors import BackendError, MissingExtraError, ParityError
+from rescale.errors import BackendError, EngineError, MissingExtraError, OutOfMemoryError, ParityError
 from rescale.flavour import probe
-from rescale.parity import FALL_BACK, Choice, Parity, choose_precision, golden_vectors, measure
+from rescale.parity import FALL_BACK, Arrays, Choice, Parity, choose_precision, golden_vectors, measure
 from rescale_engines.build import Built, Options, ensure
 from rescale_engines.cache import Entry, remove
 from rescale_engines.network import Progress
@@ -91,6 +91,7 @@ def build_checked(
 
     Raises:
         ParityError: the wanted precision is refused and `exact`, or all are.
+        EngineError: engines that were built now for the GPU that is here do not run on it; they were deleted.
         RescaleError: as `rescale_engines.build.ensure` and `rescale.parity.choose_precision`.
     """
     options, wanted = options or Options(), precision
@@ -102,29 +103,62 @@ def build_checked(
             raise ParityError(f"{bundle.path}: {said}; leave out --exact-precision to build {choice.precision}")
         found = choice.measured[choice.precision].to_dict()
         known = replace(options, parity={"runner": choice.runner, **{k: found[k] for k in ("psnr_lost", "graphs")}})
-        engines = []
-        for profile in profiles:
-            for graph in graphs or graph_names(bundle.variant):
-                engines.append(ensure(bundle, graph, profile, backend, choice.precision, known, progress, cancel))
-                if done is not None:
-                    done(engines[-1])
+
+        def build_all(options: Options, precision: str = choice.precision) -> list[Built]:
+            engines = []
+            for profile in profiles:
+                for graph in graphs or graph_names(bundle.variant):
+                    engines.append(ensure(bundle, graph, profile, backend, precision, options, progress, cancel))
+                    if done is not None:
+                        done(engines[-1])
+            return engines
+
+        engines = build_all(known)
         try:
-            parity, unmeasured = measure_engines(bundle, backend, choice.precision, [b.info for b in engines])
-            failures = ((profile, found.failure()) for profile, found in parity.items())
-            failure = next((f"{why} (profile {profile})" for profile, why in failures if why is not None), None)
-        except ParityError as e:  # results of another shape or dtype
-            failure = str(e)
+            parity, unmeasured, failure = _measured(bundle, backend, choice.precision, engines)
+        except EngineError as e:
+            if not any(b.reused for b in engines):
+                raise
+            # What an earlier call left does not run any more, as after another driver perhaps.
+            engines = [replace(b, reason=f"did not run: {e}") for b in build_all(replace(known, force=True))]
+            parity, unmeasured, failure = _measured(bundle, backend, choice.precision, engines)
         if failure is None:
             return Outcome(choice, tuple(engines), parity, unmeasured, refused)
         # An engine that computes something else is of no use to anybody.
-        for built in engines:
-            remove(Entry(built.info.path, built.info, failure))
+        _delete(engines, failure)
         refused[choice.precision] = failure
         surer = [p for p in FALL_BACK[FALL_BACK.index(choice.precision) + 1 :] if p in bundle.precisions]
         if exact or not surer:
             said = "; ".join(f"{p} refused {why}" for p, why in refused.items())
             raise ParityError(f"{bundle.path}: engines on {backend}: {said}; they were deleted")
         wanted = surer[0]
+
+
+def _measured(
+    bundle: Bundle, backend: str, precision: str, engines: Sequence[Built]
+) -> tuple[dict[str, Parity], dict[str, str], str | None]:
+    """What `measure_engines` gives, and why the engines are refused, or None.
+
+    Raises:
+        EngineError: engines for this very GPU do not run on it. Those that were built now are deleted again.
+        BackendError: the device cannot be used now, or is short of memory; nothing is known against the engines, which stay.
+    """
+    try:
+        parity, unmeasured = measure_engines(bundle, backend, precision, [b.info for b in engines])
+    except ParityError as e:  # results of another shape or dtype
+        return {}, {}, str(e)
+    except EngineError as e:
+        if any(b.reused for b in engines):
+            raise
+        _delete(engines, str(e))
+        raise EngineError(f"{e}; the engines were deleted") from None
+    failures = ((profile, found.failure()) for profile, found in parity.items())
+    return parity, unmeasured, next((f"{why} (profile {profile})" for profile, why in failures if why is not None), None)
+
+
+def _delete(engines: Sequence[Built], why: str) -> None:
+    for built in engines:
+        remove(Entry(built.info.path, built.info, why))
 
 
 def measure_engines(
@@ -137,7 +171,8 @@ def measure_engines(
 
     Raises:
         ParityError: an output that is missing, or whose shape or dtype is not PyTorch's.
-        BackendError: engines that were built for this very GPU do not run.
+        EngineError: engines that were built for this very GPU do not run.
+        BackendError: the device cannot be used, or is short of memory.
     """
     profiles: dict[str, list[EngineInfo]] = {}
     for info in engines:
@@ -162,13 +197,23 @@ def measure_engines(
             continue
         try:
             with contextlib.closing((runner or _open)(bundle, backend, precision, [e.path for e in mine])) as opened:
-                parity[words] = measure(bundle, opened.run, cases)
+                parity[words] = _run(bundle, opened, cases)
         except BackendError as e:
             # TensorRT for RTX builds for other GPUs than the one that is here; an engine for this very GPU has to run.
             if backend != "tensorrt-rtx":
                 raise
             unmeasured[words] = str(e)
     return parity, unmeasured
+
+
+def _run(bundle: Bundle, runner: Runner, cases: Sequence[Arrays]) -> Parity:
+    """What fails once the device is open is the engine's failure, unless memory was short."""
+    try:
+        return measure(bundle, runner.run, cases)
+    except (EngineError, OutOfMemoryError):
+        raise
+    except BackendError as e:
+        raise EngineError(str(e)) from None
 
 
 def _open(bundle: Bundle, backend: str, precision: str, engines: Sequence[Path]) -> Runner:

@@ -152,8 +152,7 @@ def write_bundle(
         found = {p: compare_precision(written, p, cases).to_dict() for p in written.precisions if p != "fp32"}
         _write_manifest(folder, manifest | {"precision_parity": found})
         Bundle(folder).verify()
-        made = WrittenBundle(folder, target, files)
-    return made
+        return WrittenBundle(folder, target, files)
 
 
 def _graphs(

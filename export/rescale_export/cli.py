@@ -108,7 +108,7 @@ def export(
     bundle = write_bundle(net, target, card, precision, refine)
     if not json_:
         print_bundle(bundle)
-    report = {"bundle": str(bundle.path), "weights": said}
+    report: dict[str, Any] = {"bundle": str(bundle.path), "weights": said}
     report |= {key: bundle.manifest[key] for key in REPORTED if key in bundle.manifest}
     if triton is not None:
         served: dict[str, Any] = {"repository": str(triton), "backend": server}

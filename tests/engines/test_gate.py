@@ -17,7 +17,8 @@ from rescale.backends import create
 from rescale.bundle import MANIFEST, Bundle
 from rescale.cuda.fake import FakeCuda
 from rescale.engine_file import read_info
-from rescale.errors import BackendError, ParityError
+from rescale.errors import BackendError, EngineError, OutOfMemoryError, ParityError
+from rescale_engines import build as module
 from rescale_engines import gate
 from rescale_engines.build import Options
 from rescale_engines.gate import build_checked, measure_engines
@@ -148,6 +149,71 @@ def test_engines_that_compute_something_else_are_deleted(own_bundle, profile, op
     assert engines(options) == []
     with pytest.raises(ParityError, match="mixed refused"):
         build_checked(own_bundle, [profile], options=options, exact=True)
+
+
+class Failing:
+    """Engines of one generation that do not run."""
+
+    name = "failing"
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, graph, inputs):
+        raise self.error
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def own_gpu(monkeypatch, rtx, device):
+    """Pretend that TensorRT and its GPU are here; returns a list of errors, of which each opened runner takes one and fails."""
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx.module)
+    monkeypatch.setattr(rescale.flavour, "probe", lambda *_: (1, ""))
+    monkeypatch.setattr(module, "device", lambda: rescale.flavour.Device("GPU A", "9.0"))
+    works, errors = gate._open, []
+
+    def opened(*arguments):
+        return Failing(errors.pop(0)) if errors else works(*arguments)
+
+    monkeypatch.setattr(gate, "_open", opened)
+    return errors
+
+
+def test_engines_that_do_not_run_on_their_own_gpu_do_not_stay(own_bundle, profile, options, own_gpu):
+    def build():
+        return build_checked(own_bundle, [profile], backend="tensorrt", options=options)
+
+    own_gpu.append(BackendError("execution: execute_async_v3 failed"))
+    with pytest.raises(EngineError, match=r"^execution: execute_async_v3 failed; the engines were deleted$"):
+        build()
+    assert engines(options) == []
+    assert [b.reused for b in build().engines] == [False, False]
+    # Those that are there already are built once more, and the report says why.
+    own_gpu.append(EngineError("deserialize_cuda_engine failed"))
+    found = build()
+    assert [(b.reused, b.reason) for b in found.engines] == [(False, "did not run: deserialize_cuda_engine failed")] * 2
+    assert [b.reused for b in build().engines] == [True, True]
+    own_gpu += [EngineError("old"), EngineError("new")]
+    with pytest.raises(EngineError, match=r"^new; the engines were deleted$"):
+        build()
+    assert engines(options) == []
+
+
+def test_engines_stay_where_the_device_is_at_fault(own_bundle, profile, options, own_gpu, monkeypatch):
+    own_gpu.append(OutOfMemoryError("not enough memory"))
+    with pytest.raises(OutOfMemoryError, match="^not enough memory$"):
+        build_checked(own_bundle, [profile], backend="tensorrt", options=options)
+    assert len(engines(options)) == 2
+
+    def busy(*arguments):
+        raise BackendError("cudaErrorDevicesUnavailable")
+
+    monkeypatch.setattr(gate, "_open", busy)
+    with pytest.raises(BackendError, match="^cudaErrorDevicesUnavailable$"):
+        build_checked(own_bundle, [profile], backend="tensorrt", options=options)
+    assert len(engines(options)) == 2
 
 
 def test_each_profile_is_measured_by_its_own_engines(own_bundle, other, tmp_path, monkeypatch):
