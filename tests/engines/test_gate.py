@@ -203,7 +203,7 @@ def test_engines_that_do_not_run_on_their_own_gpu_do_not_stay(own_bundle, profil
 
 def test_engines_stay_where_the_device_is_at_fault(own_bundle, profile, options, own_gpu, monkeypatch):
     own_gpu.append(OutOfMemoryError("not enough memory"))
-    with pytest.raises(OutOfMemoryError, match="^not enough memory$"):
+    with pytest.raises(OutOfMemoryError, match=r"^not enough memory$"):
         build_checked(own_bundle, [profile], backend="tensorrt", options=options)
     assert len(engines(options)) == 2
 
@@ -211,7 +211,7 @@ def test_engines_stay_where_the_device_is_at_fault(own_bundle, profile, options,
         raise BackendError("cudaErrorDevicesUnavailable")
 
     monkeypatch.setattr(gate, "_open", busy)
-    with pytest.raises(BackendError, match="^cudaErrorDevicesUnavailable$"):
+    with pytest.raises(BackendError, match=r"^cudaErrorDevicesUnavailable$"):
         build_checked(own_bundle, [profile], backend="tensorrt", options=options)
     assert len(engines(options)) == 2
 
