@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 DONE, SKIPPED = "done", "skipped"
 """What becomes of a job without an error."""
+
+
+class AbandonedError(RescaleError):
+    """A job gave up because it was asked to."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Plan:
 class Outcome:
     """What became of a folder: counts, and the errors by source file.
 
-    `left` were not begun: nothing could be written, or the run was `interrupted`.
+    `left` were not begun, or given up: nothing could be written, or the run was `interrupted`.
     """
 
     done: int = 0
@@ -132,11 +137,12 @@ def run(
     report: Callable[[Job, str], None] = lambda job, what: None,
     workers: int = 1,
     check: Callable[[Job], None] = lambda job: None,
+    abandon: threading.Event | None = None,
 ) -> Outcome:
     """Carry the jobs out. A target that exists is finished if `check` finds nothing wrong with it.
 
     An error is kept and the next job begins, unless there is no room for any result. That ends the run after the jobs that have
-    begun, as Ctrl-C does.
+    begun, as Ctrl-C does; after a second Ctrl-C these are given up as well.
 
     Args:
         jobs: from `plan`.
@@ -145,6 +151,7 @@ def run(
         report: told about each job in order, in the calling thread: ``done``, ``skipped`` or ``error: `` and the message.
         workers: jobs under way at a time: with two, one is decoded or encoded while the other is on the network.
         check: raises a `RescaleError` if the target that exists is not what `make` would write; called in worker threads.
+        abandon: set by a second Ctrl-C; `make` shall raise `AbandonedError` then.
     """
     outcome = Outcome()
     waiting: deque[tuple[Job, Future[RescaleError | str]]] = deque()
@@ -155,6 +162,8 @@ def run(
         job, future = waiting[0]
         result = future.result()
         waiting.popleft()
+        if isinstance(result, AbandonedError):
+            return
         if isinstance(result, RescaleError):
             outcome.errors.append((job.source, result))
             full = full or (isinstance(result, OutputError) and result.errno in NO_ROOM)
@@ -178,19 +187,28 @@ def run(
             while waiting:
                 finish()
         except KeyboardInterrupt:
-            # What has begun is finished and told; a second Ctrl-C ends this as well.
             outcome.interrupted = True
-            pool.shutdown(cancel_futures=True)
-            while waiting:
-                if waiting[0][1].cancelled():
-                    waiting.popleft()
-                else:
-                    finish()
+            pool.shutdown(wait=False, cancel_futures=True)
+            try:
+                _finish_begun(waiting, finish)
+            except KeyboardInterrupt:
+                if abandon is None:
+                    raise
+                abandon.set()
+                _finish_begun(waiting, finish)
             outcome.left = len(jobs) - outcome.done - outcome.skipped - len(outcome.errors)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return outcome
+
+
+def _finish_begun(waiting: deque[tuple[Job, Future[RescaleError | str]]], finish: Callable[[], None]) -> None:
+    while waiting:
+        if waiting[0][1].cancelled():
+            waiting.popleft()
+        else:
+            finish()
 
 
 def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrite: bool, job: Job) -> RescaleError | str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +10,7 @@ import typer
 
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, up_text
-from rescale.cli_files import Verb, check_paths, one_or_all, placed, raw_frames, stream_in, write_result
+from rescale.cli_files import Verb, Watch, check_paths, one_or_all, placed, raw_frames, stream_in, write_result
 from rescale.cli_options import (
     STREAM,
     Backend,
@@ -30,7 +27,7 @@ from rescale.cli_options import (
     path,
     raw_option,
 )
-from rescale.console import Version, new_app, print_json_line, printable, require, run_app, warn, work_bar
+from rescale.console import Version, new_app, print_json_line, printable, require, run_app, warn
 from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 from rescale.limits import MAX_PIXELS
 
@@ -118,14 +115,14 @@ def down(
         if raw is not None:
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=False)
 
-        def make(origin: Path, goal: Path) -> dict[str, Any]:
+        def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
             picture = open_picture(stream_in(origin), alpha, max_pixels)
-            with _watched(net, source, "downscaling", refine) as advance:
-                small = net.downscale(picture, refine, advance)
+            with watch("downscaling") as progress:
+                small = net.downscale(picture, refine, progress)
             facts = lr_facts(small, net)
             if check:
-                with _watched(net, source, "checking"):
-                    again = net.restore(small)
+                with watch("checking") as progress:
+                    again = net.restore(small, progress=lambda done, count, stage: progress(done, count, "checking"))
                 figures = quality(again.shown(), picture.shown(), net.bundle.scale)
                 if least is not None and figures["psnr_y"] is not None and not figures["psnr_y"] >= least:
                     told = f"would be restored at {quality_text(figures)}, below --least {least:g}, so nothing was written"
@@ -185,7 +182,7 @@ def up(
         if raw is not None:
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=True)
 
-        def make(origin: Path, goal: Path) -> dict[str, Any]:
+        def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
             small = _open_lr(origin, max_pixels)
             size = _restored_size(small, net)
             if math.prod(size) > max_pixels:
@@ -194,8 +191,8 @@ def up(
                 wanted = f"the restored picture is not of that size but {size[0]}x{size[1]}"
                 raise InputError(f"{reference}: {original.size[0]}x{original.size[1]}, {wanted}; leave --reference out")
             state, detail = small.verdict(*net.bundle.identity)
-            with _watched(net, source, "restoring"):
-                picture = net.restore(small, strict=not force, trust_alpha=trust_alpha)
+            with watch("restoring") as progress:
+                picture = net.restore(small, strict=not force, trust_alpha=trust_alpha, progress=progress)
             if trust_alpha and small.trusted_alpha(*net.bundle.identity) is not None:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
@@ -336,22 +333,6 @@ def _restored_size(small: Small, net: Rescaler) -> tuple[int, int]:
     if block is not None and (block.lr_size, block.scale) == (small.size, scale):
         return block.hr_size
     return small.size[0] * scale, small.size[1] * scale
-
-
-@contextmanager
-def _watched(net: Rescaler, source: Path, what: str, steps: int = 0) -> Iterator[Callable[[], None]]:
-    """Show how far the work on one picture is; a folder has a bar of its own. Yields what to call after a step of refining."""
-    if source.is_dir():
-        yield lambda: None
-        return
-    with work_bar(what) as tell:
-        if steps:
-            done = itertools.count(1)
-            tell(0, steps)
-            yield lambda: tell(next(done), steps)
-        else:
-            net.network.tile_done = tell
-            yield lambda: None
 
 
 def _unused_with_raw(**given: bool) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rescale.cli_options import STREAM
-from rescale.console import INTERRUPTED, binary_input, binary_output, fail, print_json_line, printable, progress_bar
+from rescale.console import INTERRUPTED, binary_input, binary_output, fail, print_json_line, printable, progress_bar, work_bar
 from rescale.errors import InputError, LrFileError, OutputError
 
 if TYPE_CHECKING:
     from rescale.batch import Job
+    from rescale.network import Progress
     from rescale.rescaler import Rescaler
+
+Watch = Callable[[str], AbstractContextManager["Progress"]]
+"""Gives what a piece of work, whose name it takes, has to tell its progress to."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Verb:
     """What a command makes of each file, and how it tells of it.
 
     Attributes:
-        make: writes one target and returns what to tell of it.
+        make: writes one target and returns what to tell of it; its long work is told to what it is given third.
         check: raises an error if a target in a folder that exists is not what `make` would write.
         suffixes: of the files of a folder.
         new_suffix: of a folder's targets.
@@ -33,7 +37,7 @@ class Verb:
         each: describe the files of a folder too.
     """
 
-    make: Callable[[Path, Path], dict[str, Any]]
+    make: Callable[[Path, Path, Watch], dict[str, Any]]
     check: Callable[[Job], None]
     suffixes: list[str]
     new_suffix: str
@@ -127,7 +131,7 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
         OutputError: the target of a folder is no folder.
     """
     if not source.is_dir():
-        facts = {"source": str(source), "target": str(target)} | verb.make(source, target)
+        facts = {"source": str(source), "target": str(target)} | verb.make(source, target, work_bar)
         if json_:
             print_json_line(facts, _told(target))
         else:
@@ -140,10 +144,20 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
     plan = batch.plan(source, target, verb.suffixes, verb.new_suffix)
     batch.remove_leftovers(target) if target.is_dir() else None
     found: dict[Job, dict[str, Any]] = {}
+    abandon = threading.Event()
+
+    @contextmanager
+    def watch(what: str) -> Iterator[Progress]:
+        def go_on(done: int, count: int, stage: str) -> None:
+            if abandon.is_set():
+                raise batch.AbandonedError(f"{what}: interrupted")
+
+        yield go_on
+
     with progress_bar(len(plan.jobs)) as advance:
 
         def make_job(job: Job) -> None:
-            found[job] = verb.make(job.source, job.target)
+            found[job] = verb.make(job.source, job.target, watch)
 
         def report(job: Job, what: str) -> None:
             advance(job.source.name)
@@ -157,7 +171,7 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
                 print(printable(verb.describe(facts)), flush=True)
 
         net.network.turn = threading.Lock()
-        outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check)
+        outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check, abandon=abandon)
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors), "ignored": plan.ignored}
     if outcome.left:
         summary["left"] = outcome.left

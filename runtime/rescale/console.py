@@ -211,13 +211,14 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def work_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def work_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """What one piece of work does and for how long, on stderr, if that is a terminal and the work takes more than `PATIENCE`.
 
-    Yields a function that is told how much of how much is done; until there is more than one part, the bar only shows life.
+    Yields a function that is told how much of how much is done of which stage, as `rescale.network.Progress` is; until there is
+    more than one part, the bar only shows life.
     """
     if not sys.stderr.isatty():
-        yield lambda done, count: None
+        yield lambda done, count, stage: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -228,8 +229,12 @@ def work_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     start = threading.Timer(PATIENCE, bar.start)
     start.daemon = True
     start.start()
+
+    def tell(done: int, count: int, stage: str) -> None:
+        bar.update(task, completed=done, total=count if count > 1 else None, description=printable(stage))
+
     try:
-        yield lambda done, count: bar.update(task, completed=done, total=count if count > 1 else None)
+        yield tell
     finally:
         start.cancel()
         start.join()

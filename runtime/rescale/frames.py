@@ -63,7 +63,7 @@ def down_frames(net: Rescaler, hr_size: tuple[int, int], source: BinaryIO, targe
     width, height = hr_size
 
     def work(data: bytes) -> bytes:
-        small = net.downscale(np.frombuffer(data, np.uint8).reshape(height, width, 3))
+        small = net.downscale(np.frombuffer(data, np.uint8).reshape(height, width, 3), progress=_untold)
         frame = small.rgb if small.alpha is None else np.dstack([small.rgb, codes.alpha_to_file(small.alpha)])
         return frame.tobytes()
 
@@ -83,9 +83,13 @@ def up_frames(net: Rescaler, hr_size: tuple[int, int], source: BinaryIO, target:
     def work(data: bytes) -> bytes:
         frame = np.frombuffer(data, np.uint8).reshape(shape)
         alpha = codes.alpha_from_file(frame[:, :, 3]) if shape[2] == 4 else None
-        return net.network.up(frame[:, :, :3], alpha, None)[:height, :width].tobytes()
+        return net.network.up(frame[:, :, :3], alpha, None, _untold)[:height, :width].tobytes()
 
     return _pipe(source, target, shape[0] * shape[1] * shape[2], work)
+
+
+def _untold(done: int, count: int, stage: str) -> None:
+    """Nobody is told of progress; only with somebody to tell does Ctrl-C end the work within a frame."""
 
 
 def _no_latent(net: Rescaler) -> None:

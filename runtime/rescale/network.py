@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,6 +21,16 @@ from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE
 
 Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
+Progress = Callable[[int, int, str], object]
+"""How far a stage of the work is: parts that are done, all parts, and one of `STAGES`.
+
+It is called in the thread that asked for the work: before the first part of a stage, after each, and on ONNX Runtime and
+OpenVINO about ten times a second while a part runs. What it raises stops the work and reaches the caller; nothing is left behind.
+Where the backend found no memory, a stage starts again from 0 in smaller parts.
+"""
+
+STAGES = {"downscale": "downscaling", "upscale": "restoring", GRADIENT: "refining"}
+"""Names of stages by the graph that runs."""
 
 RETRIES = 4
 """Halvings of the budget after failed allocations."""
@@ -35,8 +45,6 @@ class Network:
     Attributes:
         turn: entered while the network runs. A lock here lets threads take turns: two runs at a time on all CPUs only disturb
             each other.
-        tile_done: called with the number of tiles that are done and of all of them: before the first tile of a run and after
-            each.
 
     Args:
         bundle: what to run.
@@ -58,7 +66,6 @@ class Network:
         self.bundle, self.runner = bundle, runner
         self.tile, self.memory = tile, memory
         self.turn: AbstractContextManager[Any] = nullcontext()
-        self.tile_done: Callable[[int, int], None] = lambda done, count: None
         down = bundle.receptive_field if exact else bundle.halo
         up = bundle.upscale_receptive_field if exact else bundle.upscale_halo
         self.halos = {"downscale": down, "upscale": up, GRADIENT: up}
@@ -84,9 +91,9 @@ class Network:
         size = size or (height, width)
         return plan(height, width, (max(size[0], align), max(size[1], align)), halo, align)
 
-    def down(self, image: Array) -> tuple[Array, Array | None]:
+    def down(self, image: Array, progress: Progress | None = None) -> tuple[Array, Array | None]:
         """uint8 (H, W, 3) -> LR codes uint8 (h, w, 3 or 4), and for -M latent codes (4, ceil(h/4), ceil(w/4))."""
-        return self._within_memory(lambda budget: self._down(image, budget))
+        return self._within_memory(lambda budget: self._down(image, budget, progress))
 
     def _within_memory(self, work: Callable[[int | None], T]) -> T:
         """Run with the budget; if the backend finds no memory, again with half of it, unless the tile is the caller's."""
@@ -107,7 +114,7 @@ class Network:
         assert failed is not None
         raise failed
 
-    def _down(self, image: Array, budget: int | None) -> tuple[Array, Array | None]:
+    def _down(self, image: Array, budget: int | None, progress: Progress | None) -> tuple[Array, Array | None]:
         scale, v = self.bundle.scale, self.bundle.variant
         height, width = (-(-n // scale) for n in image.shape[:2])
         lr = np.empty((height, width, v.lr_channels), np.uint8)
@@ -116,33 +123,44 @@ class Network:
         )
         tiles = self.tiles(height, width, "downscale", budget)
         feeds = ({"hr": _take(image, tile.region, scale)[None]} for tile in tiles)
-        for tile, out in self._run_tiles("downscale", tiles, feeds):
-            small = self._expect("downscale", out["lr"], (1, tile.region.height, tile.region.width, v.lr_channels))
-            lr[tile.core.slices()] = small[0][tile.core.within(tile.region)]
-            if latent is not None:
-                near = grow(tile.core, LATENT_HALO, LATENT_STRIDE, height, width)
-                z = cast(npt.NDArray[np.float32], out["z"])[(slice(None), slice(None), *near.within(tile.region))]
-                code = cast(Array, self.runner.run("encoder", {"z": np.ascontiguousarray(pad_planes(z, LATENT_STRIDE))})["code"])[0]
-                target = _on_latent(tile.core)
-                latent[(slice(None), *target.slices())] = code[(slice(None), *target.within(_on_latent(near)))]
+        with closing(self._run_tiles("downscale", tiles, feeds, progress)) as results:
+            for tile, out in results:
+                small = self._expect("downscale", out["lr"], (1, tile.region.height, tile.region.width, v.lr_channels))
+                lr[tile.core.slices()] = small[0][tile.core.within(tile.region)]
+                if latent is not None:
+                    near = grow(tile.core, LATENT_HALO, LATENT_STRIDE, height, width)
+                    z = cast(npt.NDArray[np.float32], out["z"])[(slice(None), slice(None), *near.within(tile.region))]
+                    padded = np.ascontiguousarray(pad_planes(z, LATENT_STRIDE))
+                    code = cast(Array, self.runner.run("encoder", {"z": padded})["code"])[0]
+                    target = _on_latent(tile.core)
+                    latent[(slice(None), *target.slices())] = code[(slice(None), *target.within(_on_latent(near)))]
         return lr, latent
 
     def _run_tiles(
-        self, graph: str, tiles: list[Tile], feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
-    ) -> Iterator[tuple[Tile, Mapping[str, npt.NDArray[np.generic]]]]:
-        """Each tile with what the graph gave for it."""
-        self.tile_done(0, len(tiles))
-        for done, (tile, out) in enumerate(zip(tiles, run_each(self.runner, graph, feeds), strict=True), 1):
-            yield tile, out
-            self.tile_done(done, len(tiles))
+        self, graph: str, tiles: list[Tile], feeds: Iterable[Mapping[str, npt.NDArray[Any]]], progress: Progress | None
+    ) -> Generator[tuple[Tile, Mapping[str, npt.NDArray[np.generic]]]]:
+        """Each tile with what the graph gave for it. To be closed: a backend may have more tiles under way."""
+        done = 0
 
-    def up(self, rgb: Array, alpha: Array | None, latent: Array | None) -> Array:
+        def tell() -> None:
+            if progress is not None:
+                progress(done, len(tiles), STAGES[graph])
+
+        tell()
+        with closing(run_each(self.runner, graph, feeds, None if progress is None else tell)) as results:
+            for tile, out in zip(tiles, results, strict=True):
+                yield tile, out
+                done += 1
+                tell()
+
+    def up(self, rgb: Array, alpha: Array | None, latent: Array | None, progress: Progress | None = None) -> Array:
         """The bare network, without a marker to check.
 
         Args:
             rgb: uint8 (h, w, 3).
             alpha: uint8 (h, w) alpha codes for -A; None stands for neutral.
             latent: uint8 (4, ceil(h/4), ceil(w/4)) latent codes for -M; None stands for z = 0.
+            progress: see `Progress`.
 
         Returns:
             uint8 (h * scale, w * scale, 3).
@@ -150,15 +168,18 @@ class Network:
         lr = rgb
         if self.bundle.variant.alpha:
             lr = np.dstack([rgb, np.full(rgb.shape[:2], codes.ALPHA_NEUTRAL, np.uint8) if alpha is None else alpha])
-        return self._within_memory(lambda budget: self._up(lr, latent, budget))[0]
+        return self._within_memory(lambda budget: self._up(lr, latent, budget, progress))[0]
 
-    def gradient(self, lr: Array, latent: Array | None, target: Array) -> tuple[Array, npt.NDArray[np.float32]]:
+    def gradient(
+        self, lr: Array, latent: Array | None, target: Array, progress: Progress | None = None
+    ) -> tuple[Array, npt.NDArray[np.float32]]:
         """The restored picture, and the gradient of its error by the LR codes (`rescale_export.gradient`).
 
         Args:
             lr: uint8 (h, w, 3 or 4) codes, as `down` gives them.
             latent: as for `up`.
             target: uint8 (H, W, 3), the picture to restore.
+            progress: see `Progress`.
 
         Returns:
             uint8 (h * scale, w * scale, 3) and float32 (h, w, 3 or 4), in squared levels of the HR by a level of a code.
@@ -166,12 +187,12 @@ class Network:
         Raises:
             BundleError: the bundle holds no gradient graph.
         """
-        hr, gradient = self._within_memory(lambda budget: self._up(lr, latent, budget, target))
+        hr, gradient = self._within_memory(lambda budget: self._up(lr, latent, budget, progress, target))
         assert gradient is not None
         return hr, gradient
 
     def _up(
-        self, lr: Array, latent: Array | None, budget: int | None, target: Array | None = None
+        self, lr: Array, latent: Array | None, budget: int | None, progress: Progress | None, target: Array | None = None
     ) -> tuple[Array, npt.NDArray[np.float32] | None]:
         """What the upscale graph gives; with a target what the gradient graph gives."""
         scale = self.bundle.scale
@@ -190,12 +211,13 @@ class Network:
             return inputs
 
         tiles = self.tiles(height, width, graph, budget)
-        for tile, found in self._run_tiles(graph, tiles, (feed(t.region) for t in tiles)):
-            rows, columns = tile.core.within(tile.region)
-            large = self._expect(graph, found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
-            hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]
-            if gradient is not None:
-                gradient[tile.core.slices()] = found["gradient"][0][rows, columns]
+        with closing(self._run_tiles(graph, tiles, (feed(t.region) for t in tiles), progress)) as results:
+            for tile, found in results:
+                rows, columns = tile.core.within(tile.region)
+                large = self._expect(graph, found["hr"], (1, tile.region.height * scale, tile.region.width * scale, 3))
+                hr[tile.core.slices(scale)] = large[0][_times(rows, scale), _times(columns, scale)]
+                if gradient is not None:
+                    gradient[tile.core.slices()] = found["gradient"][0][rows, columns]
         return hr, gradient
 
     def _expect(self, graph: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]) -> Array:

@@ -9,14 +9,12 @@ most the distance from the bicubic reduction that the encoder's LR has, and retu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from rescale.codes import ALPHA_MIN
-from rescale.network import Network
+from rescale.network import Network, Progress
 from rescale.quality import LUMA_DIRECTION, LUMA_WEIGHT
 
 Array = npt.NDArray[np.uint8]
@@ -61,7 +59,7 @@ def refine(
     lr: Array,
     latent: Array | None,
     steps: int,
-    advance: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> Array:
     """Better LR codes for a picture; never worse ones.
 
@@ -71,7 +69,8 @@ def refine(
         lr: uint8 (h, w, 3 or 4), what `Network.down` made of the picture.
         latent: its latent code (-M), which stays as it is.
         steps: number of changes that are tried, each some 2.3 times the work of restoring the picture.
-        advance: called after each.
+        progress: see `Progress`; its parts are the tiles of all restorations, of which a search that has nothing left to gain
+            leaves some out.
 
     Returns:
         uint8 (h, w, 3 or 4): of `lr` and all codes that were tried, those with the smallest `squared_error` of the restored
@@ -84,10 +83,15 @@ def refine(
     anchor = bicubic(image, network.bundle.scale)
     least = np.array([0.0, 0.0, 0.0, ALPHA_MIN][: lr.shape[2]], np.float32)
     values, velocity = lr.astype(np.float32), np.zeros(lr.shape, np.float32)
+
+    def tell(done: int, count: int, stage: str) -> None:
+        if progress is not None:
+            progress(step * count + done, (steps + 1) * count, stage)
+
     best, least_error, allowed = lr, np.inf, np.inf
     for step in range(steps + 1):
         codes = np.rint(values).astype(np.uint8)
-        hr, gradient = network.gradient(codes, latent, image)
+        hr, gradient = network.gradient(codes, latent, image, None if progress is None else tell)
         error = squared_error(hr[:height, :width], image)
         apart = codes[:, :, :3] - anchor
         distance = float(np.square(apart).sum())
@@ -103,5 +107,4 @@ def refine(
         scale = np.sqrt(np.square(slope).mean((0, 1), dtype=np.float64)).astype(np.float32)
         velocity = MOMENTUM * velocity + np.clip(slope / np.maximum(scale, np.finfo(np.float32).tiny), -LARGEST, LARGEST)
         values = np.clip(values - np.float32(RATE * (1.0 - step / steps)) * velocity, least, 255.0)
-        advance()
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -17,7 +17,7 @@ from rescale.container import Small, State
 from rescale.contract import GRADIENT
 from rescale.errors import InputError
 from rescale.image import check_rgb
-from rescale.network import Network
+from rescale.network import Network, Progress
 from rescale.picture import Picture
 from rescale.refine import refine
 
@@ -44,13 +44,14 @@ class Rescaler:
         self.bundle, self.runner = bundle, runner
         self.network = Network(bundle, runner, tile, memory, exact)
 
-    def downscale(self, image: Array | Picture, steps: int = 0, advance: Callable[[], None] = lambda: None) -> Small:
+    def downscale(self, image: Array | Picture, steps: int = 0, progress: Progress | None = None) -> Small:
         """Make the small picture of a large one.
 
         Args:
             image: uint8 (H, W, 3) RGB, any H and W from 1 to 65535, or a `Picture`, whose alpha and colour chunks travel along.
             steps: of refining (`rescale.refine`): more are slower and restore better.
-            advance: called after each of these steps.
+            progress: called with how far it is, see `rescale.network.Progress`: ``downscaling``, then with steps ``refining``.
+                What it raises stops the work, and is passed on: that is how to cancel.
 
         Returns:
             The LR picture, ceil(H/scale) x ceil(W/scale), with its auxiliary data.
@@ -65,9 +66,9 @@ class Rescaler:
         if steps:
             self.bundle.graph(GRADIENT)  # before the work, not after it
         source = image if isinstance(image, Picture) else Picture(check_rgb(image))
-        lr, latent = self.network.down(check_rgb(source.pixels))
+        lr, latent = self.network.down(check_rgb(source.pixels), progress)
         if steps:
-            lr = refine(self.network, source.pixels, lr, latent, steps, advance)
+            lr = refine(self.network, source.pixels, lr, latent, steps, progress)
         alpha = np.ascontiguousarray(lr[:, :, 3]) if v.alpha else None
         return Small.create(
             lr[:, :, :3],
@@ -79,7 +80,9 @@ class Rescaler:
             source=source,
         )
 
-    def upscale(self, small: Small, strict: bool = True, trust_alpha: bool = False) -> Array:
+    def upscale(
+        self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None
+    ) -> Array:
         """Restore the large picture.
 
         Args:
@@ -90,6 +93,7 @@ class Rescaler:
             trust_alpha: restore a picture whose marker is gone, or whose pixels or alpha channel changed but not its width and
                 height, by the alpha channel it has, as if it were this -A model's LR. Nothing can be verified. It has no effect
                 on others.
+            progress: as for `downscale`; its stage is ``restoring``.
 
         Returns:
             uint8 (H, W, 3); the first shape exactly. Where the original size is unknown, scale times the LR size.
@@ -109,16 +113,19 @@ class Rescaler:
         if (strict and trusted is None) or (block is not None and block.scale != scale):
             small.require(*identity)
         exact = small.verdict(*identity)[0] is State.EXACT
-        hr = self.network.up(small.rgb, small.alpha if exact else trusted, small.latent if exact else None)
+        alpha, latent = small.alpha if exact else trusted, small.latent if exact else None
+        hr = self.network.up(small.rgb, alpha, latent, progress)
         height, width = small.rgb.shape[:2]
         known = block is not None and block.lr_size == small.size
         out_width, out_height = block.hr_size if block is not None and known else (width * scale, height * scale)
         # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
 
-    def restore(self, small: Small, strict: bool = True, trust_alpha: bool = False) -> Picture:
+    def restore(
+        self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None
+    ) -> Picture:
         """`upscale`, with what belongs to the picture beside its colours: gray mode, transparency, colour chunks."""
-        pixels = self.upscale(small, strict, trust_alpha)
+        pixels = self.upscale(small, strict, trust_alpha, progress)
         gray = small.block is not None and small.block.source_mode == "gray"
         alpha = small.source_alpha
         fits = alpha is not None and alpha.shape == pixels.shape[:2]

@@ -46,7 +46,7 @@ def test_bfloat16_really_runs_and_only_in_subnets(bundle):
     b = Bundle(bundle("dlv_irn_a", 2))
     runner = create(b, "openvino", threads=1, precision="mixed")
     for graph in ("downscale", "upscale"):
-        model, _ = runner._model(graph)
+        model = runner._model(graph).model
         kinds = {}
         for node in model.get_runtime_model().get_ordered_ops():
             info = {k: str(v.value) for k, v in node.get_rt_info().items()}

@@ -1,8 +1,10 @@
-"""What a command shows of its progress on one picture, and where."""
+"""What a command and the Python interface tell of their progress on one picture, and where."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import threading
 import time
 from contextlib import contextmanager, redirect_stderr
 
@@ -12,6 +14,7 @@ import pytest
 import rescale
 from rescale import console
 from rescale.cli import main
+from rescale.errors import OutOfMemoryError
 
 
 class Terminal(io.StringIO):
@@ -36,15 +39,17 @@ def test_long_work_shows_what_it_does_and_for_how_long(terminal, monkeypatch):
     with redirect_stderr(terminal), console.work_bar("down\x1bscaling") as tell:
         terminal.wait_for("down\\x1bscaling")
         terminal.wait_for("0:00:0")
-        tell(0, 1)
-        tell(0, 4)
-        tell(3, 4)
+        tell(0, 1, "downscaling")
+        tell(0, 4, "re\x1bfining")
+        tell(3, 4, "re\x1bfining")
+        terminal.wait_for("re\\x1bfining")
     assert "\x1bscaling" not in terminal.getvalue()
+    assert "\x1bfining" not in terminal.getvalue()
 
 
 def test_short_work_shows_nothing(terminal):
     with redirect_stderr(terminal), console.work_bar("downscaling") as tell:
-        tell(1, 2)
+        tell(1, 2, "downscaling")
     assert terminal.getvalue() == ""
 
 
@@ -63,16 +68,24 @@ def test_the_bar_goes_away_with_an_error(terminal, monkeypatch):
     assert terminal.getvalue() == shown
 
 
+class Rows(list):
+    """What a progress callback was told, without what was only told again while a part ran."""
+
+    def __call__(self, done: int, count: int, stage: str) -> None:
+        if self[-1:] != [(stage, done, count)]:
+            self.append((stage, done, count))
+
+
 @pytest.fixture
 def told(monkeypatch):
-    """What commands say of one picture: (what, done, count)."""
-    rows = []
+    """What commands say of one picture: (stage, done, count)."""
+    rows = Rows()
 
     @contextmanager
     def bar(what):
-        yield lambda done, count: rows.append((what, done, count))
+        yield rows
 
-    monkeypatch.setattr("rescale.cli.work_bar", bar)
+    monkeypatch.setattr("rescale.cli_files.work_bar", bar)
     return rows
 
 
@@ -96,14 +109,47 @@ def test_each_step_of_refining_is_told(refinable, picture, tmp_path, told):
     rescale.write_picture(source, picture(16, 16))
     path = str(refinable("irn", 2))
     assert main(["down", str(source), str(tmp_path / "s.png"), "-b", path, "--refine", "3", "--threads", "1"]) == 0
-    assert told == [("downscaling", i, 3) for i in range(4)]
+    assert told == [("downscaling", 0, 1), ("downscaling", 1, 1), *(("refining", i, 4) for i in range(5))]
+    told.clear()
+    assert main(["down", str(source), str(tmp_path / "s.png"), "-b", path, "--check", "--threads", "1"]) == 0
+    assert told == [(what, i, 1) for what in ("downscaling", "checking") for i in range(2)]
 
 
-def test_tiles_are_told_in_python(bundle):
+def test_tiles_are_told_in_python_in_the_thread_that_asked(bundle):
     image = np.zeros((40, 40, 3), np.uint8)
     with rescale.load(bundle("irn", 2), tile=(10, 20)) as net:
-        rows = []
-        net.network.tile_done = lambda done, count: rows.append((done, count))
-        small = net.downscale(image)
-        net.upscale(small)
-    assert rows == [(0, 2), (1, 2), (2, 2)] * 2
+        rows, threads = Rows(), set()
+
+        def tell(*args):
+            threads.add(threading.current_thread())
+            rows(*args)
+
+        small = net.downscale(image, progress=tell)
+        net.upscale(small, progress=tell)
+        net.restore(small, progress=tell)
+    parts = [(0, 2), (1, 2), (2, 2)]
+    assert rows == [(stage, *part) for stage in ("downscaling", "restoring", "restoring") for part in parts]
+    assert threads == {threading.current_thread()}
+
+
+def test_refining_tells_of_all_its_tiles(refinable, picture):
+    with rescale.load(refinable("dlv_irn_m", 2), tile=(8, 16), threads=1) as net:
+        rows = Rows()
+        net.downscale(picture(32, 32), 2, rows)
+    stages = {stage: [row[1:] for row in found] for stage, found in itertools.groupby(rows, key=lambda row: row[0])}
+    assert stages == {"downscaling": [(i, 2) for i in range(3)], "refining": [(i, 6) for i in range(7)]}
+
+
+def test_what_finds_no_memory_is_told_again_from_the_start(bundle, picture, monkeypatch):
+    with rescale.load(bundle("irn", 2), "onnxruntime", memory=1 << 30) as net:
+        run, rows = net.runner._run, Rows()
+
+        def scarce(graph, inputs, options):
+            if inputs["hr"].shape[1] * inputs["hr"].shape[2] == 600 * 600:
+                raise OutOfMemoryError("no memory")
+            return run(graph, inputs, options)
+
+        monkeypatch.setattr(net.runner, "_run", scarce)
+        monkeypatch.setattr("rescale.network.choose_tile", lambda h, w, halo, cost, budget: None if budget == 1 << 30 else (150, 300))
+        net.downscale(picture(600, 600), progress=rows)
+    assert rows == [("downscaling", *part) for part in ((0, 1), (0, 2), (1, 2), (2, 2))]

@@ -99,12 +99,13 @@ def test_a_small_budget_refines_in_tiles(shipped_bundle):
 def test_steps_are_told_and_stop_at_a_perfect_picture(refinable, picture):
     told = []
     with rescale.load(refinable("irn", 2), threads=1) as net:
-        net.downscale(picture(8, 8), 3, lambda: told.append(1))
-        assert len(told) == 3
+        net.downscale(picture(8, 8), 3, lambda *args: told.append(args))
+        assert list(dict.fromkeys(told))[2:] == [(i, 4, "refining") for i in range(5)]
         lr, _ = net.network.down(picture(8, 8))
         perfect = net.network.up(lr, None, None)
-        assert (refine(net.network, perfect, lr, None, 5, lambda: told.append(2)) == lr).all()
-    assert 2 not in told
+        told.clear()
+        assert (refine(net.network, perfect, lr, None, 5, lambda *args: told.append(args)) == lr).all()
+    assert list(dict.fromkeys(told)) == [(i, 6, "refining") for i in range(2)]
 
 
 def test_it_is_deterministic_and_threads_do_not_mix(refinable, picture):

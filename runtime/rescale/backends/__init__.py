@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,9 +30,19 @@ class Runner(Protocol):
 
 
 def run_each(
-    runner: Runner, graph: str, items: Iterable[Mapping[str, npt.NDArray[Any]]]
-) -> Iterator[Mapping[str, npt.NDArray[np.generic]]]:
-    """Run a graph on one item after another; a backend with a ``run_many`` copies the next while it computes."""
+    runner: Runner, graph: str, items: Iterable[Mapping[str, npt.NDArray[Any]]], alive: Callable[[], object] | None = None
+) -> Generator[Mapping[str, npt.NDArray[np.generic]]]:
+    """Run a graph on one item after another; a backend with a ``run_many`` copies the next while it computes.
+
+    Args:
+        runner, graph: what runs.
+        items: inputs by name.
+        alive: called now and then while the graph runs, in this thread, where the backend has a ``run_watched``; what it raises
+            stops the run.
+    """
+    watched = None if alive is None else getattr(runner, "run_watched", None)
+    if watched is not None:
+        return (watched(graph, item, alive) for item in items)
     many = getattr(runner, "run_many", None)
     return many(graph, items) if many is not None else (runner.run(graph, item) for item in items)
 

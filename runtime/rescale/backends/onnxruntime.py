@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rescale.backends.watched import watched
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, BundleError, OutOfMemoryError
 from rescale.extras import import_library
@@ -70,10 +71,24 @@ class OnnxRuntimeRunner:
         return f"onnxruntime {ort.__version__} {device}, {self._precision}, {self._threads} thread(s)"
 
     def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
+        return self._run(graph, inputs, None)
+
+    def run_watched(
+        self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], alive: Callable[[], object]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """`run`, with `alive` called about ten times a second; what it raises stops the run and is passed on."""
+        options = ort.RunOptions()
+
+        def stop() -> None:
+            options.terminate = True  # looked at between the graph's nodes
+
+        return watched(lambda: self._run(graph, inputs, options), stop, alive)
+
+    def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], options: Any) -> dict[str, npt.NDArray[np.generic]]:
         session = self._session(graph)
         names = [o.name for o in session.get_outputs()]
         try:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
         except Exception as e:  # ONNX Runtime raises classes of its own that share no public base
             kind = OutOfMemoryError if isinstance(e, MemoryError) or _ALLOCATION.search(str(e)) else BackendError
             raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {_said(e)}") from None

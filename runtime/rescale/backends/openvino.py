@@ -8,6 +8,7 @@ marked, and what the compiled model really does is checked.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import queue
@@ -15,13 +16,15 @@ import re
 import tempfile
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rescale.backends.watched import BEAT
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, OutOfMemoryError
 from rescale.extras import import_library
@@ -49,6 +52,20 @@ def _core(module: Any) -> Any:
     SIGSEGV (seen in 2026.4; docs/speed.md).
     """
     return module.Core()
+
+
+@dataclass
+class _Compiled:
+    """A compiled model with its idle requests. One thread at a time runs it: it has one stream, which takes turns anyway.
+
+    A run that is cancelled leaves it with the shapes of some nodes changed and of others not (seen in 2026.4): it is `spoilt`,
+    and nobody may run it again.
+    """
+
+    model: Any
+    idle: queue.LifoQueue[Any] = field(default_factory=queue.LifoQueue)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    spoilt: bool = False
 
 
 class OpenVinoRunner:
@@ -80,7 +97,7 @@ class OpenVinoRunner:
         self._bundle, self._precision = bundle, precision
         self._threads = threads or usable_threads()
         self._lock = threading.Lock()
-        self._models: dict[str, tuple[Any, queue.LifoQueue[Any]]] | None = {}
+        self._models: dict[str, _Compiled] | None = {}
 
     @property
     def name(self) -> str:
@@ -89,34 +106,71 @@ class OpenVinoRunner:
         return f"openvino {version} CPU, {kind}, {self._threads} thread(s)"
 
     def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
-        model, idle = self._model(graph)
-        try:
+        return self._run(graph, inputs, None)
+
+    def run_watched(
+        self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], alive: Callable[[], object]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """`run`, with `alive` called about ten times a second; what it raises stops the run and is passed on."""
+        return self._run(graph, inputs, alive)
+
+    def _run(
+        self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], alive: Callable[[], object] | None
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        stopped: BaseException | None = None
+        with self._turn(graph, alive) as compiled:
             try:
-                request = idle.get_nowait()
-            except queue.Empty:
-                request = model.create_infer_request()
-            feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-            found = request.infer(feed, share_inputs=True)
-            # A request owns the memory of its outputs and is used again.
-            out = {output.get_any_name(): np.array(found[output]) for output in model.outputs}
-            idle.put(request)
-        except Exception as e:
-            kind = OutOfMemoryError if isinstance(e, MemoryError) or _ALLOCATION.search(str(e)) else BackendError
-            raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {e}") from None
+                try:
+                    request = compiled.idle.get_nowait()
+                except queue.Empty:
+                    request = compiled.model.create_infer_request()
+                request.start_async({name: np.ascontiguousarray(value) for name, value in inputs.items()}, share_inputs=True)
+                try:
+                    while alive is not None and not request.wait_for(round(1000 * BEAT)):
+                        alive()
+                except BaseException as e:
+                    stopped, compiled.spoilt = e, True
+                    request.cancel()
+                request.wait()
+                # A request owns the memory of its outputs and is used again.
+                out = {output.get_any_name(): np.array(request.results[output]) for output in compiled.model.outputs}
+                compiled.idle.put(request)
+            except Exception as e:
+                if stopped is None:
+                    kind = OutOfMemoryError if isinstance(e, MemoryError) or _ALLOCATION.search(str(e)) else BackendError
+                    raise kind(f"{self._bundle.path}: {graph} failed in {self.name}: {e}") from None
+        if stopped is not None:
+            raise stopped
         return out
+
+    @contextlib.contextmanager
+    def _turn(self, graph: str, alive: Callable[[], object] | None) -> Iterator[_Compiled]:
+        """A graph's model, which nobody else runs meanwhile."""
+        while True:
+            compiled = self._model(graph)
+            while not compiled.turn.acquire(timeout=-1 if alive is None else BEAT):
+                if alive is not None:
+                    alive()
+            if not compiled.spoilt:
+                break
+            compiled.turn.release()
+        try:
+            yield compiled
+        finally:
+            compiled.turn.release()
 
     def close(self) -> None:
         with self._lock:
             self._models = None
 
-    def _model(self, graph: str) -> tuple[Any, queue.LifoQueue[Any]]:
+    def _model(self, graph: str) -> _Compiled:
         with self._lock:
             if self._models is None:
                 raise BackendError(f"{self._bundle.path}: used after close()")
-            if graph not in self._models:
+            if graph not in self._models or self._models[graph].spoilt:
                 data = self._bundle.read_graph(graph)
                 try:
-                    self._models[graph] = (self._compile(graph, data), queue.LifoQueue())
+                    self._models[graph] = _Compiled(self._compile(graph, data))
                 except BackendError:
                     raise
                 except Exception as e:
