@@ -68,7 +68,7 @@ class Pictures:
     """What is behind a mean.
 
     Attributes:
-        head: what any two files tell: names and border, or sizes.
+        head: what any two files tell: names and border, or names and sizes.
         marks: size and digest of the pixels of each picture by its name; none of those in files of older versions.
     """
 
@@ -262,6 +262,13 @@ def _pictures(result: Mapping[str, Any]) -> Pictures:
     return Pictures((_number(result["border"], *COUNT), *sorted(rows)), marks)
 
 
+def _cases(cases: Any) -> Pictures:
+    """Of a parity group; golden pictures have no names."""
+    rows = [(_text(c.get("name", "")), _size([c["width"], c["height"]]), c.get("digest")) for c in cases]
+    marks = {name: (size, _text(digest)) for name, size, digest in rows if name and digest is not None}
+    return Pictures(tuple(sorted((name, size) for name, size, _ in rows)), marks)
+
+
 def _parity(found: Measured, report: Mapping[str, Any]) -> Iterator[tuple[Key, Figure]]:
     for b in report["bundles"]:
         model = _text(b["model"])
@@ -273,7 +280,7 @@ def _parity(found: Measured, report: Mapping[str, Any]) -> Iterator[tuple[Key, F
             for g in r["groups"]:
                 on = f"parity, {_text(g['name'])}"
                 found.results.add((model, on, name))
-                found.sets[model, on, name] = Pictures(tuple(_size([c["width"], c["height"]]) for c in g["cases"]))
+                found.sets[model, on, name] = _cases(g["cases"])
                 lost = g["psnr_lost_mean" if g["limit_holds_for"] == "mean" else "psnr_lost"]
                 if lost is not None:  # no number where a result holds none
                     value = _number(lost, *LOST)

@@ -26,6 +26,7 @@ from rescale.flavour import NAMES as ENGINES
 from rescale.network import Network
 from rescale.parity import FALL_BACK, MAX_LOSS_DB, Case, Comparison, Parity, golden_vectors, measure, worst_spot
 from rescale.quality import psnr
+from rescale_bench.store import digest
 from rescale_export.probe import photograph
 
 if TYPE_CHECKING:
@@ -54,12 +55,14 @@ class Group:
         reference: what the results were compared with.
         parity: agreement.
         average: whether the limit holds for the mean of the pictures, not for each.
+        digests: of the pixels, by the picture's name: names alone do not tell pictures apart. None of golden pictures.
     """
 
     name: str
     reference: str
     average: bool = False
     parity: Parity = field(default_factory=Parity)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -189,7 +192,9 @@ def check(
             for entrant in taking:
                 with _absence(report, entrant.result.backend, entrant.result.precision, bool(backends)):
                     case = take.compare(entrant.network, picture.name)
-                    entrant.result.group(picture.group, opened.name, picture.size is None).parity.cases.append(case)
+                    group = entrant.result.group(picture.group, opened.name, picture.size is None)
+                    group.parity.cases.append(case)
+                    group.digests[picture.name] = take.digest
             progress(picture.name)
     report.results = [e.result for e in entrants if not report.lacks(e.result)]
     if not report.results:
@@ -285,7 +290,7 @@ class Take:
 
     def __init__(self, reference: Network, hr: Array) -> None:
         """Take uint8 (H, W, 3), any size, down and up."""
-        self.hr = hr
+        self.hr, self.digest = hr, digest(hr)
         self.lr, self.code = reference.down(hr)
         self.restored = self._up(reference, self.lr, self.code)
 

@@ -52,6 +52,9 @@ def _group(group: Group) -> dict[str, Any]:
     parity = group.parity
     head = {"name": group.name, "reference": group.reference, "limit_holds_for": "mean" if group.average else "each"}
     found = parity.to_dict()
+    for case in found["cases"]:
+        if case.get("name") in group.digests:
+            case["digest"] = group.digests[case["name"]]
     for name, c in parity.total().items():
         found["graphs"][name]["histogram"] = {str(level): n for level, n in c.histogram().items()}
     return head | {"psnr_lost_mean": round(parity.mean_lost, 4)} | found

@@ -339,6 +339,24 @@ def test_other_pictures_of_the_same_names_are_refused(write: Write) -> None:
         assert judged(write, mine, same)["counts"]["same"] == judged(write, same, mine)["counts"]["same"] == 2
 
 
+def test_other_pictures_behind_a_parity_are_refused(write: Write) -> None:
+    def of(**case: Any) -> dict[str, Any]:
+        report = parity_report(0.01)
+        report["bundles"][0]["results"][0]["groups"][0] |= {"name": "mine", "cases": [{"width": 64, "height": 48, **case}]}
+        return report
+
+    mine = of(name="a.png", digest="0a")
+    for other, message in (
+        (of(name="b.png", digest="0b"), "other pictures"),
+        (of(name="a.png", digest="0a", width=48, height=64), "other pictures"),
+        (of(name="a.png", digest="0b"), "other pictures under the same names, such as a.png"),
+    ):
+        with pytest.raises(InputError, match=f"parity, mine openvino mixed: {message}"):
+            judged(write, mine, other)
+    for same in (mine, of(name="a.png")):  # of an older version: names and sizes are all that it tells
+        assert judged(write, mine, same)["counts"]["same"] == judged(write, same, mine)["counts"]["same"] == 1
+
+
 def test_two_results_of_the_same_are_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     twice = psnr_report(40)
     twice["results"] *= 2

@@ -47,7 +47,7 @@ def quality_report() -> dict[str, Any]:
 def parity_report() -> dict[str, Any]:
     graphs = {"hr": {"values": 100, "different": 1}}
     group = {"name": "golden", "limit_holds_for": "each", "psnr_lost": 0.0, "psnr_lost_mean": 0.0, "graphs": graphs}
-    group |= {"cases": [{"width": 64, "height": 64}]}
+    group |= {"cases": [{"width": 64, "height": 64, "name": "a", "digest": "00"}]}
     result = {"backend": "openvino", "precision": "mixed", "refused": None, "groups": [group]}
     missing = [{"backend": "tensorrt", "precision": "mixed", "reason": "no GPU"}]
     return {"definitions": {}, "bundles": [{"model": "irn x2 lite", "missing": missing, "results": [result]}]}
@@ -152,6 +152,8 @@ def test_numbers_beyond_the_range_of_floats_are_refused(write: Write, capsys: py
         (speed_report, ("sweeps", 0, "resolutions", 0), [0, 48]),
         (parity_report, ("bundles", 0, "model"), None),
         (parity_report, ("bundles", 0, "results", 0, "groups", 0, "psnr_lost"), 1e308),
+        (parity_report, ("bundles", 0, "results", 0, "groups", 0, "cases", 0, "digest"), 0),
+        (parity_report, ("bundles", 0, "results", 0, "groups", 0, "cases", 0, "name"), ["a"]),
         (parity_report, ("bundles", 0, "results", 0, "groups", 0, "graphs", "hr", "different"), 101),
     ],
 )

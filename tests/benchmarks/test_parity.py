@@ -23,6 +23,7 @@ from rescale_bench.cli import main
 from rescale_bench.parity import check, probe
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import folder_set
+from rescale_bench.store import digest
 from rescale_export.probe import photograph
 
 BundleOf = Callable[[str, int], Path]
@@ -85,6 +86,7 @@ def test_the_report_as_json(full_bundle: BundleOf, tmp_path: Path, capsys: pytes
     assert (golden["name"], golden["reference"], golden["limit_holds_for"]) == ("golden", "PyTorch", "each")
     assert [c["width"] for c in golden["cases"]] == [2, 14, 90, 288]
     assert (probes["name"], [c["name"] for c in probes["cases"]]) == ("probes", ["87x61"])
+    assert [c.get("digest") for g in (golden, probes) for c in g["cases"]] == [None] * 4 + [digest(probe(61, 87))]
     for group in (golden, probes):
         for output in ("lr", "hr", "code"):
             c = group["graphs"][output]
