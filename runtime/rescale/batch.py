@@ -94,6 +94,27 @@ def plan(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str) -
     return Plan(sorted(jobs, key=lambda job: job.source), ignored)
 
 
+def find(sources: Sequence[Path], suffixes: Sequence[str]) -> tuple[list[tuple[Path, RescaleError | None]], int]:
+    """The sources, in their order, with all files of `suffixes` below those that are folders in their place, and how many
+    entries of the folders are ignored. What cannot be read comes with its fault.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    listed: list[tuple[Path, RescaleError | None]] = []
+    ignored = 0
+    for source in sources:
+        if not os.path.isdir(source):
+            listed.append((source, None))
+            continue
+        found, faults, others = _walk(source, suffixes)
+        listed += sorted([*((path, None) for path in found), *faults], key=lambda entry: entry[0])
+        ignored += others
+    if not listed:
+        raise InputError(f"{', '.join(map(str, sources))}: no picture found; wanted are {' '.join(suffixes)}")
+    return listed, ignored
+
+
 def _walk(source: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[tuple[Path, RescaleError]], int]:
     """Files of `suffixes` below a folder, what is wrong with others of them and with folders, and how much else lies there."""
     found: list[Path] = []

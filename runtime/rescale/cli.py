@@ -1,4 +1,4 @@
-"""Command line of the runtime: down, up, info, verify, strip, doctor."""
+"""Command line of the runtime: down, up and doctor; `rescale.cli_inspect` has info, verify and strip."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.choices import AlphaRule, Carrier, Container, Layout
-from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, up_text
-from rescale.cli_files import Verb, Watch, check_paths, one_or_all, placed, raw_frames, stream_in, write_result
+from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, resized_text, up_text
+from rescale.cli_files import Verb, Watch, check_paths, one_or_all, open_lr, placed, raw_frames, stream_in, write_result
+from rescale.cli_inspect import info, strip, verify
 from rescale.cli_options import (
     STREAM,
     Backend,
@@ -26,9 +27,10 @@ from rescale.cli_options import (
     bundle_option,
     path,
     raw_option,
+    target_option,
 )
-from rescale.console import Version, new_app, print_json_line, printable, require, run_app, warn
-from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
+from rescale.console import Version, new_app, require, run_app, warn
+from rescale.errors import InputError
 from rescale.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ def down(
     refine: Annotated[
         int, typer.Option(help="Steps of a search for better LR codes, slow; for bundles of rescale-export --refine.", min=0)
     ] = 0,
+    target_size: Annotated[str | None, target_option] = None,
+    to_8_bit: Annotated[
+        bool, typer.Option("--to-8-bit", help="Round sources with 16 bits a sample to 8; refused without.")
+    ] = False,
+    first_frame: Annotated[
+        bool, typer.Option("--first-frame", help="Take the first of several frames or pages; refused without.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Restore each picture once, and print the PSNR against its source.")
     ] = False,
@@ -85,6 +94,7 @@ def down(
     from rescale.files import atomic_write_both
     from rescale.finished import require_small
     from rescale.picture import READABLE, open_picture
+    from rescale.resize import FILTER, hr_size, parse_target, resized
 
     kind = container or Container.PNG
     if raw is None:
@@ -99,7 +109,9 @@ def down(
             "carrier": carrier != "chunk",
             "alpha": alpha != "refuse",
             "container": container is not None,
+            "target": target_size is not None,
         }
+        others |= {"to_8_bit": to_8_bit, "first_frame": first_frame}
         _unused_with_raw(**others, refine=refine > 0, check=check, overwrite=overwrite is True)
     elif container not in (None, kind):
         raise InputError(f"{target}: its name asks for {kind}, and --container for {container}; leave the option out")
@@ -107,6 +119,7 @@ def down(
         raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
     elif kind == "jxl":
         require(["imagecodecs"], "jxl")
+    wanted = None if target_size is None else parse_target(target_size)
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if refine:
             net.bundle.graph(GRADIENT, precision or "fp32")
@@ -116,10 +129,13 @@ def down(
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=False)
 
         def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
-            picture = open_picture(stream_in(origin), alpha, max_pixels)
+            picture = open_picture(stream_in(origin), alpha, max_pixels, to_8_bit, first_frame)
+            given = picture.size
+            if wanted is not None:
+                picture = resized(picture, hr_size(given, wanted, net.bundle.scale, str(origin)))
             with watch("downscaling") as progress:
                 small = net.downscale(picture, refine, progress)
-            facts = lr_facts(small, net)
+            facts = lr_facts(small, net, given)
             if check:
                 with watch("checking") as progress:
                     again = net.restore(small, progress=lambda done, count, stage: progress(done, count, "checking"))
@@ -128,6 +144,8 @@ def down(
                     told = f"would be restored at {quality_text(figures)}, below --least {least:g}, so nothing was written"
                     raise InputError(f"{origin}: {told}; keep the picture itself, or take a larger model")
                 facts |= figures
+            if picture.size != given and not source.is_dir():
+                warn(f"{origin}: {resized_text(facts)} ({FILTER}), and comes back in that size")
             data, sidecar = small.encode(kind, layout, carrier)
             if sidecar is None:
                 write_result(goal, data)
@@ -135,7 +153,9 @@ def down(
                 atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
             return facts | {"bytes": len(data) + len(sidecar or b"")}
 
-        verb = Verb(make, lambda job: require_small(job, net.bundle), READABLE, f".{kind}", down_text, each=check)
+        if wanted is not None and source.is_dir():
+            warn(f"--target {wanted}: larger pictures are resized first ({FILTER}), and come back in that size")
+        verb = Verb(make, lambda job: require_small(job, net.bundle, wanted), READABLE, f".{kind}", down_text, each=check)
         return one_or_all(net, source, target, verb, bool(overwrite), json_)
 
 
@@ -149,7 +169,10 @@ def up(
         bool,
         typer.Option(help="-A: restore a picture without its marker, or changed, by the alpha channel it has, unchecked."),
     ] = False,
-    reference: Annotated[Path | None, typer.Option(parser=path, help="Original HR picture: print the PSNR against it.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Original HR picture: print the PSNR against it, or the first frame of it, in 8 bits."),
+    ] = None,
     raw: Annotated[str | None, raw_option("Frames; WIDTHxHEIGHT of the HR frames that come out.")] = None,
     overwrite: Overwrite = None,
     backend: Backend = "auto",
@@ -175,7 +198,7 @@ def up(
         raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
     if reference is not None and source.is_dir():
         raise InputError(f"--reference {reference}: is one picture, and {source} a folder of many; leave it out")
-    original = None if reference is None else open_picture(reference, "keep", max_pixels)
+    original = None if reference is None else open_picture(reference, "keep", max_pixels, to_8_bit=True, first_frame=True)
     with _load(bundle, backend, precision, threads, memory, tile, exact) as net:
         if trust_alpha and not net.bundle.variant.alpha:
             raise InputError(f"--trust-alpha: {net.bundle.title} reads no alpha channel; leave the option out")
@@ -183,7 +206,7 @@ def up(
             return raw_frames(net, source, target, raw, max_pixels, json_, upwards=True)
 
         def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
-            small = _open_lr(origin, max_pixels)
+            small = open_lr(origin, max_pixels)
             size = _restored_size(small, net)
             if math.prod(size) > max_pixels:
                 raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
@@ -207,87 +230,9 @@ def up(
         return one_or_all(net, source, target, verb, bool(overwrite), json_)
 
 
-@app.command()
-def info(
-    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
-    max_pixels: MaxPixels = MAX_PIXELS,
-    json_: Json = False,
-) -> None:
-    """Show what a file carries, without restoring it."""
-    from rescale.container import Small
-
-    small = Small.open(stream_in(source), max_pixels)
-    facts: dict[str, Any] = {"source": str(source), "state": str(small.state), "lr_size": list(small.size)}
-    if small.detail:
-        facts["detail"] = small.detail
-    if small.block is not None:
-        b = small.block
-        facts |= {"model": b.model, "scale": b.scale, "hr_size": list(b.hr_size), "weights": b.weights, "layout": b.layout}
-        facts["auxiliary_bits_per_pixel"] = round(small.auxiliary_bits, 3)
-        facts["sections"] = {name.decode("latin-1"): len(data) for name, data in b.sections.items()}
-        facts["source_mode"] = b.source_mode
-    facts["colour"] = [kind.decode("latin-1") for kind, _ in small.colour]
-    if json_:
-        print_json_line(facts)
-        return
-    for key, value in facts.items():
-        print(f"{key}: {printable(value)}")
-
-
-@app.command()
-def verify(
-    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
-    bundle: Annotated[Path | None, bundle_option("Also check that this bundle made it.")] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    json_: Json = False,
-) -> int:
-    """Check that an LR file is as `rescale down` made it. Exit code 0: it is; 3: it is not.
-
-    Undamaged, it is restored to exactly what its network makes of it, which is not the source: `rescale down --check` says how near
-    it comes.
-    """
-    from rescale.bundle import Bundle
-    from rescale.container import ADVICE, TRUST, State
-
-    made = None if bundle is None else Bundle(bundle)
-    if made is not None:
-        made.verify()
-    trusted = False
-    try:
-        small = _open_lr(source, max_pixels)
-        state, detail, trusted = small.state, small.detail, small.unverified_alpha is not None
-        if made is not None:
-            (state, detail), trusted = small.verdict(*made.identity), small.trusted_alpha(*made.identity) is not None
-    except LrFileError as e:
-        if not json_:
-            raise
-        state, detail = State(e.state), str(e)
-    if json_:
-        print_json_line({"source": str(source), "state": str(state), "detail": detail, "restorable": state is State.EXACT})
-        return 0 if state is State.EXACT else LrFileError.exit_code
-    if state is not State.EXACT:
-        raise LrFileError(f"{source}: {state}: {detail}: {ADVICE[state]}" + (f"; {TRUST}" if trusted else ""), state)
-    print(
-        f"{printable(source)}: exact: undamaged; `rescale up` gives exactly what its network makes of it, which is not the source"
-    )
-    return 0
-
-
-@app.command()
-def strip(
-    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(parser=path, help="Ordinary picture to write (.png, .webp), folder, or -.")],
-    max_pixels: MaxPixels = MAX_PIXELS,
-) -> None:
-    """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
-    from rescale.container import Small, sidecar_path
-
-    target = placed(source, target, ".png")
-    check_paths(source, target)
-    if target != STREAM and sidecar_path(target).exists():
-        raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
-    picture = Small.open(stream_in(source), max_pixels).without_auxiliary()
-    write_result(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
+app.command()(info)
+app.command()(verify)
+app.command()(strip)
 
 
 @app.command()
@@ -310,21 +255,6 @@ def _load(
 
     budget = None if memory is None else parse_memory(memory)
     return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
-
-
-def _open_lr(source: Path, max_pixels: int) -> Small:
-    """`Small.open` for commands that say whether a file can be restored.
-
-    Raises:
-        InputError: it cannot be read, or is too large.
-        LrFileError: it is no whole picture.
-    """
-    from rescale.container import ADVICE, Small, State
-
-    try:
-        return Small.open(stream_in(source), max_pixels)
-    except DamagedPictureError as e:
-        raise LrFileError(f"{e}: {ADVICE[State.DAMAGED]}", State.DAMAGED) from None
 
 
 def _restored_size(small: Small, net: Rescaler) -> tuple[int, int]:

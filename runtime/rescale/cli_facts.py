@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from rescale.rescaler import Rescaler
 
 
-def lr_facts(small: Small, net: Rescaler) -> dict[str, Any]:
-    """Of an LR picture that was just made."""
+def lr_facts(small: Small, net: Rescaler, source_size: tuple[int, int]) -> dict[str, Any]:
+    """Of an LR picture that was just made of a source of (width, height), which may have been resized before."""
     block = small.block
     assert block is not None
     return {
         "model": net.bundle.title,
+        **({} if source_size == block.hr_size else {"source_size": list(source_size)}),
         "hr_size": list(block.hr_size),
         "lr_size": list(block.lr_size),
         "auxiliary_bits_per_pixel": round(small.auxiliary_bits, 3),
@@ -49,8 +50,15 @@ def cost(net: Rescaler) -> str:
 def down_text(facts: dict[str, Any]) -> str:
     """One line of `down`."""
     hr, lr = facts["hr_size"], facts["lr_size"]
-    text = f"{facts['target']}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}, {facts['model']}, {facts['bytes']} bytes"
+    before = f" ({resized_text(facts)})" if "source_size" in facts else ""
+    text = f"{facts['target']}: {lr[0]}x{lr[1]} from {hr[0]}x{hr[1]}{before}, {facts['model']}, {facts['bytes']} bytes"
     return text + _compared(facts, "restored equal to the source", "restored at ")
+
+
+def resized_text(facts: dict[str, Any]) -> str:
+    """What was done to a source whose size was changed before downscaling."""
+    (width, height), (new_width, new_height) = facts["source_size"], facts["hr_size"]
+    return f"resized from {width}x{height} to {new_width}x{new_height}"
 
 
 def up_text(facts: dict[str, Any]) -> str:

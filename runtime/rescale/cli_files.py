@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rescale.cli_options import STREAM
 from rescale.console import INTERRUPTED, binary_input, binary_output, fail, print_json_line, printable, progress_bar, work_bar
-from rescale.errors import InputError, LrFileError, OutputError
+from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 
 if TYPE_CHECKING:
     from rescale.batch import Job
+    from rescale.container import Small
     from rescale.network import Progress
     from rescale.rescaler import Rescaler
 
@@ -101,6 +102,21 @@ def stream_in(path: Path) -> Any:
     return binary_input() if path == STREAM else path
 
 
+def open_lr(source: Path, max_pixels: int) -> Small:
+    """`Small.open` for commands that say whether a file can be restored.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+        LrFileError: it is no whole picture.
+    """
+    from rescale.container import ADVICE, Small, State
+
+    try:
+        return Small.open(stream_in(source), max_pixels)
+    except DamagedPictureError as e:
+        raise LrFileError(f"{e}: {ADVICE[State.DAMAGED]}", State.DAMAGED) from None
+
+
 def write_result(target: Path, data: bytes) -> None:
     """Write a finished file atomically, or to standard output.
 
@@ -118,7 +134,7 @@ def write_result(target: Path, data: bytes) -> None:
 
 
 def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool) -> int:
-    """One file, or every file below a folder. Returns the exit code: 3 when every error is an LR that cannot be restored, else 1.
+    """One file, or every file below a folder. Returns the exit code, see `worst`.
 
     Args:
         net: takes turns among the workers.
@@ -183,8 +199,13 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
         print(", ".join(f"{n} {what}" for what, n in summary.items()), flush=True)
     if outcome.interrupted:
         return INTERRUPTED
-    codes = {error.exit_code for _, error in outcome.errors}
-    return 0 if not codes else codes.pop() if codes == {LrFileError.exit_code} else 1
+    return worst(error.exit_code for _, error in outcome.errors)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Exit code of a command by those of its files: 3 where all that failed are LR files that cannot be restored, else 1; 0."""
+    failed = set(codes) - {0}
+    return 0 if not failed else failed.pop() if failed == {LrFileError.exit_code} else 1
 
 
 def raw_frames(net: Rescaler, source: Path, target: Path, raw: str, max_pixels: int, json_: bool, upwards: bool) -> int:

@@ -71,6 +71,12 @@ def _check_raw(text: str) -> None:
     parse_size(text)
 
 
+def _check_target(text: str) -> None:
+    from rescale.resize import parse_target
+
+    parse_target(text)
+
+
 def bundle_option(help_text: str) -> Any:
     """The option that names a bundle."""
     return typer.Option("--bundle", "-b", envvar="RESCALE_BUNDLE", parser=path, help=help_text)
@@ -80,6 +86,14 @@ def raw_option(help_text: str) -> Any:
     """The option that says the size of raw frames."""
     return typer.Option(callback=_checked(_check_raw), help=help_text)
 
+
+target_option = typer.Option(
+    "--target",
+    metavar="WxH",
+    callback=_checked(_check_target),
+    help="Size of the LR: the source is resized first to this times the scale, never enlarged; 640x and x360 keep its shape.",
+)
+"""The option that says the size of an LR."""
 
 BundleOption = Annotated[Path, bundle_option("Bundle made by rescale-export.")]
 Backend = Annotated[

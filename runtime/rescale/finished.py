@@ -13,6 +13,7 @@ from rescale.bundle import Bundle
 from rescale.container import sidecar_path
 from rescale.errors import InputError, OutputError
 from rescale.picture import read_bytes
+from rescale.resize import Target
 
 CURE = "remove it, or --overwrite makes all again"
 
@@ -33,8 +34,9 @@ def read_block(path: Path) -> Block | None:
     return None
 
 
-def require_small(job: Job, bundle: Bundle) -> None:
-    """Check that a target is an LR file that this bundle made of a source which has not changed since.
+def require_small(job: Job, bundle: Bundle, size: Target | None = None) -> None:
+    """Check that a target is an LR file, of a certain size if one is wanted, that this bundle made of a source which has not
+    changed since.
 
     Raises:
         OutputError: it is not; the message says what it is.
@@ -48,6 +50,8 @@ def require_small(job: Job, bundle: Bundle) -> None:
     if (block.model, block.scale, block.weights) != bundle.identity:
         made = f"made by {block.model} x{block.scale} with weights {block.weights[:12]}"
         raise OutputError(f"{job.target}: {made}, not by {bundle.title} with weights {bundle.weights[:12]}: {CURE}")
+    if size is not None and not size.fits(block.lr_size):
+        raise OutputError(f"{job.target}: has {block.lr_size[0]}x{block.lr_size[1]} pixels, not --target {size}: {CURE}")
     _require_later(job)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rescale import colour, jxl, png, riff
 from rescale.choices import AlphaRule
+from rescale.deep import eight_bits, is_deep, stored_depth
 from rescale.errors import DamagedPictureError, InputError, RescaleError
 from rescale.files import atomic_write, read_some
 from rescale.image import check_colours, check_plane, check_rgb, check_sides
@@ -253,10 +253,6 @@ def _damage_is_named(name: str) -> Iterator[None]:
         raise DamagedPictureError(f"{name}: truncated or damaged picture: {e}") from None
 
 
-def _is_deep(mode: str) -> bool:
-    return mode in ("I", "F") or mode.startswith("I;")
-
-
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
@@ -273,7 +269,7 @@ def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array
         return jxl.decode(data, name, max_pixels)
     with _opened(data, name, max_pixels) as image:
         _load(image, name)
-        if _is_deep(image.mode):
+        if is_deep(image.mode):
             raise InputError(f"{name}: {image.mode} samples; an LR picture has 8 bits")
         return _converted(image, "RGBA" if _has_alpha(image) else "RGB", name)
 
@@ -291,7 +287,9 @@ def decode_plane(data: bytes, name: str, max_pixels: int) -> Array:
         return np.array(image)
 
 
-def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PIXELS) -> Picture:
+def open_picture(
+    source: Source, alpha: str = "refuse", max_pixels: int = MAX_PIXELS, to_8_bit: bool = False, first_frame: bool = False
+) -> Picture:
     """An HR picture from a path, bytes or a binary stream.
 
     Gray and palette pictures become RGB, which holds them exactly; gray is remembered. An alpha channel that is opaque
@@ -302,6 +300,9 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
         source: what to read.
         alpha: ``refuse`` a picture with real transparency, or ``keep`` its alpha plane losslessly.
         max_pixels: refuse larger ones before decoding.
+        to_8_bit: round more bits a sample to the nearest of 8, instead of refusing them.
+        first_frame: take the first of several frames or pages, instead of refusing them; of an animated PNG the picture that
+            programs show which do not animate it.
 
     Raises:
         InputError: missing, not a picture, truncated, too large, or of a kind that RGB with 8 bits cannot hold exactly: more
@@ -316,22 +317,29 @@ def open_picture(source: Source, alpha: str = "refuse", max_pixels: int = MAX_PI
         check_sides(image.width, image.height, name)
         with _damage_is_named(name):
             frames = getattr(image, "n_frames", 1)
-            depth = _stored_depth(data, name, image)
-        if frames > 1 or _is_animated_png(data, name):
-            raise InputError(f"{name}: has several frames; extract the one you want as a PNG first")
-        if _is_deep(image.mode) or depth > 8:
-            raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; convert it to 8 bits first")
+            depth = stored_depth(data, name, image)
+        if not first_frame and (frames > 1 or _is_animated_png(data, name)):
+            raise InputError(
+                f"{name}: has several frames; extract the one you want as a PNG, or `down --first-frame` takes the first"
+            )
+        deep = is_deep(image.mode) or depth > 8
+        if deep and not to_8_bit:
+            raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; `down --to-8-bit` rounds them")
         if image.format == "TIFF" and _has_associated_alpha(image):
             raise InputError(f"{name}: its colours are multiplied by its alpha, which cannot be undone exactly; convert it first")
-        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-            raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB with its colour profile first")
-        _load(image, name)
+        if not is_deep(image.mode) and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+            raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB by its colour profile first (docs/commands.md)")
+        if deep:
+            with _damage_is_named(name):
+                planes = eight_bits(image, depth, lambda: _open_image(_decodable(data, name)), name)
+            gray = planes.shape[2] < 3
+        else:
+            _load(image, name)
+            gray = image.mode in ("1", "L", "LA")
+            planes = _converted(image, "RGBA" if _has_alpha(image) else "RGB", name)
         carried = colour.from_png(png.read_chunks(data, name), name) if _is_png(data) else colour.from_info(image.info, name)
-        gray = image.mode in ("1", "L", "LA")
-        if not _has_alpha(image):
-            return Picture(_converted(image, "RGB", name), gray, None, carried)
-        rgba = _converted(image, "RGBA", name)
-        return Picture(np.ascontiguousarray(rgba[:, :, :3]), gray, _transparency(rgba, alpha, name), carried)
+    pixels = np.repeat(planes[:, :, :1], 3, axis=2) if planes.shape[2] < 3 else np.ascontiguousarray(planes[:, :, :3])
+    return Picture(pixels, gray, _transparency(planes, alpha, name), carried)
 
 
 def read_picture(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
@@ -341,16 +349,21 @@ def read_picture(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
 
 def _transparency(pixels: Array, rule: str, name: str) -> Array | None:
     """The alpha plane to keep; None for an opaque picture."""
-    if pixels.shape[2] < 4 or (pixels[:, :, 3] == 255).all():
+    if pixels.shape[2] in (1, 3) or (pixels[:, :, -1] == 255).all():
         return None
     if rule == "refuse":
         raise InputError(f"{name}: has real transparency; keep it beside the LR with --alpha keep, or flatten it first")
-    return np.ascontiguousarray(pixels[:, :, 3])
+    return np.ascontiguousarray(pixels[:, :, -1])
 
 
 def _has_associated_alpha(image: Image.Image) -> bool:
     samples = image.tag_v2.get(TIFF_EXTRA_SAMPLES)  # type: ignore[attr-defined]
     return 1 in (samples if isinstance(samples, tuple) else (samples,))
+
+
+def _decodable(data: bytes, name: str) -> bytes:
+    """What of a file reaches a decoder: a PNG without its ancillary chunks."""
+    return png.critical_only(png.read_chunks(data, name)) if _is_png(data) else data
 
 
 def _is_png(data: bytes) -> bool:
@@ -360,26 +373,6 @@ def _is_png(data: bytes) -> bool:
 def _is_animated_png(data: bytes, name: str) -> bool:
     """Pillow sees critical chunks only, so the animation chunk is looked for here."""
     return _is_png(data) and any(c.kind == b"acTL" for c in png.read_chunks(data, name))
-
-
-def _stored_depth(data: bytes, name: str, image: Image.Image | None = None) -> int:
-    """Bits a sample that the file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF and PPM."""
-    if image is not None and image.format == "TIFF":
-        bits = image.tag_v2.get(258, 8)  # type: ignore[attr-defined]
-        return max(bits) if isinstance(bits, tuple) else int(bits)
-    if image is not None and image.format == "PPM" and data[:2] in (b"P2", b"P3", b"P5", b"P6"):
-        header = re.sub(rb"#[^\n]*", b"", data[:4096]).split(None, 4)
-        most = int(header[3]) if len(header) > 3 and header[3].isdigit() else 0
-        if most < 255:
-            raise InputError(f"{name}: samples from 0 to {most}, not to 255; convert it to 8 bits a sample first")
-        return 8 if most == 255 else 16
-    if _is_png(data):
-        return png.read_header(png.read_chunks(data, name), name).depth
-    if (image is not None and image.format == "AVIF") or data[4:12] in (b"ftypavif", b"ftypavis"):
-        at = data.find(b"av1C")
-        # Third byte behind the box name: seq_tier, high_bitdepth, twelve_bit, ...
-        return 10 if at >= 0 and len(data) > at + 6 and data[at + 6] & 0x40 else 8
-    return 8
 
 
 def write_picture(path: str | os.PathLike[str], pixels: Array) -> None:

@@ -80,9 +80,7 @@ class Rescaler:
             source=source,
         )
 
-    def upscale(
-        self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None
-    ) -> Array:
+    def upscale(self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None) -> Array:
         """Restore the large picture.
 
         Args:
@@ -121,9 +119,7 @@ class Rescaler:
         # The block was checked: its LR size is ceil(HR size / scale), so the HR fits.
         return np.ascontiguousarray(hr[:out_height, :out_width])
 
-    def restore(
-        self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None
-    ) -> Picture:
+    def restore(self, small: Small, strict: bool = True, trust_alpha: bool = False, progress: Progress | None = None) -> Picture:
         """`upscale`, with what belongs to the picture beside its colours: gray mode, transparency, colour chunks."""
         pixels = self.upscale(small, strict, trust_alpha, progress)
         gray = small.block is not None and small.block.source_mode == "gray"

@@ -72,7 +72,7 @@ def grow(box: Box, halo: int, align: int, height: int, width: int) -> Box:
 def cut(length: int, size: int, align: int) -> list[tuple[int, int]]:
     """An axis in pieces of at most `size` pixels, as even as `align` allows; every start is a multiple of `align`."""
     units, most = -(-length // align), max(1, size // align)
-    count = -(-units // most)
+    count = 1 if size >= length else -(-units // most)
     edges = [units * i // count * align for i in range(count + 1)]
     edges[-1] = length
     return list(itertools.pairwise(edges))

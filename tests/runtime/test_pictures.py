@@ -216,10 +216,10 @@ def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture)
 
 def test_ten_bit_avif_is_refused_by_its_header():
     box = b"\0\0\0\x0cav1C\x81\x08\x4c\0"
-    from rescale.picture import _stored_depth
+    from rescale.deep import avif_depth
 
-    assert _stored_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box, "x") == 10
-    assert _stored_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box.replace(b"\x4c", b"\x0c"), "x") == 8
+    assert avif_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box) == 10
+    assert avif_depth(b"\0\0\0\x1cftypavif" + bytes(40) + box.replace(b"\x4c", b"\x0c")) == 8
 
 
 def test_a_damaged_profile_is_carried_but_never_applied():
