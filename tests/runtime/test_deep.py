@@ -156,6 +156,9 @@ def test_an_ordinary_picture_is_the_same_with_both_options(picture):
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO"])
 def test_the_first_frame_is_taken_if_asked(kind, picture):
+    Image.init()
+    if kind not in Image.SAVE_ALL:
+        pytest.skip(f"this Pillow writes no {kind}")
     frames = [Image.fromarray(picture(24, 24, seed=n)).quantize(60).convert("RGB") for n in range(3)]
     out, options = io.BytesIO(), {"lossless": True} if kind == "WEBP" else {"subsampling": "4:4:4", "quality": 100}
     frames[0].save(out, kind, save_all=True, append_images=frames[1:], **({} if kind in ("TIFF", "GIF", "PNG", "MPO") else options))
