@@ -158,6 +158,8 @@ def test_init_from_another_network_is_an_error(
         (["--init-from", "/tmp"], 1, "/tmp: a folder; give the checkpoint.safetensors in it"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all: not a folder"),
         (["--init-from", "/nowhere/w.safetensors"], 1, "/nowhere/w.safetensors: no such checkpoint"),
+        (["--init-from", "nothing"], 1, "nothing: no such file, and no such shipped weights (there are dlv_irn_a_x2_full, "),
+        (["--init-from", "irn_x2_lite"], 1, "irn_x2_lite.safetensors: "),
         (["--max-minutes", "-1"], 2, "--max-minutes"),
         (["--no-such-option"], 2, "--no-such-option"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale_train import checkpoint
-from rescale_train.shipped import find_shipped, list_shipped, make_card
+from rescale_train.shipped import find_shipped, list_shipped, make_card, weights_file, weights_folder
 
 
 def add(folder: Path, model: str, scale: int, size: str, **figures: float) -> Path:
@@ -26,6 +26,21 @@ def folder(tmp_path: Path) -> Path:
     add(tmp_path, "irn", 2, "lite", BSD100=31.0, Set5=20.0)
     add(tmp_path, "irn_a", 4, "lite", Kodak=33.0, Set5=34.5)
     return tmp_path
+
+
+def test_weights_are_named_by_path_or_as_they_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "dlv_irn_a_x2_lite"
+    shipped = weights_folder() / f"{name}.safetensors"
+    assert weights_file(name) == shipped
+    (tmp_path / name).mkdir()  # the bundle that `rescale-export` makes of them
+    assert weights_file(name) == shipped
+    for given in ("runs/latest/checkpoint.safetensors", f"./{name}.pt", "missing.safetensors", "below/it"):
+        assert weights_file(given) == Path(given)
+    (tmp_path / "irn_x2_lite").write_bytes(b"")
+    assert weights_file("irn_x2_lite") == Path("irn_x2_lite")
+    with pytest.raises(UnknownModelError, match=r"nothing: no such file, and .* \(there are .*dlv_irn_a_x2_lite, "):
+        weights_file("nothing")
 
 
 def test_of_the_default_sizes_the_first_that_ships_is_taken(folder: Path) -> None:

@@ -45,7 +45,11 @@ def run(
     holdout: Annotated[int, typer.Option(help=HELD_OUT, min=0)] = HOLDOUT,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="Weights to start from; a smaller network grows into the recipe's.")
+        str | None,
+        typer.Option(
+            help="Weights to start from: a file, or shipped ones such as dlv_irn_a_x2_medium. A smaller network grows into "
+            "the recipe's."
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after this many minutes; by default never.", min=0.0)
@@ -62,6 +66,7 @@ def run(
     require((*EXTRA, "matplotlib"), "train")
     from rescale_train.loop import Options
     from rescale_train.run import start_run
+    from rescale_train.shipped import weights_file
 
     options = Options(
         out=out,
@@ -72,7 +77,8 @@ def run(
         split_parts=split,
     )
     found = load_recipe(recipe, overrides_of(set_))
-    stopped_by = start_run(found, data, val or [], holdout, resume, init_from, pick_device(device), threads, options)
+    start = None if init_from is None else weights_file(init_from)
+    stopped_by = start_run(found, data, val or [], holdout, resume, start, pick_device(device), threads, options)
     if stopped_by:
         raise typer.Exit(stopped_by)
 

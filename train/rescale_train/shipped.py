@@ -69,6 +69,23 @@ def weights_folder() -> Path:
     return Path(str(resources.files("rescale_train") / "weights"))
 
 
+def weights_file(name: str) -> Path:
+    """A weights file or checkpoint by its path, or shipped weights by name, such as ``dlv_irn_a_x2_medium``.
+
+    A folder of that name is a bundle of those weights; a file goes before shipped weights.
+
+    Raises:
+        UnknownModelError: a bare name that is neither; the message lists the names.
+    """
+    path = Path(name)
+    shipped = {p.stem: p for p in sorted(weights_folder().glob("*.safetensors"))}
+    if path.is_file() or path.suffix or path.name != name:
+        return path
+    if name not in shipped:
+        raise UnknownModelError(f"{name}: no such file, and no such shipped weights (there are {', '.join(shipped)})")
+    return shipped[name]
+
+
 def list_shipped(folder: Path | None = None) -> list[Shipped]:
     """All shipped weights, sorted by model, scale and size.
 

@@ -32,7 +32,8 @@ def study(
         ),
     ] = 16,
     init_from: Annotated[
-        Path | None, typer.Option(help="Weights that every arm starts from; a smaller network grows into the arm's.")
+        str | None,
+        typer.Option(help="Weights that every arm starts from, a file or shipped ones; a smaller network grows into the arm's."),
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat for several.")] = None,
     device: Device = "auto",
@@ -57,6 +58,7 @@ def study(
         too_small,
     )
     from rescale_train.loop import Options
+    from rescale_train.shipped import weights_file
     from rescale_train.start import read_start
     from rescale_train.study import Setting, load_study, read_results, run_arm, samplers, study_names, table, write_results
 
@@ -78,7 +80,7 @@ def study(
     everything = by_content(find_pictures(data))
     measured = {digest for folder in folders.values() for digest in by_content(find_pictures([folder]))}
     found = {digest: path for digest, path in everything.items() if digest not in measured}
-    starts = {a.name: read_start(init_from, a.recipe) for a in plan.arms} if init_from is not None else {}
+    starts = {a.name: read_start(weights_file(init_from), a.recipe) for a in plan.arms} if init_from is not None else {}
     start = starts[names[0]] if starts else None
     named = start.held_out if start is not None else None
     # Of weights that were trained on the others only these tell anything.

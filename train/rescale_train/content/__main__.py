@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rescale.console import new_app, print_json, require, run_app
-from rescale.errors import InputError, UnknownModelError
+from rescale.errors import InputError
 from rescale_train.options import named_sets
 
 app = new_app("Measure weights on pictures that no photographer took, and on photographs.")
@@ -30,10 +30,9 @@ def report(
     from rescale_train.content import held
     from rescale_train.content.degraded import KINDS
     from rescale_train.content.report import HEAD, load_pictures, measure, row, summary
-    from rescale_train.shipped import weights_folder
+    from rescale_train.shipped import weights_file
 
     folders = named_sets("--data", data or [], "generated")
-    shipped = {p.stem: p for p in sorted(weights_folder().glob("*.safetensors"))}
     sets = {"generated": held.generated_set()}
     for title, folder in folders.items():
         photographs = load_pictures(folder)
@@ -45,9 +44,7 @@ def report(
         raise InputError("a picture has a side below 8 pixels; there is nothing to measure in it")
     result: dict[str, object] = {}
     for name in weights:
-        path = shipped.get(name, Path(name))
-        if not path.exists():
-            raise UnknownModelError(f"{name}: no such file, and no such shipped weights (there are {', '.join(shipped)})")
+        path = weights_file(name)
         net = checkpoint.load_net(checkpoint.read(path), str(path))
         found = {title: measure(net, pictures) for title, pictures in sets.items()}
         result[name] = {t: {"summary": summary(f), "each": {k: asdict(v) for k, v in f.items()}} for t, f in found.items()}
