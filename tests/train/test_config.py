@@ -139,7 +139,7 @@ def test_a_base_gives_what_the_recipe_does_not_state(tmp_path: Path) -> None:
 
 def test_of_several_bases_the_later_wins_and_parts_are_only_bases(tmp_path: Path) -> None:
     text = 'base = ["irn_x4_lite", "parts/robust"]\n[train.mix]\ntext = 0.5\n'
-    recipe, plain, shipped = load_recipe(write(tmp_path, text)), load_recipe("irn_x4_lite"), load_recipe("dlv_irn_a_x2_lite_robust")
+    recipe, plain, shipped = load_recipe(write(tmp_path, text)), load_recipe("irn_x4_lite"), load_recipe("irn_x2_lite_robust")
     assert recipe.net == plain.net
     assert (recipe.train.batch, recipe.train.loss) == (plain.train.batch, shipped.train.loss)
     assert recipe.train.loss != plain.train.loss

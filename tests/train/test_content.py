@@ -240,12 +240,9 @@ def test_the_robust_recipes_keep_photographs_in_the_majority(name: str) -> None:
     assert sum(robust.train.mix.shares().values()) == pytest.approx(0.2)
     loss = robust.train.loss
     assert (loss.lr_clamp, loss.hr_kind, loss.luma) == (True, "psnr", 3.0)
-    by_detail = robust.train.hard_crops > 0.0
-    full_x4 = name == "dlv_irn_a_x4_full_robust"
-    assert by_detail == ("lite" not in name)
-    weights = {(2, False): (12.0, 1.0, 0.0), (2, True): (8.0, 1.0, 0.0), (4, False): (4.0, 1.5, 33.0), (4, True): (3.0, 1.0, 40.0)}
-    wanted = (4.0, 1.0, 40.0) if full_x4 else weights[robust.net.scale, by_detail]
-    assert (loss.lr, loss.hr, loss.hr_knee) == wanted
+    assert (robust.train.optimiser, robust.train.area_power, robust.train.hard_crops) == ("soap", 0.25, 0.9)
+    lr = {"dlv_irn_a_x2_lite_robust": 12.0, "dlv_irn_a_x4_full_robust": 4.0}.get(name, {2: 8.0, 4: 3.0}[robust.net.scale])
+    assert (loss.lr, loss.hr, loss.hr_knee) == (lr, 1.0, {2: 0.0, 4: 40.0}[robust.net.scale])
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(robust.train))), "train") == robust.train
 
 
