@@ -35,6 +35,9 @@ def test_cores_cover_every_pixel_once_and_regions_hold_their_halo(height, width,
         assert t.region.top % align == t.region.left % align == t.core.top % align == t.core.left % align == 0
         assert t.region.bottom % align == 0 or t.region.bottom == height
     assert (seen == 1).all()
+    # Whole where it may be, though its length be no multiple of `align`.
+    assert height > tile_h or len({(t.core.top, t.core.bottom) for t in tiles}) == 1
+    assert width > tile_w or len({(t.core.left, t.core.right) for t in tiles}) == 1
 
 
 def test_impossible_tiles_are_refused():

@@ -42,7 +42,9 @@ int edge(int length, int align, int count, int i) {
   return i == count ? length : static_cast<int>(units * i / count) * align;
 }
 
-int pieces(int length, int size, int align) { return ceil_div(ceil_div(length, align), std::max(1, size / align)); }
+int pieces(int length, int size, int align) {
+  return size >= length ? 1 : ceil_div(ceil_div(length, align), std::max(1, size / align));
+}
 
 }  // namespace
 
