@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "runtime" / "cpp"
 HEADER = "onnxruntime_c_api.h"
 FOLDERS = [Path(p) for p in ("/usr/include", "/usr/local/include")]
-STATUS = ("ok", "input", "output", "bundle", "backend", "out_of_memory", "lr_file", "internal")
+STATUS = ("ok", "input", "output", "bundle", "backend", "out_of_memory", "lr_file", "internal", "cancelled")
+PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_uint64, c_uint64)
 
 
 def missing() -> str | None:
@@ -117,6 +118,20 @@ class Buffer(ctypes.Structure):
     _fields_ = [("data", POINTER(c_uint8)), ("size", c_size_t)]
 
 
+class Chunk(ctypes.Structure):
+    _fields_ = [("name", c_char_p), ("data", c_void_p), ("size", c_size_t)]
+
+
+class Extras(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("alpha", POINTER(Image)),
+        ("chunks", POINTER(Chunk)),
+        ("chunk_count", c_size_t),
+        ("gray", c_int32),
+    ]
+
+
 class LrInfo(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -125,6 +140,8 @@ class LrInfo(ctypes.Structure):
         ("scale", c_int32),
         *((n, c_char_p) for n in ("state_name", "detail", "model", "weights", "layout", "source_mode")),
         *((n, POINTER(c_uint8)) for n in ("rgb", "alpha", "latent", "source_alpha", "unverified_alpha")),
+        ("chunks", POINTER(Chunk)),
+        ("chunk_count", c_size_t),
     ]
 
 
@@ -140,15 +157,18 @@ class NativeError(Exception):
         self.kind = kind
 
 
-def image(array: np.ndarray | None) -> Any:
+def view(array: np.ndarray) -> Image:
     """A view of uint8 (H, W, C) or (H, W), of any row stride."""
-    if array is None:
-        return None
     assert array.dtype == np.uint8
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.shape[1] > 1:
         assert array.strides[1:] == ((channels, 1) if array.ndim == 3 else (1,))
-    return byref(Image(array.ctypes.data, array.shape[1], array.shape[0], channels, array.strides[0]))
+    return Image(array.ctypes.data, array.shape[1], array.shape[0], channels, array.strides[0])
+
+
+def image(array: np.ndarray | None) -> Any:
+    """A reference to a `view`, or NULL."""
+    return None if array is None else byref(view(array))
 
 
 class Lr:
@@ -166,9 +186,19 @@ class Lr:
         self.unverified_alpha = self._plane(i.unverified_alpha, (height, width))
         self.latent = self._plane(i.latent, (4, -(-height // 4), -(-width // 4)))
         self.source_alpha = self._plane(i.source_alpha, (i.hr_height, i.hr_width))
+        self.colour = tuple((c.name, ctypes.string_at(c.data, c.size)) for c in i.chunks[: i.chunk_count])
 
     def _plane(self, data: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         return np.ctypeslib.as_array(data, shape).copy() if data else None
+
+    def write(self, layout: str = "alpha", carrier: str = "chunk") -> tuple[bytes, bytes]:
+        """LR file and side-car."""
+        png, sidecar = Buffer(), Buffer()
+        self.native.call("rescale_lr_write", self.pointer, layout.encode(), carrier.encode(), byref(png), byref(sidecar))
+        return self.native.taken(png), self.native.taken(sidecar)
+
+    def save(self, path: Path, layout: str = "alpha", carrier: str = "chunk") -> None:
+        self.native.call("rescale_lr_save", self.pointer, os.fsencode(path), layout.encode(), carrier.encode())
 
     def __del__(self) -> None:
         self.native.lib.rescale_lr_free(self.pointer)
@@ -179,6 +209,7 @@ class Session:
 
     def __init__(self, native: Native, pointer: c_void_p) -> None:
         self.native, self.pointer = native, pointer
+        self.callback: Any = None
         self.info = Info(ctypes.sizeof(Info))
         native.call("rescale_get_info", pointer, byref(self.info))
 
@@ -198,6 +229,35 @@ class Session:
             latent = latent.reshape(-1, latent.shape[2])
         self.native.call("rescale_upscale", self.pointer, image(lr), image(latent), image(hr))
         return hr
+
+    def downscale_lr(
+        self,
+        hr: np.ndarray,
+        alpha: np.ndarray | None = None,
+        colour: Sequence[tuple[bytes, bytes]] = (),
+        gray: bool = False,
+        plain: bool = False,
+    ) -> Lr:
+        """An LR picture of pixels; `plain`: no extras are given at all."""
+        chunks = (Chunk * len(colour))(*(Chunk(kind, ctypes.cast(body, c_void_p), len(body)) for kind, body in colour))
+        beside = None if alpha is None else ctypes.pointer(view(alpha))
+        extras = Extras(ctypes.sizeof(Extras), beside, chunks, len(colour), int(gray))
+        pointer = c_void_p()
+        self.native.call("rescale_downscale_lr", self.pointer, image(hr), None if plain else byref(extras), byref(pointer))
+        return Lr(self.native, pointer)
+
+    def restore(self, lr: Lr, hr: np.ndarray, force: bool = False, trust_alpha: bool = False) -> np.ndarray:
+        """Writes pixels to and returns `hr`."""
+        self.native.call("rescale_restore", self.pointer, lr.pointer, int(force), int(trust_alpha), image(hr))
+        return hr
+
+    def with_progress(self, tell: Callable[[int, int], int | None]) -> Session:
+        """The same bundle, whose runs call `tell` with what is done and all there is."""
+        pointer, callback = c_void_p(), PROGRESS(lambda user, done, total: tell(done, total) or 0)
+        self.native.call("rescale_with_progress", self.pointer, callback, None, byref(pointer))
+        session = Session(self.native, pointer)
+        session.callback = callback  # lives as long as it can be called
+        return session
 
     def downscale_png(
         self, png: bytes, layout: str = "alpha", carrier: str = "chunk", keep: bool = False, max_pixels: int = 0
@@ -224,6 +284,7 @@ class Native:
 
     def __init__(self, path: Path, ort: Path) -> None:
         self.lib, self.ort = ctypes.CDLL(str(path)), ort
+        self.image = Image
         self.header_option = [f"-DONNXRUNTIME_INCLUDE_DIR={ort_include()}"]
         for name in ("rescale_version", "rescale_last_error"):
             getattr(self.lib, name).restype = c_char_p
@@ -236,6 +297,11 @@ class Native:
             "rescale_upscale": (p, p, p, p),
             "rescale_downscale_png": (p, s, n, i, c_uint64, s, s, p, p),
             "rescale_restore_png": (p, p, i, i, p),
+            "rescale_with_progress": (p, p, p, p),
+            "rescale_downscale_lr": (p, p, p, p),
+            "rescale_restore": (p, p, i, i, p),
+            "rescale_lr_write": (p, s, s, p, p),
+            "rescale_lr_save": (p, s, s, s),
             "rescale_lr_read": (s, n, s, c_uint64, s, n, p),
             "rescale_lr_open": (s, c_uint64, p),
             "rescale_lr_free": (p,),

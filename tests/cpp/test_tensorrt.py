@@ -246,6 +246,13 @@ def test_a_device_short_of_memory_gets_smaller_pieces(load, make, failure, bundl
     monkeypatch.setenv("FAKE_CUDA_BYTES", str(1400 * 1400))
     session = load(path, engines=str(tmp_path), memory=budget)
     assert np.array_equal(session.downscale(hr)[0], wanted(hr))
+    told: list[tuple[int, int]] = []
+    # Memory that the device found stays: a session of its own, which begins again with more tiles.
+    watched = load(path, engines=str(tmp_path), memory=budget).with_progress(lambda *how: told.append(how))
+    assert np.array_equal(watched.downscale(hr)[0], wanted(hr))
+    first, last = told[0][1], told[-1][1]
+    assert told == [(0, first), *((i, last) for i in range(last + 1))]
+    assert first < last
     monkeypatch.setenv("FAKE_CUDA_BYTES", "100")
     fresh = load(path, engines=str(tmp_path), memory=budget)
     assert "out of memory" in message(failure, "out_of_memory", fresh.downscale, hr)

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "common.hpp"
+#include "lr_picture.hpp"
 
 using rescale::Bytes;
 using rescale::Code;
@@ -16,11 +16,17 @@ struct rescale_session {
 };
 struct rescale_lr {
   rescale::LrPicture picture;
+  std::vector<rescale_chunk> chunks;  // of the picture, for C
+
+  explicit rescale_lr(rescale::LrPicture from) : picture(std::move(from)) {
+    for (const auto& [name, data] : picture.colour) chunks.push_back({name.c_str(), data.data(), data.size()});
+  }
 };
 
 namespace {
 
 static_assert(static_cast<int>(Code::lr_file) == RESCALE_LR_FILE && static_cast<int>(Code::input) == RESCALE_INPUT);
+static_assert(static_cast<int>(Code::cancelled) == RESCALE_CANCELLED);
 static_assert(static_cast<int>(rescale::State::damaged) == RESCALE_DAMAGED);
 
 thread_local std::string last_error;
@@ -103,6 +109,52 @@ Bytes bytes(const std::uint8_t* data, std::size_t size) {
   return data ? Bytes(data, data + size) : Bytes();
 }
 
+// Rows of an image, one directly behind the other.
+Bytes packed(const rescale_image& image, int channels, const char* what) {
+  const auto row = static_cast<std::size_t>(image.width) * static_cast<unsigned>(channels);
+  const auto rows = static_cast<std::size_t>(image.height);
+  if (!image.data) fail(Code::input, what, ": no memory was given");
+  if (image.channels != channels) fail(Code::input, what, ": ", image.channels, " channels, wanted ", channels);
+  rescale::detail::check_rows(what, source(&image));
+  const auto stride = image.stride ? image.stride : static_cast<std::ptrdiff_t>(row);
+  Bytes out(row * rows);
+  for (std::size_t y = 0; y < rows; y++) {
+    std::memcpy(out.data() + y * row, image.data + static_cast<std::ptrdiff_t>(y) * stride, row);
+  }
+  return out;
+}
+
+rescale::Picture picture_of(const rescale_image& hr, const rescale_extras* extras) {
+  rescale::Picture out;
+  out.size = {hr.width, hr.height};
+  rescale::detail::check_sides(out.size, rescale::detail::kMaxSide);
+  out.pixels = packed(hr, 3, "HR picture");
+  if (!extras) return out;
+  const rescale_extras given = taken(*extras);
+  out.gray = given.gray != 0;
+  if (given.alpha) {
+    if (given.alpha->width != hr.width || given.alpha->height != hr.height) fail(Code::input, "alpha: not of the picture's size");
+    out.alpha = packed(*given.alpha, 1, "alpha");
+  }
+  if (given.chunk_count) required(given.chunks, "chunks");
+  for (std::size_t i = 0; i < given.chunk_count; i++) {
+    const rescale_chunk& chunk = given.chunks[i];
+    out.colour.emplace_back(&required(chunk.name, "the name of a chunk"), bytes(chunk.data, chunk.size));
+  }
+  return out;
+}
+
+// Both, or neither.
+void hand_over(const rescale::LrPicture::File& file, rescale_buffer* png, rescale_buffer* sidecar) {
+  if (!file.sidecar.empty()) hand_over(file.sidecar, &required(sidecar, "sidecar"));
+  try {
+    hand_over(file.data, png);
+  } catch (...) {
+    rescale_buffer_free(sidecar);
+    throw;
+  }
+}
+
 std::vector<rescale::DeviceTensor> tensors(const rescale_device_tensor* given, std::size_t count, const char* what) {
   if (count) required(given, what);
   std::vector<rescale::DeviceTensor> out(count);
@@ -155,6 +207,16 @@ rescale_status rescale_load(const char* bundle, const rescale_options* options, 
   });
 }
 
+rescale_status rescale_with_progress(const rescale_session* session, rescale_progress progress, void* user,
+                                     rescale_session** watched) {
+  return guarded([&] {
+    required(watched, "watched") = nullptr;
+    if (!progress) fail(Code::input, "progress is NULL");
+    const auto tell = [progress, user](std::uint64_t done, std::uint64_t total) { return progress(user, done, total) != 0; };
+    *watched = new rescale_session{required(session, "session").net.with_progress(tell)};
+  });
+}
+
 void rescale_free(rescale_session* session) { delete session; }
 
 rescale_status rescale_get_info(const rescale_session* session, rescale_info* info) {
@@ -184,14 +246,7 @@ rescale_status rescale_downscale_png(const rescale_session* session, const uint8
     if (sidecar) *sidecar = {nullptr, 0};
     const auto rule = keep_alpha ? rescale::Picture::Alpha::keep : rescale::Picture::Alpha::refuse;
     const auto small = net.downscale(rescale::Picture::from_png(bytes(png, size), "bytes", rule, limit(max_pixels)));
-    const auto file = small.to_png(text(layout, "alpha"), text(carrier, "chunk"));
-    if (!file.sidecar.empty()) hand_over(file.sidecar, &required(sidecar, "sidecar"));
-    try {
-      hand_over(file.data, lr);
-    } catch (...) {
-      rescale_buffer_free(sidecar);
-      throw;
-    }
+    hand_over(small.to_png(text(layout, "alpha"), text(carrier, "chunk")), lr, sidecar);
   });
 }
 
@@ -204,20 +259,52 @@ rescale_status rescale_restore_png(const rescale_session* session, const rescale
   });
 }
 
+rescale_status rescale_downscale_lr(const rescale_session* session, const rescale_image* hr, const rescale_extras* extras,
+                                    rescale_lr** lr) {
+  return guarded([&] {
+    required(lr, "lr") = nullptr;
+    const auto& net = required(session, "session").net;
+    *lr = new rescale_lr(net.downscale(picture_of(required(hr, "hr"), extras)));
+  });
+}
+
+rescale_status rescale_restore(const rescale_session* session, const rescale_lr* lr, int32_t force, int32_t trust_alpha,
+                               const rescale_image* hr) {
+  return guarded([&] {
+    const auto& net = required(session, "session").net;
+    net.restore(required(lr, "lr").picture, view(&required(hr, "hr")), {force == 0, trust_alpha != 0});
+  });
+}
+
+rescale_status rescale_lr_write(const rescale_lr* lr, const char* layout, const char* carrier, rescale_buffer* png,
+                                rescale_buffer* sidecar) {
+  return guarded([&] {
+    required(png, "png") = {nullptr, 0};
+    if (sidecar) *sidecar = {nullptr, 0};
+    hand_over(required(lr, "lr").picture.to_png(text(layout, "alpha"), text(carrier, "chunk")), png, sidecar);
+  });
+}
+
+rescale_status rescale_lr_save(const rescale_lr* lr, const char* path, const char* layout, const char* carrier) {
+  return guarded([&] {
+    required(lr, "lr").picture.save(&required(path, "path"), text(layout, "alpha"), text(carrier, "chunk"));
+  });
+}
+
 rescale_status rescale_lr_read(const uint8_t* png, size_t size, const char* name, uint64_t max_pixels, const uint8_t* sidecar,
                                size_t sidecar_size, rescale_lr** lr) {
   return guarded([&] {
     required(lr, "lr") = nullptr;
     const Bytes beside = bytes(sidecar, sidecar_size);
-    *lr = new rescale_lr{
-        rescale::LrPicture::from_png(bytes(png, size), text(name, "LR picture"), limit(max_pixels), sidecar ? &beside : nullptr)};
+    *lr = new rescale_lr(
+        rescale::LrPicture::from_png(bytes(png, size), text(name, "LR picture"), limit(max_pixels), sidecar ? &beside : nullptr));
   });
 }
 
 rescale_status rescale_lr_open(const char* path, uint64_t max_pixels, rescale_lr** lr) {
   return guarded([&] {
     required(lr, "lr") = nullptr;
-    *lr = new rescale_lr{rescale::LrPicture::open(&required(path, "path"), limit(max_pixels))};
+    *lr = new rescale_lr(rescale::LrPicture::open(&required(path, "path"), limit(max_pixels)));
   });
 }
 
@@ -238,6 +325,7 @@ rescale_status rescale_lr_get_info(const rescale_lr* lr, rescale_lr_info* info) 
     out.layout = m.layout.c_str(), out.source_mode = m.source_mode.c_str();
     out.rgb = plane(p.rgb), out.alpha = plane(p.alpha), out.latent = plane(p.latent);
     out.source_alpha = plane(p.source_alpha), out.unverified_alpha = plane(p.unverified_alpha);
+    out.chunks = lr->chunks.data(), out.chunk_count = lr->chunks.size();
     give(info, out);
   });
 }

@@ -12,13 +12,12 @@ constexpr std::size_t kMaxBytes = 8 << 20;
 
 bool is_carried(const std::string& kind) { return std::find(std::begin(kKinds), std::end(kKinds), kind) != std::end(kKinds); }
 
-Chunks bounded(Chunks chunks, const std::string& name) {
+void check_size(const Chunks& chunks, const std::string& name) {
   std::size_t size = 0;
   for (const auto& chunk : chunks) size += chunk.second.size();
   if (size > kMaxBytes) {
     fail(Code::input, name, ": ", size, " bytes of colour and EXIF metadata; at most ", kMaxBytes, " are carried: strip some");
   }
-  return chunks;
 }
 
 // Whether a chunk iCCP holds a whole profile that is for gray. As in Python: one that is damaged or longer than what is carried
@@ -45,6 +44,16 @@ Chunks colour_for_rgb(const Chunks& chunks) {
   return shown;
 }
 
+void check_colour(const Chunks& chunks, const std::string& name) {
+  for (const auto& chunk : chunks) {
+    if (is_carried(chunk.first)) continue;
+    std::string kinds;
+    for (const std::string_view kind : kKinds) kinds += cat(kinds.empty() ? "" : ", ", kind);
+    fail(Code::input, name, ": a chunk '", printable(chunk.first), "' is not carried; ", kinds, " are");
+  }
+  check_size(chunks, name);
+}
+
 Bytes pack_colour(const Chunks& chunks) {
   Bytes out;
   for (const auto& [kind, data] : chunks) {
@@ -63,7 +72,8 @@ Chunks colour_from_png(const std::vector<Chunk>& chunks, const std::string& name
       found.emplace_back(chunk.kind, chunk.data);
     }
   }
-  return bounded(std::move(found), name);
+  check_size(found, name);
+  return found;
 }
 
 Chunks unpack_colour(const Bytes& data, const std::string& name) {
@@ -78,7 +88,8 @@ Chunks unpack_colour(const Bytes& data, const std::string& name) {
     at += 8 + length;
   }
   if (at != data.size()) fail(Code::input, name, ": damaged metadata section");
-  return bounded(std::move(found), name);
+  check_size(found, name);
+  return found;
 }
 
 }  // namespace rescale::detail

@@ -134,6 +134,7 @@ void detail::check_planes(const LrPicture& small) {
       !fits(small.unverified_alpha, width * height) || !fits(small.latent, latent)) {
     fail(Code::input, small.name, ": its planes are not of its size, ", by(width, height));
   }
+  check_colour(small.colour, small.name);
 }
 
 bool detail::fits(const Marker& marker, Size size) {

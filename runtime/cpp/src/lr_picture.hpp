@@ -4,7 +4,13 @@
 
 namespace rescale::detail {
 
-// Refuse a picture of the caller's whose planes are not of its size.
+// Refuses sides below 1 and above `most`.
+void check_sides(Size hr, int most);
+
+// Refuses rows of the caller's that overlap, or of which one lies beyond what can be addressed; `view` has a height.
+void check_rows(const char* what, Source view);
+
+// Refuse a picture of the caller's whose planes are not of its size, or whose colour chunks are none that are carried.
 void check_planes(const Picture& picture);
 void check_planes(const LrPicture& small);
 

@@ -52,6 +52,13 @@ std::uint8_t* Buffer::bytes(std::size_t size) {
 struct Network::Work {
   std::vector<Tile> tiles;
   Buffer hr, lr, z, padded, code;
+  const Progress* progress = nullptr;  // of this run, or none
+  std::size_t done = 0;                // tiles
+
+  // Asks whether to go on.
+  void tell() const {
+    if (progress && (*progress)(done, tiles.size())) fail(Code::cancelled, "cancelled by the program's progress function");
+  }
 };
 
 // Memory of a run, from those that are idle.
@@ -128,17 +135,35 @@ void Network::within_memory(const Run& run) {
   throw Error(*failed);
 }
 
-void Network::down(Source hr, Target lr, Target latent) {
+template <class Run>
+void Network::each_tile(Work& work, const Progress& progress, const Run& run) {
+  work.progress = progress ? &progress : nullptr;
+  work.done = 0;
+  work.tell();
+  for (const Tile& tile : work.tiles) {
+    run(tile);
+    work.done++;
+    work.tell();
+  }
+}
+
+void Network::run(const Work& work, GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs,
+                  std::size_t output_count) {
+  if (!work.progress) return runner_.run(graph, inputs, input_count, outputs, output_count);
+  runner_.run_watched(graph, inputs, input_count, outputs, output_count, [&] { work.tell(); });
+}
+
+void Network::down(Source hr, Target lr, Target latent, const Progress& progress) {
   within_memory([&](Work& work, std::uint64_t budget) {
     tiles(lr.height, lr.width, down_, budget, work.tiles);
-    for (const Tile& tile : work.tiles) down_tile(work, tile, hr, lr, latent);
+    each_tile(work, progress, [&](const Tile& tile) { down_tile(work, tile, hr, lr, latent); });
   });
 }
 
-void Network::up(Source lr, Target hr, Source latent) {
+void Network::up(Source lr, Target hr, Source latent, const Progress& progress) {
   within_memory([&](Work& work, std::uint64_t budget) {
     tiles(lr.height, lr.width, up_, budget, work.tiles);
-    for (const Tile& tile : work.tiles) up_tile(work, tile, lr, hr, latent);
+    each_tile(work, progress, [&](const Tile& tile) { up_tile(work, tile, lr, hr, latent); });
   });
 }
 
@@ -182,7 +207,7 @@ void Network::down_tile(Work& work, const Tile& tile, Source hr, Target lr, Targ
     high = work.z.floats(area(region.height(), region.width()) * static_cast<std::size_t>(z_channels_));
     out[1] = z(high, region.height(), region.width());
   }
-  runner_.run(GraphId::downscale, in, 1, out, variant_.latent ? 2 : 1);
+  run(work, GraphId::downscale, in, 1, out, variant_.latent ? 2 : 1);
 
   const std::ptrdiff_t pixel = channels;
   for (int y = core.top; y < core.bottom; y++) {
@@ -206,7 +231,7 @@ void Network::down_tile(Work& work, const Tile& tile, Source hr, Target lr, Targ
   std::uint8_t* codes = work.code.bytes(area(coded.height(), coded.width()) * kLatentChannels);
   Tensor encoder_in[] = {z(padded, z_rows, z_columns)};
   Tensor encoder_out[] = {code(codes, coded.height(), coded.width())};
-  runner_.run(GraphId::encoder, encoder_in, 1, encoder_out, 1);
+  run(work, GraphId::encoder, encoder_in, 1, encoder_out, 1);
   const int plane_rows = latent.height / kLatentChannels;
   for (int c = 0; c < kLatentChannels; c++) {
     for (int y = own.top; y < own.bottom; y++) {
@@ -236,7 +261,7 @@ const float* Network::z_of(Work& work, const Box& region, Source latent, int hei
   float* decoded = work.z.floats(area(rows, columns) * static_cast<std::size_t>(z_channels_));
   Tensor in[] = {code(codes, coded.height(), coded.width())};
   Tensor out[] = {z(decoded, rows, columns)};
-  runner_.run(GraphId::decoder, in, 1, out, 1);
+  run(work, GraphId::decoder, in, 1, out, 1);
   if (rows == region.height() && columns == region.width()) return decoded;
   float* cropped = work.padded.floats(count);
   const Box part{region.top - near.top, region.bottom - near.top, region.left - near.left, region.right - near.left};
@@ -269,7 +294,7 @@ void Network::up_tile(Work& work, const Tile& tile, Source lr, Target hr, Source
   Tensor in[2] = {image("lr", from, region.height(), region.width(), channels), {}};
   if (variant_.latent) in[1] = z(z_of(work, region, latent, lr.height, lr.width), region.height(), region.width());
   Tensor out[] = {image("hr", large, rows, columns, 3)};
-  runner_.run(GraphId::upscale, in, variant_.latent ? 2 : 1, out, 1);
+  run(work, GraphId::upscale, in, variant_.latent ? 2 : 1, out, 1);
   if (direct) return;
   const int left = core.left * scale_, bottom = std::min(core.bottom * scale_, hr.height);
   const int width = std::min(core.right * scale_, hr.width) - left;

@@ -25,9 +25,9 @@ class Network {
   Network(const Bundle& bundle, Runner& runner, const Options& options);
   ~Network();
 
-  // All sizes were checked. LR pixels are in the form of a file: RGB, or RGBA with stored alpha codes.
-  void down(Source hr, Target lr, Target latent);
-  void up(Source lr, Target hr, Source latent);
+  // All sizes were checked. LR pixels are in the form of a file: RGB, or RGBA with stored alpha codes. `progress` may be empty.
+  void down(Source hr, Target lr, Target latent, const Progress& progress);
+  void up(Source lr, Target hr, Source latent, const Progress& progress);
 
   // What one direction's tiles depend on.
   struct Reach {
@@ -37,10 +37,14 @@ class Network {
   void tiles(int height, int width, const Reach& reach, std::uint64_t budget, std::vector<Tile>& out) const;
 
  private:
-  struct Work;  // memory of one run
+  struct Work;  // memory of one run, and how far it is
   class Lease;
   template <class Run>
   void within_memory(const Run& run);
+  template <class Run>
+  void each_tile(Work& work, const Progress& progress, const Run& run);
+  void run(const Work& work, GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs,
+           std::size_t output_count);
   void down_tile(Work& work, const Tile& tile, Source hr, Target lr, Target latent);
   void up_tile(Work& work, const Tile& tile, Source lr, Target hr, Source latent);
   const float* z_of(Work& work, const Box& region, Source latent, int height, int width);

@@ -6,6 +6,7 @@
 #include "onnx_file.hpp"
 #include "ort_library.hpp"
 #include "runner.hpp"
+#include "watched.hpp"
 
 namespace rescale::detail {
 namespace {
@@ -64,6 +65,23 @@ class OrtRunner : public Runner {
   }
 
   void run(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs, std::size_t output_count) override {
+    run_with(nullptr, graph, inputs, input_count, outputs, output_count);
+  }
+
+  void run_watched(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs, std::size_t output_count,
+                   const std::function<void()>& alive) override {
+    Owned<OrtRunOptions> options(lib_.api->ReleaseRunOptions);
+    lib_.check(lib_.api->CreateRunOptions(&options.object), "ONNX Runtime");
+    const auto work = [&] { run_with(options.object, graph, inputs, input_count, outputs, output_count); };
+    const auto stop = [&] {  // looked at between the graph's nodes
+      if (OrtStatus* status = lib_.api->RunOptionsSetTerminate(options.object)) lib_.api->ReleaseStatus(status);
+    };
+    watched(work, stop, alive);
+  }
+
+ private:
+  void run_with(const OrtRunOptions* options, GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs,
+                std::size_t output_count) {
     OrtSession* session = session_of(graph);
     const char *in_names[kMostTensors], *out_names[kMostTensors];
     struct Values {
@@ -79,12 +97,11 @@ class OrtRunner : public Runner {
     for (std::size_t i = 0; i < input_count && !status; i++) status = wrap(inputs[i], in_names[i], in.held[i]);
     for (std::size_t i = 0; i < output_count && !status; i++) status = wrap(outputs[i], out_names[i], out.held[i]);
     if (!status) {
-      status = lib_.api->Run(session, nullptr, in_names, in.held, input_count, out_names, output_count, out.held);
+      status = lib_.api->Run(session, options, in_names, in.held, input_count, out_names, output_count, out.held);
     }
     if (status) lib_.check(status, cat(bundle_.path, ": ", name_of(graph), " failed in ", name()));
   }
 
- private:
   OrtStatus* wrap(const Tensor& t, const char*& name, OrtValue*& value) {
     name = t.name;
     const auto type = t.single ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;

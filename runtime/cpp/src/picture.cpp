@@ -27,21 +27,21 @@ Picture Picture::from_png(const Bytes& file, const std::string& name, Alpha rule
     if (header.depth > 8) {
       fail(Code::input, name, ": more than 8 bits a sample, which the networks cannot hold; convert it to 8 bits first");
     }
-    Pixels pixels = decode_pixels(chunks, name, max_pixels);
+    Pixels decoded = decode_pixels(chunks, name, max_pixels);
     Picture out;
-    out.size = {pixels.width, pixels.height};
+    out.size = {decoded.width, decoded.height};
     out.gray = header.colour == 0 || header.colour == 4;
     out.colour = colour_from_png(chunks, name);
-    if (pixels.channels == 3) {
-      out.pixels = std::move(pixels.data);
+    if (decoded.channels == 3) {
+      out.pixels = std::move(decoded.data);
       return out;
     }
-    const std::size_t count = pixels.data.size() / 4;
+    const std::size_t count = decoded.data.size() / 4;
     out.pixels.resize(count * 3);
     out.alpha.resize(count);
     for (std::size_t i = 0; i < count; i++) {
-      std::copy_n(&pixels.data[4 * i], 3, &out.pixels[3 * i]);
-      out.alpha[i] = pixels.data[4 * i + 3];
+      std::copy_n(&decoded.data[4 * i], 3, &out.pixels[3 * i]);
+      out.alpha[i] = decoded.data[4 * i + 3];
     }
     if (std::all_of(out.alpha.begin(), out.alpha.end(), [](std::uint8_t a) { return a == 255; })) {
       out.alpha.clear();
@@ -59,6 +59,7 @@ void detail::check_planes(const Picture& picture) {
       (!picture.alpha.empty() && picture.alpha.size() != width * height)) {
     fail(Code::input, "HR picture: its planes are not of its size, ", by(width, height));
   }
+  check_colour(picture.colour, "HR picture");
 }
 
 Bytes Picture::to_png() const {

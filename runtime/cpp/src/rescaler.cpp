@@ -1,5 +1,7 @@
 // The two verbs: a large picture to a small one, and back.
 
+#include <limits>
+
 #include "lr_picture.hpp"
 #include "network.hpp"
 #include "sha256.hpp"
@@ -8,15 +10,25 @@ namespace rescale {
 
 using namespace detail;
 
+namespace {
+
 constexpr int kMaxRestored = 1 << 28;  // longest side of a restored picture: no sum of pixels overflows an int
 
-struct Rescaler::Impl {
+// Shared by all that run it.
+struct Loaded {
   Bundle bundle;
   std::unique_ptr<Runner> runner;
   std::unique_ptr<Network> network;
   Info info;
 
-  explicit Impl(const std::string& path) : bundle(path) {}
+  explicit Loaded(const std::string& path) : bundle(path) {}
+};
+
+}  // namespace
+
+struct Rescaler::Impl {
+  std::shared_ptr<const Loaded> loaded;
+  Progress progress;
 
   // Refuses a view of another size than `width` x `height`, of other channels, or whose rows overlap.
   template <class T>
@@ -32,16 +44,16 @@ struct Rescaler::Impl {
       fail(Code::input, what, ": ", v.width, "x", v.height, " with ", v.channels, " channels, wanted ", wanted.width, "x",
            wanted.height, " with ", list);
     }
-    const std::ptrdiff_t row = std::ptrdiff_t{v.width} * v.channels;
-    if (v.stride && std::abs(v.stride) < row) fail(Code::input, what, ": a stride of ", v.stride, " bytes for rows of ", row);
+    check_rows(what, {v.data, v.width, v.height, v.channels, v.stride});
   }
 
-  static void check_sides(Size hr, int most) {
-    if (hr.width < 1 || hr.height < 1 || hr.width > most || hr.height > most) {
-      fail(Code::input, "sides of 1 to ", most, " pixels were expected, got ", hr.width, "x", hr.height,
-           "; cut a larger picture into parts");
-    }
-  }
+  // What an LR picture is restored from; throws where it is refused.
+  struct Basis {
+    const Bytes* alpha = nullptr;  // codes, or none
+    bool latent = false;           // by the picture's latent
+  };
+  Basis basis(const LrPicture& small, const Restoring& how) const;
+  void run(const LrPicture& small, const Basis& basis, Size wanted, Target hr) const;
 };
 
 namespace {
@@ -79,6 +91,56 @@ std::size_t area(Size size) { return static_cast<std::size_t>(size.width) * stat
 
 }  // namespace
 
+Rescaler::Impl::Basis Rescaler::Impl::basis(const LrPicture& small, const Restoring& how) const {
+  const Info& info = loaded->info;
+  const auto [state, detail] = small.verdict(info.model, info.scale, info.weights);
+  const bool exact = state == State::exact;
+  const bool trustable = may_be_trusted(state) && info.lr_channels == 4 && !small.unverified_alpha.empty();
+  const bool trusted = how.trust_alpha && trustable;
+  const bool other_scale = small.has_marker && small.marker.scale != info.scale;
+  if ((how.strict && !exact && !trusted) || other_scale) {
+    const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
+                                     : " (--force restores without its auxiliary data)";
+    throw Error(Code::lr_file, cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced), state);
+  }
+  Basis out;
+  // A marker of a model without alpha may lie on a picture with one.
+  if (info.lr_channels == 4 && trusted) out.alpha = &small.unverified_alpha;
+  if (info.lr_channels == 4 && !trusted && exact && !small.alpha.empty()) out.alpha = &small.alpha;
+  out.latent = exact && info.latent && !small.latent.empty();
+  return out;
+}
+
+void Rescaler::Impl::run(const LrPicture& small, const Basis& basis, Size wanted, Target hr) const {
+  check("HR picture", hr, wanted, {3});
+  Bytes pixels;
+  if (basis.alpha) {
+    pixels.resize(area(small.size) * 4);
+    for (std::size_t i = 0; i < basis.alpha->size(); i++) {
+      std::copy_n(&small.rgb[3 * i], 3, &pixels[4 * i]);
+      pixels[4 * i + 3] = kZigzag.store[(*basis.alpha)[i]];
+    }
+  }
+  const Size latent{ceil_div(small.size.width, kLatentStride), kLatentChannels * ceil_div(small.size.height, kLatentStride)};
+  loaded->network->up(view(basis.alpha ? pixels : small.rgb, small.size, basis.alpha ? 4 : 3), hr,
+                      basis.latent ? view(small.latent, latent, 1) : Source{}, progress);
+}
+
+void detail::check_rows(const char* what, Source view) {
+  const std::ptrdiff_t row = std::ptrdiff_t{view.width} * view.channels;
+  const std::ptrdiff_t most = std::numeric_limits<std::ptrdiff_t>::max() / view.height, stride = view.stride;
+  if (stride && ((-row < stride && stride < row) || most < stride || stride < -most)) {
+    fail(Code::input, what, ": a stride of ", stride, " bytes for rows of ", row);
+  }
+}
+
+void detail::check_sides(Size hr, int most) {
+  if (hr.width < 1 || hr.height < 1 || hr.width > most || hr.height > most) {
+    fail(Code::input, "sides of 1 to ", most, " pixels were expected, got ", hr.width, "x", hr.height,
+         "; cut a larger picture into parts");
+  }
+}
+
 Error::~Error() = default;
 
 Rescaler Rescaler::load(const std::string& path, const Options& options) {
@@ -87,25 +149,25 @@ Rescaler Rescaler::load(const std::string& path, const Options& options) {
     if (options.tile.width < 0 || options.tile.height < 0 || !options.tile.width != !options.tile.height) {
       fail(Code::input, "tiles of ", options.tile.width, "x", options.tile.height, " LR pixels: both sides are wanted, or none");
     }
-    auto impl = std::make_unique<Impl>(path);
-    const Bundle& b = impl->bundle;
+    auto loaded = std::make_shared<Loaded>(path);
+    const Bundle& b = loaded->bundle;
     const bool engines = options.backend == "tensorrt" || options.backend == "tensorrt-rtx";
     const std::string precision = !options.precision.empty() ? options.precision : engines ? "mixed" : "fp32";
     if (engines) {
-      impl->runner = make_tensorrt(b, precision, options);
+      loaded->runner = make_tensorrt(b, precision, options);
     } else if (options.backend == "onnxruntime" || options.backend == "auto") {
-      impl->runner = make_onnxruntime(b, precision, options);
+      loaded->runner = make_onnxruntime(b, precision, options);
     } else {
       fail(Code::backend, "unknown backend '", options.backend, "': choose auto or one of onnxruntime, tensorrt, tensorrt-rtx");
     }
-    impl->network = std::make_unique<Network>(b, *impl->runner, options);
-    Info& info = impl->info;
+    loaded->network = std::make_unique<Network>(b, *loaded->runner, options);
+    Info& info = loaded->info;
     info.model = b.variant.name, info.size = b.size, info.weights = b.weights, info.title = b.title();
-    info.runner = impl->runner->name();
+    info.runner = loaded->runner->name();
     info.scale = b.scale, info.lr_channels = b.variant.lr_channels(), info.latent = b.variant.latent;
     info.halo = b.halo, info.receptive_field = b.receptive_field;
     info.z_channels = b.variant.latent ? b.z_channels() : 0;
-    return Rescaler(std::move(impl));
+    return Rescaler(std::make_unique<Impl>(Impl{std::move(loaded), {}}));
   });
 }
 
@@ -114,33 +176,37 @@ Rescaler::Rescaler(Rescaler&&) noexcept = default;
 Rescaler& Rescaler::operator=(Rescaler&&) noexcept = default;
 Rescaler::~Rescaler() = default;
 
-const Info& Rescaler::info() const { return impl_->info; }
+Rescaler Rescaler::with_progress(Progress progress) const {
+  return translated([&] { return Rescaler(std::make_unique<Impl>(Impl{impl_->loaded, std::move(progress)})); });
+}
 
-Size Rescaler::lr_size(Size hr) const { return {ceil_div(hr.width, impl_->info.scale), ceil_div(hr.height, impl_->info.scale)}; }
+const Info& Rescaler::info() const { return impl_->loaded->info; }
+
+Size Rescaler::lr_size(Size hr) const { return {ceil_div(hr.width, info().scale), ceil_div(hr.height, info().scale)}; }
 
 Size Rescaler::latent_size(Size lr) const {
   return {ceil_div(lr.width, kLatentStride), kLatentChannels * ceil_div(lr.height, kLatentStride)};
 }
 
 void Rescaler::downscale(Source hr, Target lr, Target latent) const {
-  Impl::check_sides({hr.width, hr.height}, kMaxSide);
+  check_sides({hr.width, hr.height}, kMaxSide);
   Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
-  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {impl_->info.lr_channels});
-  if (impl_->info.latent) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
-  translated([&] { impl_->network->down(hr, lr, latent); });
+  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {info().lr_channels});
+  if (info().latent) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
+  translated([&] { impl_->loaded->network->down(hr, lr, latent, impl_->progress); });
 }
 
 void Rescaler::upscale(Source lr, Target hr, Source latent) const {
-  Impl::check_sides({hr.width, hr.height}, kMaxRestored);
+  check_sides({hr.width, hr.height}, kMaxRestored);
   Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
-  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {3, impl_->info.lr_channels});
-  if (impl_->info.latent && latent.data) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
-  translated([&] { impl_->network->up(lr, hr, latent); });
+  Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {3, info().lr_channels});
+  if (info().latent && latent.data) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
+  translated([&] { impl_->loaded->network->up(lr, hr, latent, impl_->progress); });
 }
 
 LrPicture Rescaler::downscale(const Picture& picture) const {
   return translated([&] {
-    const Info& info = impl_->info;
+    const Info& info = impl_->loaded->info;
     check_planes(picture);
     LrPicture out;
     out.size = lr_size(picture.size);
@@ -178,46 +244,37 @@ LrPicture Rescaler::downscale(const Picture& picture) const {
   });
 }
 
-Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
+Size Rescaler::restored_size(const LrPicture& small) const {
   return translated([&] {
-    const Info& info = impl_->info;
-    const auto [state, detail] = small.verdict(info.model, info.scale, info.weights);
-    const bool exact = state == State::exact;
-    const bool trustable = may_be_trusted(state) && info.lr_channels == 4 && !small.unverified_alpha.empty();
-    const bool trusted = how.trust_alpha && trustable;
-    static const Bytes none;
-    // A marker of a model without alpha may lie on a picture with one.
-    const Bytes& alpha = info.lr_channels != 4 ? none : trusted ? small.unverified_alpha : exact ? small.alpha : none;
-    const Marker& m = small.marker;
-    const bool other_scale = small.has_marker && m.scale != info.scale;
-    if ((how.strict && !exact && !trusted) || other_scale) {
-      const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
-                                       : " (--force restores without its auxiliary data)";
-      throw Error(Code::lr_file, cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced), state);
-    }
-    const bool known = small.has_marker && fits(m, small.size);
     check_planes(small);
-    if (std::max(small.size.width, small.size.height) > kMaxRestored / info.scale) {
+    const int scale = info().scale;
+    if (std::max(small.size.width, small.size.height) > kMaxRestored / scale) {
       fail(Code::input, small.name, ": ",
            by(static_cast<std::uint64_t>(small.size.width), static_cast<std::uint64_t>(small.size.height)),
            " is too large to be restored");
     }
+    const Marker& m = small.marker;
+    const Size known{static_cast<int>(m.hr_width), static_cast<int>(m.hr_height)};
+    const bool fitting = small.has_marker && m.scale == scale && fits(m, small.size);
+    return fitting ? known : Size{small.size.width * scale, small.size.height * scale};
+  });
+}
+
+void Rescaler::restore(const LrPicture& small, Target hr, const Restoring& how) const {
+  translated([&] {
+    const Impl::Basis basis = impl_->basis(small, how);
+    impl_->run(small, basis, restored_size(small), hr);
+  });
+}
+
+Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
+  return translated([&] {
+    const Impl::Basis basis = impl_->basis(small, how);
     Picture out;
-    out.size = {small.size.width * info.scale, small.size.height * info.scale};
-    if (known) out.size = {static_cast<int>(m.hr_width), static_cast<int>(m.hr_height)};
+    out.size = restored_size(small);
     out.pixels.resize(area(out.size) * 3);
-    Bytes pixels;
-    if (!alpha.empty()) {
-      pixels.resize(area(small.size) * 4);
-      for (std::size_t i = 0; i < alpha.size(); i++) {
-        std::copy_n(&small.rgb[3 * i], 3, &pixels[4 * i]);
-        pixels[4 * i + 3] = kZigzag.store[alpha[i]];
-      }
-    }
-    const bool latent = exact && info.latent && !small.latent.empty();
-    upscale(view(alpha.empty() ? small.rgb : pixels, small.size, alpha.empty() ? 3 : 4), view(out.pixels, out.size, 3),
-            latent ? view(small.latent, latent_size(small.size), 1) : Source{});
-    out.gray = small.has_marker && m.source_mode == "gray";
+    impl_->run(small, basis, out.size, view(out.pixels, out.size, 3));
+    out.gray = small.has_marker && small.marker.source_mode == "gray";
     if (small.source_alpha.size() == area(out.size)) out.alpha = small.source_alpha;
     out.colour = small.colour;
     return out;
@@ -227,7 +284,7 @@ Picture Rescaler::restore(const LrPicture& small, const Restoring& how) const {
 void Rescaler::run_device(const std::string& graph, const std::vector<DeviceTensor>& inputs,
                           const std::vector<DeviceTensor>& outputs, void* stream) const {
   for (int i = 0; i < 4; i++) {
-    if (graph == kGraphNames[i]) return impl_->runner->run_device(static_cast<GraphId>(i), inputs, outputs, stream);
+    if (graph == kGraphNames[i]) return impl_->loaded->runner->run_device(static_cast<GraphId>(i), inputs, outputs, stream);
   }
   fail(Code::input, "unknown graph '", graph, "'");
 }

@@ -14,6 +14,11 @@ bool tells_of_memory(const char* message) {
   return false;
 }
 
+void Runner::run_watched(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs, std::size_t output_count,
+                         const std::function<void()>&) {
+  run(graph, inputs, input_count, outputs, output_count);
+}
+
 void Runner::run_device(GraphId, const std::vector<DeviceTensor>&, const std::vector<DeviceTensor>&, void*) {
   fail(Code::backend, name(), " takes no device memory; the TensorRT backends do");
 }

@@ -158,21 +158,13 @@ rescale::LrPicture open_lr(const std::string& path, std::uint64_t most) {
   }
 }
 
-// Pixels of what an LR picture becomes: the HR picture's, or without a marker that fits all that the network gives.
-std::uint64_t restored_pixels(const rescale::LrPicture& small, std::uint64_t scale) {
-  const auto width = static_cast<std::uint64_t>(small.size.width), height = static_cast<std::uint64_t>(small.size.height);
-  const rescale::Marker& m = small.marker;
-  const bool ours = small.has_marker && static_cast<std::uint64_t>(m.scale) == scale;
-  const bool fits = ours && m.lr_width == width && m.lr_height == height;
-  return fits ? m.hr_width * m.hr_height : width * scale * height * scale;
-}
-
 void up(const Arguments& a) {
   check_name(a.paths[1]);
   const auto net = load(a);
   const std::uint64_t most = a.number("--max-pixels", rescale::kMaxPixels);
   const auto small = open_lr(a.paths[0], most);
-  if (restored_pixels(small, static_cast<std::uint64_t>(net.info().scale)) > most) {
+  const rescale::Size becomes = net.restored_size(small);
+  if (static_cast<std::uint64_t>(becomes.width) * static_cast<std::uint64_t>(becomes.height) > most) {
     const std::string limit = std::to_string(most);
     throw rescale::Error(rescale::Code::input,
                          small.name + ": would become larger than " + limit + " pixels; raise the limit with --max-pixels");

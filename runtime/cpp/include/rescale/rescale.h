@@ -32,7 +32,8 @@ typedef enum rescale_status {
   RESCALE_BACKEND = 4, /* a backend is missing or failed */
   RESCALE_OUT_OF_MEMORY = 5,
   RESCALE_LR_FILE = 6, /* an LR file cannot be restored exactly */
-  RESCALE_INTERNAL = 7 /* a fault of the library */
+  RESCALE_INTERNAL = 7, /* a fault of the library */
+  RESCALE_CANCELLED = 8 /* a progress function said so */
 } rescale_status;
 
 typedef enum rescale_state {
@@ -46,7 +47,13 @@ typedef enum rescale_state {
 } rescale_state;
 
 typedef struct rescale_session rescale_session; /* a bundle ready to run; thread-safe */
-typedef struct rescale_lr rescale_lr;           /* an LR picture */
+typedef struct rescale_lr rescale_lr;           /* an LR picture; any number of threads may read it */
+
+/* How far a run is: tiles that are done, and all of them. It is called in the thread that asked for the run: before the first tile,
+ * after each, and about ten times a second while one runs (on ONNX Runtime). Any value but 0 cancels the run at once: the function
+ * that was called returns RESCALE_CANCELLED, and what its targets hold then is worth nothing. Where memory was short, a run begins
+ * again from 0 with more tiles. */
+typedef int (*rescale_progress)(void* user, uint64_t done, uint64_t total);
 
 typedef struct rescale_options {
   size_t struct_size; /* sizeof(rescale_options) */
@@ -85,6 +92,23 @@ typedef struct rescale_image {
   ptrdiff_t stride;
 } rescale_image;
 
+/* A chunk of PNG that says how a picture is shown or where it came from: iCCP, cICP, gAMA, cHRM, sRGB, pHYs or eXIf. Fixed for
+ * good. */
+typedef struct rescale_chunk {
+  const char* name;    /* four letters */
+  const uint8_t* data; /* its body, as PNG has it */
+  size_t size;         /* bytes */
+} rescale_chunk;
+
+/* What travels beside the colours of an HR picture. */
+typedef struct rescale_extras {
+  size_t struct_size;
+  const rescale_image* alpha; /* its transparency: one channel, of the picture's size; NULL: opaque */
+  const rescale_chunk* chunks;
+  size_t chunk_count;
+  int32_t gray; /* it is gray, and becomes a gray PNG when it is restored */
+} rescale_extras;
+
 /* Memory of the library; free it with rescale_buffer_free. Fixed for good. */
 typedef struct rescale_buffer {
   uint8_t* data;
@@ -110,6 +134,8 @@ typedef struct rescale_lr_info {
   const uint8_t* latent;           /* codes, (4, ceil(h / 4), ceil(w / 4)) */
   const uint8_t* source_alpha;     /* hr_height x hr_width */
   const uint8_t* unverified_alpha; /* codes */
+  const rescale_chunk* chunks;     /* that travel along */
+  size_t chunk_count;
 } rescale_lr_info;
 
 RESCALE_API uint32_t rescale_abi_version(void);
@@ -119,10 +145,15 @@ RESCALE_API void rescale_buffer_free(rescale_buffer* buffer);
 
 /* options may be NULL. */
 RESCALE_API rescale_status rescale_load(const char* bundle, const rescale_options* options, rescale_session** session);
+/* The same loaded bundle, whose runs tell how far they are: one for each job, at no cost. Free each; none needs the others. */
+RESCALE_API rescale_status rescale_with_progress(const rescale_session* session, rescale_progress progress, void* user,
+                                                 rescale_session** watched);
+/* Not while it runs: let a progress function cancel the runs, and wait for them. */
 RESCALE_API void rescale_free(rescale_session* session);
 RESCALE_API rescale_status rescale_get_info(const rescale_session* session, rescale_info* info);
 
-/* Frames; latent may be NULL: for upscaling, and where the model has none. */
+/* Frames: HR with 3 channels, LR of ceil(side / scale) with lr_channels. latent: 1 channel, ceil(w / 4) by 4 * ceil(h / 4) of the LR's
+ * w and h; it may be NULL for upscaling, and where the model has none. */
 RESCALE_API rescale_status rescale_downscale(const rescale_session* session, const rescale_image* hr, const rescale_image* lr,
                                              const rescale_image* latent);
 RESCALE_API rescale_status rescale_upscale(const rescale_session* session, const rescale_image* lr, const rescale_image* latent,
@@ -135,6 +166,18 @@ RESCALE_API rescale_status rescale_downscale_png(const rescale_session* session,
                                                  rescale_buffer* lr, rescale_buffer* sidecar);
 RESCALE_API rescale_status rescale_restore_png(const rescale_session* session, const rescale_lr* lr, int32_t force,
                                                int32_t trust_alpha, rescale_buffer* hr);
+
+/* Pixels in memory of the caller to an LR picture and back. extras may be NULL. The target has the HR picture's size: hr_width by
+ * hr_height of rescale_lr_info, or scale times the LR's without a marker that fits it. */
+RESCALE_API rescale_status rescale_downscale_lr(const rescale_session* session, const rescale_image* hr,
+                                                const rescale_extras* extras, rescale_lr** lr);
+RESCALE_API rescale_status rescale_restore(const rescale_session* session, const rescale_lr* lr, int32_t force,
+                                           int32_t trust_alpha, const rescale_image* hr);
+
+/* An exact LR picture as a PNG file, in memory or at a path with its side-car beside it; arguments as above. */
+RESCALE_API rescale_status rescale_lr_write(const rescale_lr* lr, const char* layout, const char* carrier, rescale_buffer* png,
+                                            rescale_buffer* sidecar);
+RESCALE_API rescale_status rescale_lr_save(const rescale_lr* lr, const char* path, const char* layout, const char* carrier);
 
 /* An LR file from memory; name is for messages, sidecar may be NULL. A damaged or foreign file is read too: see its state. */
 RESCALE_API rescale_status rescale_lr_read(const uint8_t* png, size_t size, const char* name, uint64_t max_pixels,

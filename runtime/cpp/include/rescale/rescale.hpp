@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -27,7 +28,8 @@
 namespace rescale {
 
 // Which of the error classes of the Python package it would be there.
-enum class Code { input = 1, output, bundle, backend, out_of_memory, lr_file };
+// Or, which is an exception of the caller's own there, that a run was cancelled.
+enum class Code { input = 1, output, bundle, backend, out_of_memory, lr_file, cancelled = 8 };
 
 // What an LR file is worth; docs/file-format.md explains each.
 enum class State { exact, pixels_changed, auxiliary_stripped, foreign, other_model, newer_format, damaged };
@@ -103,7 +105,7 @@ struct RESCALE_EXPORT Picture {
   Bytes pixels;       // RGB, rows follow each other directly
   bool gray = false;  // it was gray, and is written as gray again
   Bytes alpha;        // one byte a pixel, or empty where it is opaque
-  Chunks colour;
+  Chunks colour;      // iCCP, cICP, gAMA, cHRM, sRGB, pHYs, eXIf; each once
 
   // `name` is for messages. Refused are files that RGB with 8 bits cannot hold exactly; the message says what to do.
   static Picture from_png(const Bytes& file, const std::string& name, Alpha alpha = Alpha::refuse,
@@ -185,6 +187,12 @@ struct DeviceTensor {
   std::int64_t shape[4];
 };
 
+// How far a run is: tiles that are done, and all of them. It is called in the thread that asked for the run: before the first tile,
+// after each, and about ten times a second while one runs (on ONNX Runtime). Returning true cancels the run at once: it throws
+// Code::cancelled, and what its targets hold then is worth nothing. What it throws does the same, and reaches the caller. Where
+// memory was short, a run begins again from 0 with more tiles.
+using Progress = std::function<bool(std::uint64_t done, std::uint64_t total)>;
+
 // A bundle ready to run. Thread-safe: any number of threads may call the const functions of one object.
 class RESCALE_EXPORT Rescaler {
  public:
@@ -192,6 +200,9 @@ class RESCALE_EXPORT Rescaler {
   Rescaler(Rescaler&&) noexcept;
   Rescaler& operator=(Rescaler&&) noexcept;
   ~Rescaler();
+
+  // The same loaded bundle, whose runs tell how far they are: one for each job, at no cost. It may outlive the one it came from.
+  Rescaler with_progress(Progress progress) const;
 
   const Info& info() const;
   Size lr_size(Size hr) const;      // ceil(HR / scale)
@@ -207,6 +218,9 @@ class RESCALE_EXPORT Rescaler {
   // Pictures with markers.
   LrPicture downscale(const Picture& picture) const;
   Picture restore(const LrPicture& small, const Restoring& how = {}) const;
+  // Its pixels alone, to memory of the caller: three channels, of `restored_size`.
+  void restore(const LrPicture& small, Target hr, const Restoring& how = {}) const;
+  Size restored_size(const LrPicture& small) const;  // the original's; scale times the LR's without a marker that fits it
 
   // TensorRT only: a graph on device memory, in the order of a CUDA stream of the caller; returns at once.
   void run_device(const std::string& graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,
