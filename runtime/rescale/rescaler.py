@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,10 @@ class Rescaler:
     def close(self) -> None:
         """Free the backend's sessions and memory."""
         self.runner.close()
+
+    def __reduce__(self) -> NoReturn:
+        # What pickle says by itself names a lock or a module deep inside.
+        raise TypeError("a Rescaler belongs to its process: call rescale.load in each (ProcessPoolExecutor: initializer)")
 
     def __enter__(self) -> Rescaler:
         return self

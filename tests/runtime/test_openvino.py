@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -154,3 +155,26 @@ def test_ctrl_c_is_survived_after_a_network_was_closed_on_another_thread(bundle)
     """OpenVINO frees the first thread's signal stack with its last registry: the process died of SIGSEGV, without a word."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(bundle("irn", 2))], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that are forked")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_forked_process_is_told_and_does_not_wait_for_ever(bundle, again):
+    code = f"""
+import os, signal, numpy, rescale, warnings
+warnings.simplefilter("ignore")
+net, image = rescale.load({str(bundle("irn", 2))!r}, "openvino", threads=2), numpy.zeros((200, 200, 3), numpy.uint8)
+net.downscale(image)
+if not os.fork():
+    signal.alarm(60)
+    try:
+        other = rescale.load({str(bundle("irn", 2))!r}, "openvino", threads=2) if {again} else net
+        other.downscale(image)
+    except rescale.BackendError as e:
+        print(e, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "this process was forked from one that had used it already; load the bundle in the new process only" in done.stdout

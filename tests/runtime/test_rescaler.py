@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -191,6 +192,11 @@ def test_steps_are_a_whole_number(bundle, picture):
         for steps in (-1, 1.5, "3"):
             with pytest.raises(InputError, match="steps: 0 or more, got"):
                 net.downscale(picture(4, 4), steps)
+
+
+def test_a_rescaler_is_not_pickled_and_says_what_to_do(bundle):
+    with rescale.load(bundle("irn", 2)) as net, pytest.raises(TypeError, match=r"call rescale\.load in each"):
+        pickle.dumps(net.downscale)
 
 
 def test_more_threads_than_cpus_is_not_asked_for(bundle):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import queue
 import re
 import tempfile
@@ -41,6 +42,10 @@ _MOVES = {"Reorder", "Convert", "Const", "Input", "Output", "Transpose", "Reshap
 PRECISIONS = ("fp32", "mixed")
 
 _INSTEAD = "--backend onnxruntime does without it; rescale doctor says more"
+
+
+_home: int | None = None
+"""The process in which OpenVINO first compiled a model, and made threads that no forked process has."""
 
 
 @functools.cache
@@ -164,6 +169,11 @@ class OpenVinoRunner:
             self._models = None
 
     def _model(self, graph: str) -> _Compiled:
+        global _home
+        if _home not in (None, os.getpid()):  # it would wait for its threads for ever
+            cure = "load the bundle in the new process only, or start it with the spawn method of multiprocessing"
+            raise BackendError(f"openvino: this process was forked from one that had used it already; {cure}; {_INSTEAD}")
+        _home = os.getpid()
         with self._lock:
             if self._models is None:
                 raise BackendError(f"{self._bundle.path}: used after close()")
