@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,10 @@ from rescale.json_text import as_json
 from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
-from rescale_bench.formats import FORMAT
+from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
+from rescale_bench.parity import Size
+from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import findings, markdown
@@ -100,7 +102,8 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
     if as_json_:
         print(text, end="")
     else:
-        for line in (*found.report["findings"].values(), *(str(out / name) for name in reversed(FILES))):
+        left_out = (f"Left out: {resolution}: {why}" for resolution, why in found.report["speed"]["left_out"].items())
+        for line in (*found.report["findings"].values(), *left_out, *(str(out / name) for name in reversed(FILES))):
             print(line)
     failed = any(c["failed"] for case in found.report["speed"]["cases"] for c in case["competitors"])
     return not failed and not any(b["refused"] for b in found.report["parity"]["bundles"])
@@ -144,12 +147,23 @@ def measure(options: Options) -> Found:
 
 
 def measure_speed(bundle: Bundle, options: Options) -> dict[str, Any]:
-    """The report of `rescale-bench speed` for several resolutions, torch.compile at the first only: it compiles for minutes."""
+    """The report of `rescale-bench speed` for several resolutions, torch.compile at the first only: it compiles for minutes.
+
+    Resolutions that nobody named are left out where their least runs alone would take more than all the minutes; ``left_out``
+    says so.
+    """
     plan: Sequence[tuple[str, float]] = RESOLUTIONS[:1] if options.quick else RESOLUTIONS
     if options.resolutions:
         plan = [(r, 1.0 / len(options.resolutions)) for r in options.resolutions]
     found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for i, (resolution, share) in enumerate(plan):
+        needed = least_minutes(found["cases"][-1], parse_size(resolution, "--resolution")) if found else 0.0
+        if needed > options.minutes and not options.resolutions:
+            left_out[resolution] = (
+                f"{LEAST} runs of each would take about {needed:.0f} minutes; --resolution {resolution} takes them"
+            )
+            continue
         asked = SpeedOptions(
             bundles=[bundle.path],
             resolutions=[resolution],
@@ -165,7 +179,15 @@ def measure_speed(bundle: Bundle, options: Options) -> dict[str, Any]:
         one = speed.measure(asked)
         found = found or one | {"cases": []}
         found["cases"] += one["cases"]
-    return found
+    return found | {"left_out": left_out}
+
+
+def least_minutes(case: Mapping[str, Any], size: Size) -> float:
+    """What the warm-up and the least runs of the competitors of a case would take at another size, (height, width)."""
+    width, height = case["resolution"]
+    competitors = [c for c in case["competitors"] if c["kind"] != "compiled"]
+    seconds = sum(d["whole"]["median"] for c in competitors for d in c["directions"].values())
+    return float((LEAST + 1) * seconds * size[0] * size[1] / (width * height) / 60.0)
 
 
 def measure_quality(bundle: Bundle, options: Options) -> tuple[dict[str, Any], list[Panels]]:

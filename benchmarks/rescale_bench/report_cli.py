@@ -30,10 +30,14 @@ def report(
     ] = None,
     resolution: Annotated[
         list[str] | None,
-        typer.Option(help="WIDTHxHEIGHT of the HR for speed; repeat for several. Default: 640x360, 1280x720, 1920x1080."),
+        typer.Option(
+            help="WIDTHxHEIGHT of the HR for speed; repeat for several. Default: 640x360; 1280x720 and 1920x1080 where time allows."
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="About how long to time runs; each has 3 at least.")] = 4.0,
-    quick: Annotated[bool, typer.Option("--quick", help="About a minute: the smallest size, 5 runs, 2 pictures.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest size, 5 runs, 2 pictures: a minute, with an encoder's corrections a few.")
+    ] = False,
     peers: Annotated[bool, typer.Option(help="Also PyTorch eager, torch.compile and a plain ONNX export, for ratios.")] = True,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether torch.compile is one of these.")] = True,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,

@@ -222,8 +222,8 @@ def parity_table(report: Mapping[str, Any]) -> Table:
 
 
 def not_run(report: Mapping[str, Any]) -> list[str]:
-    """What did not run or failed, with the reason; each once."""
-    lines: dict[str, None] = {}
+    """What was left out, did not run or failed, with the reason; each once."""
+    lines: dict[str, None] = {f"Left out: {resolution}: {why}": None for resolution, why in report["speed"]["left_out"].items()}
     for case in report["speed"]["cases"]:
         for reason in dict.fromkeys(case["missing"].values()):
             names = ", ".join(label(n) for n, why in case["missing"].items() if why == reason)

@@ -343,8 +343,10 @@ def test_the_command(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(capsys.readouterr().out) == data
     broken = copy.deepcopy(found.report)
     broken["speed"]["cases"][0]["competitors"][0]["failed"] = {"upscale": "it died"}
+    broken["speed"]["left_out"] = {"96x64": "too long"}
     monkeypatch.setattr(report, "measure", lambda options: Found(broken, found.pictures, None))
     assert main(["report", "--out", "z"]) == 1
+    assert "Left out: 96x64: too long" in capsys.readouterr().out.splitlines()
     assert "Failed: ONNX Runtime fp32, upscale at 64x48: it died" in (tmp_path / "z" / "report.html").read_text()
 
 
