@@ -118,6 +118,29 @@ def test_engines_are_chosen_by_size_and_run(load, make, bundle, picture, tmp_pat
     with_engines.close()
 
 
+def test_the_smallest_engine_runs_whatever_ran_before(load, make, fake, bundle, picture, tmp_path):
+    path, ran = bundle("irn_a", 2), ctypes.CDLL(str(fake / "libnvinfer.so"))
+    for low, high in ((2, 32), (2, 64), (2, 200)):
+        make(path, "downscale", low, high)
+    session = load(path, engines=str(tmp_path))
+    for side, high in ((150, 200), (60, 64), (20, 32), (60, 64), (20, 32), (150, 200)):
+        session.downscale(picture(side, side))
+        assert ran.fake_trt_last_high() == high
+
+
+def test_a_run_that_fails_leaves_the_callers_memory_alone(load, make, fake, failure, bundle, picture, tmp_path, monkeypatch):
+    """Copies from and to page-locked memory go on after the call that asked for them: somebody must wait for them."""
+    path, cuda = bundle("irn_a", 2), ctypes.CDLL(str(fake / "rescale" / "librescale.so"))
+    make(path, "downscale", 2, 64)
+    session = load(path, engines=str(tmp_path), tile_width=64, tile_height=64)
+    hr = picture(20, 20)
+    monkeypatch.setenv("FAKE_CUDA_COPIES", "1")  # the input's is under way, the output's fails
+    assert "cudaMemcpyAsync" in message(failure, "out_of_memory", session.downscale, hr)
+    assert cuda.fake_cuda_under_way() == 0
+    monkeypatch.delenv("FAKE_CUDA_COPIES")
+    assert np.array_equal(session.downscale(hr)[0], wanted(hr))
+
+
 def test_the_cache_folder_is_pythons(load, make, failure, corrected_pair, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("RESCALE_CACHE", str(tmp_path / "cache"))
     hr = picture(20, 20)
@@ -250,9 +273,10 @@ def test_a_device_short_of_memory_gets_smaller_pieces(load, make, failure, bundl
     # Memory that the device found stays: a session of its own, which begins again with more tiles.
     watched = load(path, engines=str(tmp_path), memory=budget).with_progress(lambda *how: told.append(how))
     assert np.array_equal(watched.downscale(hr)[0], wanted(hr))
-    first, last = told[0][1], told[-1][1]
-    assert told == [(0, first), *((i, last) for i in range(last + 1))]
-    assert first < last
+    last = told[-1][1]
+    assert told[-last - 1 :] == [(i, last) for i in range(last + 1)]
+    assert {done for done, _ in told[: -last - 1]} == {0}
+    assert told[0][1] < last
     monkeypatch.setenv("FAKE_CUDA_BYTES", "100")
     fresh = load(path, engines=str(tmp_path), memory=budget)
     assert "out of memory" in message(failure, "out_of_memory", fresh.downscale, hr)

@@ -6,6 +6,8 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <list>
 #include <map>
 #include <mutex>
 #include <type_traits>
@@ -82,6 +84,22 @@ class OnDevice {
  private:
   int device_, before_;
   cudaError_t error_;
+};
+
+// Waits for a stream where a block is left by an exception: its copies may still read and write the caller's memory.
+class WaitsOnFailure {
+ public:
+  explicit WaitsOnFailure(cudaStream_t stream) : stream_(stream) {}
+  WaitsOnFailure(const WaitsOnFailure&) = delete;
+  WaitsOnFailure& operator=(const WaitsOnFailure&) = delete;
+  ~WaitsOnFailure() {
+    if (!done_) cudaStreamSynchronize(stream_);
+  }
+  void done() { done_ = true; }
+
+ private:
+  cudaStream_t stream_;
+  bool done_ = false;
 };
 
 struct Destroyer {
@@ -183,6 +201,7 @@ class TensorRtRunner : public Runner {
   ~TensorRtRunner() override {
     const OnDevice there(device_);
     cudaEventSynchronize(done_.get());  // the caller's stream may still run one of ours
+    chosen_.clear();
     engines_.clear();
     runtime_.reset();
   }
@@ -193,6 +212,7 @@ class TensorRtRunner : public Runner {
     const std::lock_guard<std::mutex> guard(lock_);
     const OnDevice there(device_);
     there.require();
+    WaitsOnFailure guarded(stream_.get());
     check(cudaStreamWaitEvent(stream_.get(), done_.get(), 0), "cudaStreamWaitEvent");  // its memory may be in use
     const auto placed = [](const Tensor* tensors, std::size_t count, DeviceBuffer* memory) {
       std::vector<DeviceTensor> out(count);
@@ -214,6 +234,7 @@ class TensorRtRunner : public Runner {
             "cudaMemcpyAsync");
     }
     check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+    guarded.done();
   }
 
   void run_device(GraphId graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,
@@ -260,26 +281,36 @@ class TensorRtRunner : public Runner {
       if (!same) fail(Code::backend, what, ": output ", text(t.name), " has another shape than its memory");
       need(context.setTensorAddress(t.name, t.data), what + ": output " + t.name);
     }
-    need(context.enqueueV3(stream), what + ": enqueueV3");
-    check(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
+    const bool queued = context.enqueueV3(stream);
+    const cudaError_t recorded = cudaEventRecord(done_.get(), stream);  // of a run that failed half-way too
+    need(queued, what + ": enqueueV3");
+    check(recorded, "cudaEventRecord");
   }
 
-  // The smallest engine that covers the inputs.
+  // The smallest engine that covers the inputs. The folder is looked at for shapes that are new.
   Engine& engine_for(GraphId graph, const std::vector<DeviceTensor>& inputs) {
-    for (Engine& e : engines_[graph]) {
-      if (e.covers(inputs)) return e;
-    }
+    Shapes shapes{graph, {}};
+    for (const DeviceTensor& t : inputs) shapes.second[t.name].assign(t.shape, t.shape + 4);
+    const auto found = chosen_.find(shapes);
+    if (found != chosen_.end()) return *found->second;
+    Engine& engine = find_engine(graph, inputs);
+    if (chosen_.size() >= kMostChosen) chosen_.clear();
+    chosen_.emplace(std::move(shapes), &engine);
+    return engine;
+  }
+
+  Engine& find_engine(GraphId graph, const std::vector<DeviceTensor>& inputs) {
     const HrSides hr(graph, bundle_.scale, inputs[0]);
     std::string passed;
     for (const EngineInfo& info : find_engines(folder_, bundle_, kBackend, precision_, graph)) {
-      bool known = false;
-      for (const Engine& e : engines_[graph]) known = known || e.info.path == info.path;
-      if (known || !hr.within(info, graph, bundle_.scale)) continue;
+      if (!hr.within(info, graph, bundle_.scale)) continue;
       if (!info.device.empty() && info.device != gpu_) {
         passed += cat("; ", info.path, " was built for ", info.device, ", this is ", gpu_);
         continue;
       }
-      Engine* e = load(graph, info, passed);
+      auto& loaded = engines_[graph];
+      const auto known = std::find_if(loaded.begin(), loaded.end(), [&](const Engine& e) { return e.info.path == info.path; });
+      Engine* e = known != loaded.end() ? &*known : load(graph, info, passed);
       if (e && e->covers(inputs)) return *e;
     }
     const std::int64_t* s = inputs[0].shape;
@@ -328,7 +359,10 @@ class TensorRtRunner : public Runner {
   Owned<cudaStream_t> stream_;
   Owned<cudaEvent_t> done_;  // the last run
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
-  std::map<GraphId, std::vector<Engine>> engines_;
+  std::map<GraphId, std::list<Engine>> engines_;  // those that are loaded; none moves
+  using Shapes = std::pair<GraphId, std::map<std::string, std::vector<std::int64_t>>>;
+  static constexpr std::size_t kMostChosen = 1000;
+  std::map<Shapes, Engine*> chosen_;  // by the inputs' shapes
   DeviceBuffer in_[2], out_[2];
 };
 

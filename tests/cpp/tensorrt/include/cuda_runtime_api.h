@@ -1,4 +1,5 @@
-// A device that is the host: FAKE_CUDA_DEVICES of them, each with FAKE_CUDA_BYTES a piece of memory.
+// A device that is the host: FAKE_CUDA_DEVICES of them, each with FAKE_CUDA_BYTES a piece of memory. From copy FAKE_CUDA_COPIES on,
+// each of a run's fails.
 #pragma once
 
 #include <cstdlib>
@@ -16,13 +17,15 @@ struct cudaDeviceProp {
 inline long fake_cuda(const char* name, long otherwise) { return std::getenv(name) ? std::atol(std::getenv(name)) : otherwise; }
 
 inline thread_local int fake_cuda_current = 0;
-inline int fake_cuda_allocated_on = -1, fake_cuda_handles = 0;
+inline int fake_cuda_allocated_on = -1, fake_cuda_handles = 0, fake_cuda_copies = 0;
 
-// For tests: the calling thread's device, that of the last allocation, and how many streams and events there are.
+// For tests: the calling thread's device, that of the last allocation, how many streams and events there are, and how many copies
+// nobody has waited for.
 #define FAKE_CUDA_TELLS extern "C" __attribute__((visibility("default"), used)) inline int
 FAKE_CUDA_TELLS fake_cuda_device() { return fake_cuda_current; }
 FAKE_CUDA_TELLS fake_cuda_last_device() { return fake_cuda_allocated_on; }
 FAKE_CUDA_TELLS fake_cuda_held() { return fake_cuda_handles; }
+FAKE_CUDA_TELLS fake_cuda_under_way() { return fake_cuda_copies; }
 
 inline const char* cudaGetErrorName(cudaError_t e) {
   return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorInsufficientDriver";
@@ -42,13 +45,14 @@ inline cudaError_t cudaMalloc(void** p, std::size_t n) {
 }
 inline cudaError_t cudaFree(void* p) { return std::free(p), cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n, cudaMemcpyKind, cudaStream_t) {
-  return std::memcpy(to, from, n), cudaSuccess;
+  if (fake_cuda_copies >= fake_cuda("FAKE_CUDA_COPIES", 1 << 20)) return cudaErrorMemoryAllocation;
+  return fake_cuda_copies++, std::memcpy(to, from, n), cudaSuccess;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
   return fake_cuda_handles++, *s = reinterpret_cast<cudaStream_t>(1), cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return fake_cuda_handles--, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return fake_cuda_copies = 0, cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
   return fake_cuda_handles++, *e = reinterpret_cast<cudaEvent_t>(1), cudaSuccess;
