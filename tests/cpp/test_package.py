@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -212,6 +215,53 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
     assert b"usage:" in program("--help").stdout
     assert program("--version").stdout.decode().strip() == rescale.__version__
     assert not list(tmp_path.glob(".rescale*"))
+
+
+def test_the_program_reads_and_writes_streams(program, bundle, picture, tmp_path):
+    path, source = bundle("dlv_irn_a", 2), png.encode(picture(31, 46))
+    (tmp_path / "hr.png").write_bytes(source)
+    program("down", tmp_path / "hr.png", tmp_path / "lr.png", "--bundle", path)
+    down = program("down", "-", "-", "-b", path, input=source)
+    assert down.stdout == (tmp_path / "lr.png").read_bytes()
+    assert down.stderr.startswith(b"- -> -: 46x31 -> 23x16, ")
+    program("up", tmp_path / "lr.png", tmp_path / "back.png", f"--bundle={path}")
+    up = program("up", "-", "-", f"--bundle={path}", "--tile=64", input=down.stdout)
+    assert up.stdout == (tmp_path / "back.png").read_bytes()
+    assert b"source: -\nstate: exact\n" in program("info", "-", input=down.stdout).stdout
+    for arguments, data, status, words in (
+        (("up", "-", "-", "-b", path), b"", 3, "<stdin>: empty: take an undamaged copy"),
+        (("up", "-", "-", "-b", path), source, 3, "<stdin>: it carries no marker of this toolkit"),
+        (("down", "-", "-", "-b", path, "--carrier", "sidecar"), source, 1, "needs a file to lie beside, not standard output"),
+        (("down", "-", "-", "-b", path, "--exact=1"), source, 2, "--exact takes no value"),
+        (("down", "-", "-", "-x"), source, 2, "no option -x"),
+        (("down", "-", "-", "--bundle"), source, 2, "--bundle takes a value"),
+    ):
+        done = program(*arguments, status=status, input=data)
+        assert words in done.stderr.decode(), arguments
+        assert done.stdout == b""
+    for arguments in (("down", "--help"), ("up", "x", "-h"), ("info", "--help")):
+        assert program(*arguments).stdout == program("--help").stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_program_ends_cleanly_when_it_is_told_to(built, ort, bundle, picture, tmp_path, number, code):
+    hr = np.tile(picture(100, 100), (12, 20, 1))
+    (tmp_path / "hr.png").write_bytes(png.encode(hr))
+    command = [built / "rescale-cpp", "down", tmp_path / "hr.png", tmp_path / "lr.png", "-b", bundle("dlv_irn_a", 2), "--tile", 12]
+    environment = os.environ | {"RESCALE_ONNXRUNTIME": str(ort)}
+    running = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until the network runs: the program then has a handler
+        status = Path(f"/proc/{running.pid}/status").read_text()
+        caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), 16)
+        if caught >> (number - 1) & 1:
+            break
+        time.sleep(0.01)
+    running.send_signal(number)
+    assert running.communicate(timeout=60)[1] == b"error: interrupted\n"
+    assert running.returncode == code
+    assert [p.name for p in tmp_path.iterdir()] == ["hr.png"]
 
 
 def test_raw_frames_through_the_example_are_pythons(built, bundle, picture, ort):

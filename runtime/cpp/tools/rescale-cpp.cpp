@@ -1,9 +1,10 @@
 // rescale-cpp: the commands down, up and info of `rescale`, for PNG files. Exit codes are its too: 0, 1 for an error, 2 for wrong
-// usage, 3 for an LR file that cannot be restored exactly.
+// usage, 3 for an LR file that cannot be restored exactly, 130 for Ctrl-C and 143 for SIGTERM.
 
 #include <rescale/rescale.hpp>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,8 +18,9 @@ constexpr const char* kUsage =
     "usage: rescale-cpp down SOURCE.png TARGET.png --bundle FOLDER [options]\n"
     "       rescale-cpp up   SOURCE.png TARGET.png --bundle FOLDER [options]\n"
     "       rescale-cpp info SOURCE.png\n"
+    "       SOURCE and TARGET may be -, standard input and output\n"
     "\n"
-    "  --bundle FOLDER        bundle made by rescale-export (or $RESCALE_BUNDLE)\n"
+    "  -b, --bundle FOLDER    bundle made by rescale-export (or $RESCALE_BUNDLE)\n"
     "  --layout NAME          down, -A: fourth plane in alpha, chunk or strip [alpha]\n"
     "  --carrier NAME         down: marker and latent as chunk, text or sidecar [chunk]\n"
     "  --alpha RULE           down: refuse or keep real transparency [refuse]\n"
@@ -40,6 +42,7 @@ struct Usage {
 };
 
 struct Arguments {
+  bool help = false;
   std::vector<std::string> paths;
   std::map<std::string, std::string> options;
 
@@ -61,13 +64,24 @@ struct Arguments {
 Arguments parse(int argc, char** argv) {
   Arguments out;
   for (int i = 2; i < argc; i++) {
-    const std::string word = argv[i];
-    if (word.rfind("--", 0) != 0) {
+    std::string word = argv[i];
+    const std::size_t equals = word.rfind("--", 0) == 0 ? word.find('=') : std::string::npos;
+    const bool joined = equals != std::string::npos;  // --name=value
+    const std::string value = joined ? word.substr(equals + 1) : "";
+    if (joined) word.resize(equals);
+    if (word == "-b") word = "--bundle";
+    if (word == "--help" || word == "-h") {
+      out.help = true;
+    } else if (word.rfind("-", 0) != 0 || word == "-") {
       out.paths.push_back(word);
+    } else if (joined && (word == "--force" || word == "--trust-alpha" || word == "--exact")) {
+      throw Usage{word + " takes no value"};
     } else if (word == "--force" || word == "--trust-alpha" || word == "--exact") {
       out.options[word] = "";
-    } else if (std::string(kUsage).find("  " + word + " ") == std::string::npos) {
+    } else if (std::string(kUsage).find(" " + word + " ") == std::string::npos) {
       throw Usage{"no option " + word};
+    } else if (joined) {
+      out.options[word] = value;
     } else if (++i == argc) {
       throw Usage{word + " takes a value"};
     } else {
@@ -128,30 +142,100 @@ rescale::Rescaler load(const Arguments& a) {
   return rescale::Rescaler::load(bundle, o);
 }
 
+constexpr const char* kStream = "-";
+
+// All bytes of a file or of standard input, and its name in messages.
+std::pair<rescale::Bytes, std::string> read_source(const std::string& path) {
+  if (path != kStream) return {rescale::read_file(path), path};
+  constexpr std::size_t kPiece = 1 << 20, kMost = std::size_t{2} << 30;
+  rescale::Bytes data;
+  for (;;) {
+    const std::size_t had = data.size();
+    data.resize(had + kPiece);
+    const std::size_t got = std::fread(data.data() + had, 1, kPiece, stdin);
+    data.resize(had + got);
+    if (std::ferror(stdin)) {
+      throw rescale::Error(rescale::Code::input, std::string("<stdin>: cannot read: ") + std::strerror(errno));
+    }
+    if (data.size() > kMost) throw rescale::Error(rescale::Code::input, "<stdin>: larger than 2147483648 bytes");
+    if (got == 0) return {std::move(data), "<stdin>"};
+  }
+}
+
+void write_target(const std::string& path, const rescale::Bytes& data) {
+  if (path != kStream) return rescale::write_file(path, data);
+  if (std::fwrite(data.data(), 1, data.size(), stdout) != data.size() || std::fflush(stdout) != 0) {
+    throw rescale::Error(rescale::Code::output, std::string("output: ") + std::strerror(errno));
+  }
+}
+
+// Where what was done is told: not among the bytes of a picture.
+std::FILE* report(const std::string& target) { return target == kStream ? stderr : stdout; }
+
+volatile std::sig_atomic_t stopped = 0;  // the signal that came
+
 void check_name(const std::string& target) {
+  if (target == kStream) return;
   if (target.size() < 5 || target.compare(target.size() - 4, 4, ".png") != 0) {
     throw rescale::Error(rescale::Code::input, target + ": this program writes PNG: name it with .png");
   }
 }
 
+// While the network runs, Ctrl-C and SIGTERM cancel it; elsewhere they end the program at once.
+class Stoppable {
+ public:
+  explicit Stoppable(const rescale::Rescaler& net)
+      : net_(net.with_progress([](std::uint64_t, std::uint64_t) { return stopped != 0; })) {
+    for (std::size_t i = 0; i < 2; i++) {
+      before_[i] = std::signal(kSignals[i], [](int signal) { stopped = signal; });
+      if (before_[i] == SIG_IGN) std::signal(kSignals[i], SIG_IGN);
+    }
+  }
+  Stoppable(const Stoppable&) = delete;
+  Stoppable& operator=(const Stoppable&) = delete;
+  ~Stoppable() {
+    for (std::size_t i = 0; i < 2; i++) std::signal(kSignals[i], before_[i]);
+  }
+  const rescale::Rescaler* operator->() const { return &net_; }
+
+ private:
+  static constexpr int kSignals[2] = {SIGINT, SIGTERM};
+  rescale::Rescaler net_;
+  void (*before_[2])(int) = {};
+};
+
 void down(const Arguments& a) {
   check_name(a.paths[1]);
   const std::string rule = a.get("--alpha", "refuse");
+  if (a.paths[1] == kStream && a.get("--carrier", "") == "sidecar") {
+    throw rescale::Error(rescale::Code::input, "--carrier sidecar: needs a file to lie beside, not standard output");
+  }
   if (rule != "refuse" && rule != "keep") throw Usage{"--alpha " + rule + ": choose refuse or keep"};
   const auto net = load(a);
   const auto keep = rule == "keep" ? rescale::Picture::Alpha::keep : rescale::Picture::Alpha::refuse;
-  const auto picture =
-      rescale::Picture::from_png(rescale::read_file(a.paths[0]), a.paths[0], keep, a.number("--max-pixels", rescale::kMaxPixels));
-  const auto small = net.downscale(picture);
-  small.save(a.paths[1], a.get("--layout", "alpha"), a.get("--carrier", "chunk"));
-  std::printf("%s -> %s: %dx%d -> %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
+  const auto [source, name] = read_source(a.paths[0]);
+  const auto picture = rescale::Picture::from_png(source, name, keep, a.number("--max-pixels", rescale::kMaxPixels));
+  const auto small = Stoppable(net)->downscale(picture);
+  const std::string layout = a.get("--layout", "alpha"), carrier = a.get("--carrier", "chunk");
+  if (a.paths[1] == kStream) {
+    write_target(kStream, small.to_png(layout, carrier).data);
+  } else {
+    small.save(a.paths[1], layout, carrier);
+  }
+  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d -> %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
               picture.size.height, small.size.width, small.size.height, printable(net.info().title).c_str());
+}
+
+rescale::LrPicture read_lr(const std::string& path, std::uint64_t most) {
+  if (path != kStream) return rescale::LrPicture::open(path, most);
+  const auto [data, name] = read_source(path);
+  return rescale::LrPicture::from_png(data, name, most);
 }
 
 // An LR file; one that is no whole picture cannot be restored, as one that was changed cannot.
 rescale::LrPicture open_lr(const std::string& path, std::uint64_t most) {
   try {
-    return rescale::LrPicture::open(path, most);
+    return read_lr(path, most);
   } catch (const rescale::Error& e) {
     if (e.state() != rescale::State::damaged) throw;
     throw rescale::Error(rescale::Code::lr_file, std::string(e.what()) + ": take an undamaged copy", e.state());
@@ -170,20 +254,20 @@ void up(const Arguments& a) {
                          small.name + ": would become larger than " + limit + " pixels; raise the limit with --max-pixels");
   }
   const auto [state, detail] = small.verdict(net.info().model, net.info().scale, net.info().weights);
-  const auto picture = net.restore(small, {!a.has("--force"), a.has("--trust-alpha")});
+  const auto picture = Stoppable(net)->restore(small, {!a.has("--force"), a.has("--trust-alpha")});
   if (state != rescale::State::exact) {
     const bool trusted = a.has("--trust-alpha") && !small.unverified_alpha.empty() && net.info().lr_channels == 4 &&
                          state != rescale::State::other_model;
     const char* how = trusted ? "by its alpha channel, unverified" : "without auxiliary data";
     std::fprintf(stderr, "warning: %s: %s; restored %s\n", printable(small.name).c_str(), printable(detail).c_str(), how);
   }
-  rescale::write_file(a.paths[1], picture.to_png());
-  std::printf("%s -> %s: %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
+  write_target(a.paths[1], picture.to_png());
+  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
               picture.size.height, printable(net.info().title).c_str());
 }
 
 void info(const Arguments& a) {
-  const auto small = rescale::LrPicture::open(a.paths[0], a.number("--max-pixels", rescale::kMaxPixels));
+  const auto small = read_lr(a.paths[0], a.number("--max-pixels", rescale::kMaxPixels));
   std::printf("source: %s\nstate: %s\nlr_size: %dx%d\n", printable(a.paths[0]).c_str(), to_string(small.state), small.size.width,
               small.size.height);
   if (!small.detail.empty()) std::printf("detail: %s\n", printable(small.detail).c_str());
@@ -216,6 +300,10 @@ int run(int argc, char** argv) {
     return finished();
   }
   const Arguments a = parse(argc, argv);
+  if (a.help) {
+    std::fputs(kUsage, stdout);
+    return finished();
+  }
   if (verb != "down" && verb != "up" && verb != "info") throw Usage{"down, up or info is wanted"};
   if (a.paths.size() != (verb == "info" ? 1U : 2U)) throw Usage{verb + ": wrong number of files"};
   verb == "down" ? down(a) : verb == "up" ? up(a) : info(a);
@@ -230,6 +318,10 @@ int main(int argc, char** argv) try {
   std::fprintf(stderr, "error: %s\n%s", printable(e.why).c_str(), kUsage);
   return 2;
 } catch (const rescale::Error& e) {
+  if (e.code() == rescale::Code::cancelled) {
+    std::fputs("error: interrupted\n", stderr);
+    return 128 + stopped;
+  }
   std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
   return e.code() == rescale::Code::lr_file ? 3 : 1;
 } catch (const std::exception& e) {
