@@ -139,10 +139,12 @@ def survival(
     require(("skimage", "torch"), "bench")
     from rescale.picture import read_picture
     from rescale.rescaler import load
+    from rescale_bench.outputs import check_files
     from rescale_bench.pictures import sample
     from rescale_bench.survival import as_markdown, matrix
     from rescale_bench.survival_tools import TOOLS
 
+    check_files(out)
     with ExitStack() as stack:
         nets = {}
         for path in bundles:

@@ -26,8 +26,10 @@ def ladder(
     require(("torch", "onnx", "matplotlib"), "bench")
     from rescale.json_text import as_json
     from rescale_bench import ladder as rungs
+    from rescale_bench.outputs import check_files
     from rescale_bench.parity_cli import parse_size
 
+    check_files(out, plot)
     height, width = parse_size(resolution, "--resolution")
     arms = len(rungs.read_study(study)["arms"])
     with progress_bar(arms * (repeats + 2)) as told:

@@ -17,6 +17,7 @@ from rescale.errors import ConfigError
 from rescale.files import atomic_write
 from rescale.image import MAX_SIDE
 from rescale_bench import polygraphy_io
+from rescale_bench.outputs import check_files
 from rescale_bench.parity import BACKENDS, Group, Report, Result, Size, check
 from rescale_bench.parity_report import DEFINITIONS, as_dict, show
 
@@ -65,6 +66,7 @@ def run(paths: Sequence[Path], options: Options, files: Files, out: Path | None,
         raise ConfigError(f"Polygraphy's files are of one bundle, {len(paths)} were given")
     if files.writes and files.load_outputs:
         raise ConfigError("--load-outputs judges results; give it without --save-inputs and --save-outputs")
+    check_files(out)
     bundles = [Bundle(path) for path in paths]
     if files.writes:
         _write(bundles[0], files)

@@ -46,12 +46,14 @@ def psnr(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
+    from rescale_bench.outputs import check_files
     from rescale_bench.pictures import picture_sets, sample_set
     from rescale_bench.quality import DEFINITIONS, measure_set, measure_set_bicubic
     from rescale_bench.quality_report import as_markdown, tables
     from rescale_bench.rate_codecs import JXL, WEBP
     from rescale_bench.store import Store
 
+    check_files(out, markdown)
     sets = picture_sets(data, limit or None) if data else [sample_set(limit or None)]
     store = Store(keep)
     needs = {"LR files as lossless WebP": WEBP, "LR files as lossless JPEG XL": JXL}

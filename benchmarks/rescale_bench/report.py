@@ -25,6 +25,7 @@ from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
+from rescale_bench.outputs import check_folder
 from rescale_bench.parity import Size
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import PictureSet, sample_set
@@ -98,7 +99,7 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
     text = as_json(found.report)
     files = dict(zip(FILES, (text, markdown(found.report), page(found)), strict=True))
     for name, content in files.items():
-        atomic_write(out / name, content.encode())
+        atomic_write(out / name, content.encode(errors="backslashreplace"))  # names of files need not be text
     if as_json_:
         print(text, end="")
     else:
@@ -259,8 +260,7 @@ def _writable(folder: Path) -> None:
     """Make the folder, and a file in it that vanishes again: minutes of measuring are not for nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_folder(folder)
     except OSError as e:
         raise OutputError(f"{folder}: cannot write there: {e.strerror or e}") from None
 

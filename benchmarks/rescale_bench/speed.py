@@ -26,6 +26,7 @@ from rescale.memory import parse_memory
 from rescale.threads import usable_threads
 from rescale_bench import peers
 from rescale_bench.machine import machine, versions
+from rescale_bench.outputs import check_files
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.peers_torch import export_naive, save_net
 from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects
@@ -70,8 +71,10 @@ def run(options: Options, out: Path | None, as_json: bool) -> bool:
         False if a competitor failed on the way.
 
     Raises:
+        OutputError: `out` cannot be written; told before anything is measured.
         RescaleError: a wrong option, or a backend that was named does not run here.
     """
+    check_files(out)
     report = measure(options)
     text = json.dumps(report, indent=2, allow_nan=False)
     if out is not None:

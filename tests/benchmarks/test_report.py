@@ -344,10 +344,13 @@ def test_the_command(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     broken = copy.deepcopy(found.report)
     broken["speed"]["cases"][0]["competitors"][0]["failed"] = {"upscale": "it died"}
     broken["speed"]["left_out"] = {"96x64": "too long"}
+    broken["command"] = "rescale-bench --bundle \udcff"  # a name that is no text
     monkeypatch.setattr(report, "measure", lambda options: Found(broken, found.pictures, None))
     assert main(["report", "--out", "z"]) == 1
     assert "Left out: 96x64: too long" in capsys.readouterr().out.splitlines()
-    assert "Failed: ONNX Runtime fp32, upscale at 64x48: it died" in (tmp_path / "z" / "report.html").read_text()
+    text = (tmp_path / "z" / "report.html").read_text()
+    assert "Failed: ONNX Runtime fp32, upscale at 64x48: it died" in text
+    assert "rescale-bench --bundle \\udcff" in text
 
 
 def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_bundle: BundleOf) -> None:

@@ -1,0 +1,33 @@
+"""Files that a command is to write: what stands in the way is told before the measuring, not after it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from errno import EISDIR
+from pathlib import Path
+
+from rescale.errors import OutputError
+
+
+def check_files(*paths: Path | None) -> None:
+    """Check that files can be written later. What is there stays as it is; None is no file.
+
+    Raises:
+        OutputError: a path is a folder, or its own folder does not exist or is not writable.
+    """
+    for path in (p for p in paths if p is not None):
+        place = Path(os.path.realpath(path))
+        try:
+            if place.is_dir():
+                raise OSError(EISDIR, os.strerror(EISDIR))
+            if place.is_file() or not place.exists():  # a pipe or a device is written to as it is
+                check_folder(place.parent)
+        except OSError as e:
+            raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OSError unless a file can be made in a folder; none stays."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
