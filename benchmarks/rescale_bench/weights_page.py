@@ -28,7 +28,7 @@ Measured with `rescale-bench psnr BUNDLE --data DIR`: through the exported graph
 8 bits, as many border pixels cropped as the scale, mean of the pictures' values. *LR* is the LR against bicubic, *lost* the HR
 when alpha or metadata are gone, *kB* the LR file. Rows in italics are published figures, of networks of 1.7 (x2) or 4.4 to 4.8 (x4)
 million parameters and 250,000 to 500,000 steps, trained on R, G and B alike. *luma +N* marks weights whose last run counted the
-square of a luma error 1 + N times (`train.loss.luma`, [training.md](training.md)), which gains Y-PSNR and costs RGB-PSNR."""
+square of a luma error 1 + N times (`train.loss.luma`, [experiments.md](experiments.md)), which gains Y-PSNR and costs RGB-PSNR."""
 
 
 def page(shipped: Iterable[Shipped]) -> str:

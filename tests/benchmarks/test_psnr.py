@@ -288,7 +288,7 @@ def spread_report(bicubic: list[float], **models: list[float]) -> dict[str, Any]
 
 
 def test_a_picture_that_comes_back_broken_is_seen_beside_a_good_mean() -> None:
-    """Corrections that diverged on 2 of 143 pictures raised the means of three sets (docs/training.md)."""
+    """Corrections that diverged on 2 of 143 pictures raised the means of three sets (docs/corrections.md)."""
     found = spread_report([20.0, 30.0, 35.0], plain=[30.0, 38.0, 44.0], corrected=[30.5, 16.0, 45.75])
     plain, corrected = spread(found, 2, "mine")
     over_bicubic = {"over": "bicubic", "least": ("p1.png", 8.0), "median": 9.0, "most": ("p0.png", 10.0)}
