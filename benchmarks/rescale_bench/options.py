@@ -13,6 +13,9 @@ Bundles = Annotated[
 ]
 Models = Annotated[list[str] | None, typer.Option(help="Shipped model to measure; repeat for several.")]
 Scales = Annotated[list[int] | None, typer.Option(help="Shipped weights' scale, 2 or 4; repeat for several. Default: both.")]
+Sizes = Annotated[
+    list[str] | None, typer.Option(help="Shipped weights' size, lite, medium or full; repeat for several. Default: all.")
+]
 Data = Annotated[
     list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
 ]

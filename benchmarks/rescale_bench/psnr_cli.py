@@ -27,6 +27,7 @@ def psnr(
     bundles: options.Bundles = None,
     model: options.Models = None,
     scale: options.Scales = None,
+    size: options.Sizes = None,
     data: options.Data = None,
     limit: options.Limit = 0,
     backend: Annotated[str, typer.Option(help="As of rescale down; or half: float16 as a device computes it.")] = "auto",
@@ -68,7 +69,7 @@ def psnr(
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        paths = bundles_of(bundles or (), model or (), scale or (), folder, refine > 0)
+        paths = bundles_of(bundles or (), model or (), scale or (), folder, refine > 0, size or ())
         scales = sorted({Bundle(p).scale for p in paths})
         advance = stack.enter_context(progress_bar((len(paths) + len(scales)) * sum(len(s.pictures) for s in sets)))
         for path in paths:

@@ -19,6 +19,7 @@ def rate(
     bundles: options.Bundles = None,
     model: options.Models = None,
     scale: options.Scales = None,
+    size: options.Sizes = None,
     data: options.Data = None,
     limit: options.Limit = 0,
     codec: Annotated[
@@ -61,7 +62,8 @@ def rate(
     sets = source_sets(data or (), limit or None)
     tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
     with ExitStack() as stack:
-        paths = bundles_of(bundles or (), model or (), scale or (), Path(stack.enter_context(TemporaryDirectory())))
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        paths = bundles_of(bundles or (), model or (), scale or (), folder, sizes=size or ())
         nets = [stack.enter_context(load(p, backend, threads or None, precision=precision)) for p in paths]
         advance = stack.enter_context(progress_bar(len(lossy) * sum(len(s.pictures) for s in sets)))
         found = [measure_set(nets, s, tools, advance) for s in sets]
