@@ -23,6 +23,15 @@ def test_a_log_line_cut_short_is_ignored_and_later_ones_are_trimmed(tmp_path: Pa
     assert not (tmp_path / "gone.jsonl").exists()
 
 
+@pytest.mark.parametrize("rest", [b"\0\0\0\n", b"\xff\xfe\n", b"[1]\n", b'{"total": 1.0}\n', b"3\n"])
+def test_what_is_no_record_ends_no_run(tmp_path: Path, rest: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 1}\n' + rest)
+    assert read_log(log) == [{"step": 1}]
+    trim_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n'
+
+
 @pytest.mark.parametrize(
     "records", [[], [{"step": 1, "total": 2.0, "hr": 1.0, "z": 0.0}, {"step": 1, "hr_psnr_y": 30.0, "lr_psnr_y": 40.0}]]
 )

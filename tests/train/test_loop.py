@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +25,12 @@ from rescale_train.loop import (
     DivergedError,
     Options,
     Trainer,
-    crop_plan,
-    learning_rate,
     pretrain_autoencoder,
     restore,
-    subnet_arithmetic,
     validate,
 )
 from rescale_train.models import RescalingNet, build
+from rescale_train.schedule import learning_rate, subnet_arithmetic
 from rescale_train.start import Start
 
 CPU = torch.device("cpu")
@@ -102,23 +99,6 @@ def test_the_loss_falls(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
     totals = [terms["total"] for _ in range(60) if (terms := trainer.train_step(sampler))]
     assert len(totals) == 60
     assert np.mean(totals[-10:]) < 0.8 * np.mean(totals[:5])
-
-
-def test_learning_rate_warms_up_and_ends_where_it_should(recipe_of: RecipeOf) -> None:
-    recipe = recipe_of(steps=100, warmup=10, lr_peak=1e-3, lr_end=0.1)
-    rates = [learning_rate(recipe, s) for s in range(101)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == pytest.approx(1e-3)
-    assert rates[55] == pytest.approx(1e-3 * 0.55)
-    assert rates[100] == learning_rate(recipe, 1000) == pytest.approx(1e-4)
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-    assert learning_rate(with_overrides(recipe, warmup=0), 0) == pytest.approx(1e-3)
-
-
-def test_the_crop_plan_changes_in_the_final_phase(recipe_of: RecipeOf) -> None:
-    recipe = recipe_of(steps=10, batch=3, patch=16, final_fraction=0.3, final_batch=1, final_patch=32)
-    assert [crop_plan(recipe, s) for s in range(10)] == [(3, 16)] * 7 + [(1, 32)] * 3
-    assert {crop_plan(with_overrides(recipe, final_fraction=0.0), s) for s in range(10)} == {(3, 16)}
 
 
 def test_the_step_uses_the_plan_and_the_rate(recipe_of: RecipeOf, sampler_of: SamplerOf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +330,9 @@ def test_resuming_another_recipe_is_refused(recipe_of: RecipeOf, sampler_of: Sam
     recipe = recipe_of(steps=1)
     Trainer(recipe, CPU).run(sampler_of(recipe), [], Options(tmp_path))
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(CheckpointError, match=r"checkpoint.safetensors: written by another recipe; .*--init-from"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.safetensors: written by another recipe \(train.lr_peak 0.002, now 1.0\); .*--init-from"
+    ):
         Trainer(with_overrides(recipe, lr_peak=1.0), CPU).resume(path)
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rescale.files import atomic_write
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log; a last line cut short by a kill is ignored."""
+    """Records of a log. What is none is ignored: a last line cut short by a kill, what a power failure left of the last ones."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(cast(dict[str, Any], json.loads(line)))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 

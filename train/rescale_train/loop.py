@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rescale.errors import CheckpointError, RescaleError
+from rescale.errors import CheckpointError, OutputError, RescaleError
 from rescale.json_text import without_nan
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train import checkpoint
@@ -32,6 +32,8 @@ from rescale_train.log import trim_log
 from rescale_train.losses import Objective
 from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
+from rescale_train.recipe import differences
+from rescale_train.schedule import arithmetic, crop_plan, learning_rate, subnet_arithmetic
 from rescale_train.start import Start
 
 MAX_SKIPPED = 50
@@ -72,34 +74,6 @@ class Options:
     split_parts: bool = False
     should_stop: Callable[[], bool] = field(default=lambda: False)
     report: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then cosine from the peak to its end value at the last step."""
-    t = recipe.train
-    if step < t.warmup:
-        return t.lr_peak * (step + 1) / t.warmup
-    done = (step - t.warmup) / max(1, t.steps - t.warmup)
-    return t.lr_peak * (t.lr_end + (1.0 - t.lr_end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
-
-
-def crop_plan(recipe: Recipe, step: int) -> tuple[int, int]:
-    """Crops and HR crop side of a step."""
-    t = recipe.train
-    final = step >= round(t.steps * (1.0 - t.final_fraction))
-    return (t.final_batch, t.final_patch) if final else (t.batch, t.patch)
-
-
-@contextlib.contextmanager
-def subnet_arithmetic(recipe: Recipe, step: int, device: torch.device) -> Iterator[None]:
-    """Arithmetic of the convolutions at a step; everything else stays float32 by construction of the network."""
-    t = recipe.train
-    strict = step >= round(t.steps * (1.0 - t.float32_fraction))
-    name = "float32" if strict else t.subnet_dtype
-    torch.backends.cudnn.allow_tf32 = name == "tf32"
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
-    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        yield
 
 
 def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device) -> float:
@@ -203,6 +177,7 @@ class Trainer:
         self.trained_on: str | None = None
         self.skipped = 0
         self.norms: list[float] = []
+        self._compiled_for: str | None = None
         torch.manual_seed(recipe.train.seed)
         self.net = build(recipe.net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for block in self.net.modules():
@@ -238,6 +213,8 @@ class Trainer:
             generator = torch.Generator(self.device).manual_seed((t.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate(self.recipe, self.step)
         self.optimiser.zero_grad()
+        if t.compile != "none":
+            self._compile_anew()
         with subnet_arithmetic(self.recipe, self.step, self.device):
             terms = self.objective(hr, lr_reference, generator)
         terms["total"].backward()
@@ -260,6 +237,17 @@ class Trainer:
             decay = min(t.ema, (1.0 + self.step) / (10.0 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
         return {k: float(v.detach()) for k, v in terms.items()} | {"grad_norm": norm, "rate": rate}
+
+    def _compile_anew(self) -> None:
+        """Forget what was compiled for another arithmetic.
+
+        A recorded CUDA graph has that of its convolutions in it, and cuDNN's TF32 is not among what PyTorch compares before it
+        replays one.
+        """
+        now = arithmetic(self.recipe, self.step)
+        if self._compiled_for not in (None, now):
+            torch.compiler.reset()
+        self._compiled_for = now
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[RescalingNet]:
@@ -302,7 +290,8 @@ class Trainer:
         """
         found = checkpoint.read(path)
         if found.recipe != self.recipe:
-            raise CheckpointError(f"{path}: written by another recipe; start in a new --out folder, or use --init-from")
+            named = differences(found.recipe, self.recipe)
+            raise CheckpointError(f"{path}: written by another recipe ({named}); start in a new --out folder, or use --init-from")
         before = checkpoint.held_out(found, str(path))
         if before is not None and self.held_out is not None and not set(before) <= set(self.held_out):
             raise CheckpointError(
@@ -398,6 +387,9 @@ class Trainer:
 
     def _record(self, log: Path, options: Options, record: dict[str, Any]) -> None:
         if self.rank == 0:
-            with log.open("a", encoding="utf-8") as f:
-                f.write(json.dumps(without_nan(record)) + "\n")
+            try:
+                with log.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps(without_nan(record)) + "\n")
+            except OSError as e:
+                raise OutputError(f"{log}: cannot write: {e.strerror or e}", e.errno) from None
             options.report(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,21 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
         net = {**base, **net}
     require("train" in table, f"{name_or_path}: no table [train], which every recipe has")
     return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table["train"], "train"))
+
+
+def differences(before: Recipe, now: Recipe) -> str:
+    """Where two recipes differ, as `train.steps 600, now 800`; at most three keys of many."""
+    a, b = (dict(_leaves(to_dict(recipe))) for recipe in (before, now))
+    changed = [f"{key} {a.get(key)}, now {value}" for key, value in b.items() if a.get(key) != value]
+    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:

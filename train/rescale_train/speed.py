@@ -19,7 +19,8 @@ import torch
 from rescale_train.config import Recipe
 from rescale_train.cost import step_flop
 from rescale_train.data import CropSampler, Picture
-from rescale_train.loop import Trainer, crop_plan
+from rescale_train.loop import Trainer
+from rescale_train.schedule import crop_plan
 
 WARM_UP = 2
 """Steps of each variant before the clock runs: memory, kernels and the optimiser's moments are made in them."""
