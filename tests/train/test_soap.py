@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescale_train.soap import REFRESH, Soap, turned, turned_back
+from rescale_train.soap import EPS, REFRESH, Soap, turned, turned_back
 
 
 def orthonormal(n: int, seed: int) -> Tensor:
@@ -107,3 +107,41 @@ def test_weight_decay_shrinks_what_has_no_gradient() -> None:
         weight.grad = torch.zeros(3, 2, 3, 3)
         optimiser.step()
     torch.testing.assert_close(weight.detach(), torch.full((3, 2, 3, 3), 0.95**2))
+
+
+def test_it_is_the_published_algorithm() -> None:
+    """Algorithm 3 of the paper, filter by filter and axis by axis; the first gradient makes the bases and no step."""
+    generator = torch.Generator().manual_seed(7)
+    grads = [torch.randn(5, 4, 3, 3, dtype=torch.float64, generator=generator) * (1.0 + i % 3) for i in range(2 * REFRESH + 6)]
+    start = torch.randn(5, 4, 3, 3, dtype=torch.float64, generator=generator)
+    rate, beta1, beta2, decay = 0.01, 0.8, 0.95, 0.1
+    weight = nn.Parameter(start.clone())
+    optimiser = Soap([weight], rate, (beta1, beta2), decay)
+    for grad in grads:
+        weight.grad = grad
+        optimiser.step()
+
+    def gram(g: Tensor, k: int) -> Tensor:
+        rest = [i for i in range(3) if i != k]
+        return torch.tensordot(g, g, dims=(rest, rest))
+
+    def project(g: Tensor, bases: list[Tensor]) -> Tensor:
+        return torch.einsum("abc,ai,bj,ck->ijk", g, *bases)
+
+    want = start.flatten(2)
+    mean, square = torch.zeros_like(want), torch.zeros_like(want)
+    every = [g.flatten(2) for g in grads]
+    covariances = [gram(every[0], k) for k in range(3)]
+    bases = [torch.linalg.eigh(c).eigenvectors.flip(1) for c in covariances]
+    for count, g in enumerate(every[1:], 1):
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * project(g, bases).square()
+        step = project(mean / (1 - beta1**count), bases) / ((square / (1 - beta2**count)).sqrt() + EPS)
+        want = want * (1 - rate * decay) - rate * project(step, [b.T for b in bases])
+        covariances = [beta2 * c + (1 - beta2) * gram(g, k) for k, c in enumerate(covariances)]
+        if count % REFRESH == 0:
+            for k, c in enumerate(covariances):
+                order = (bases[k].T @ c @ bases[k]).diagonal().argsort(descending=True)
+                square = square.index_select(k, order)
+                bases[k] = torch.linalg.qr(c @ bases[k][:, order]).Q
+    torch.testing.assert_close(weight.detach().flatten(2), want)

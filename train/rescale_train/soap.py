@@ -112,7 +112,8 @@ class _Stack:
             self.begin()
             for k, gram in enumerate(grams(grad)):
                 self.state[f"gram{k}"].copy_(gram)
-                self.state[f"basis{k}"].copy_(torch.linalg.eigh(gram).eigenvectors.flip(-1))
+                # On the CPU and in float64: of one gradient many eigenvalues are 0, where CUDA's float32 solver may give up.
+                self.state[f"basis{k}"].copy_(torch.linalg.eigh(gram.cpu().double()).eigenvectors.flip(-1))
             return
         state = self.state
         bases = [state[f"basis{k}"] for k in range(3)]
