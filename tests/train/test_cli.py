@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+import rescale_train.run
 from rescale.errors import RescaleError
+from rescale.files import machine_mark
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.cli import main
@@ -27,6 +29,7 @@ from rescale_train.loop import CEILING, Options, Trainer
 from rescale_train.options import pick_device
 from rescale_train.progress import with_progress_bar
 from rescale_train.recipe import recipe_names
+from rescale_train.run import Division
 
 Run = Callable[..., int]
 
@@ -74,6 +77,51 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, capsys: pytest.C
     monkeypatch.setattr("rescale_train.lock.fcntl.flock", refuse)
     with sole_writer(tmp_path / "out"):
         assert "out: cannot be locked (No locks available); let no other run write to it" in capsys.readouterr().err
+
+
+def test_a_run_that_another_one_made_meanwhile_is_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], str]
+) -> None:
+    """It began and ended after this one had looked at the folder."""
+    target = tmp_path / "out" / "checkpoint.safetensors"
+
+    def divide(*args: Any) -> Division:
+        target.parent.mkdir()
+        target.write_bytes(b"another run's")
+        return real(*args)
+
+    real = rescale_train.run.divide
+    monkeypatch.setattr(rescale_train.run, "divide", divide)
+    assert run() == 1
+    assert "checkpoint.safetensors: exists; add --resume" in error()
+    assert target.read_bytes() == b"another run's"
+
+
+def test_what_a_killed_run_left_half_written_is_removed(run: Run, tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for pid in (process.pid, os.getpid()):
+        (out / f".rescale.{machine_mark()}-{pid}-01234567.tmp").write_bytes(b"half")
+    assert run("--set", "train.steps=1") == 0
+    assert [p.name for p in out.glob(".*")] == [f".rescale.{machine_mark()}-{os.getpid()}-01234567.tmp"], (
+        "that of a living one stays"
+    )
+
+
+def test_a_log_that_cannot_be_written_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], str]
+) -> None:
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "a":
+            raise OSError(errno.ENOSPC, "No space left on device")  # as a write that fails has it, without the name
+        return real(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert run("--log-every", "1") == 1
+    assert f"{tmp_path / 'out' / 'log.jsonl'}: cannot write: No space left on device" in error()
 
 
 def test_an_existing_run_is_kept_unless_resumed(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.cli import main
 from rescale_train.data import file_digest, find_pictures, load_held
+from rescale_train.lock import sole_writer
 from rescale_train.loop import Options, validate
 from rescale_train.options import spread
 from rescale_train.study import load_study, run_arm, samplers, study_names, table
@@ -271,7 +273,9 @@ def test_an_arm_whose_recipe_changed_is_refused(tiny: Path, tmp_path: Path) -> N
         ('set = { "train.lr_peak" = 1e-5 }', "set = 3", "arm 2: set: a table was expected, got 3"),
         ('recipe = "irn_x2_lite"\n[set]', 'recipe = "irn_x2_lite"\nset = 3\n[x]', "unknown key.s. x"),
         ('name = "other rate"', "", "arm 2: wants a name"),
-        ('"train.lr_peak" = 1e-5', '"train.lr_peek" = 1e-5', "train.lr_peek: unknown key"),
+        ('"train.lr_peak" = 1e-5', '"train.lr_peek" = 1e-5', "tiny.toml: arm 'other rate': train.lr_peek: unknown key"),
+        ('"train.lr_peak" = 1e-5', '"train.steps" = 2026-11-27', "arm 'other rate': a value .* list of these, got datetime"),
+        ('name = "other rate"', 'name = ".."', "arm 2: '..' cannot be the name of a folder"),
         ("[[arm]]", "[[arm", "not valid TOML"),
         ('title = "Tiny"', f"title = {'[' * 5000}", "not valid TOML: tables or lists nested too deep"),
         ("paper = 30.5", f"paper = {'1' * 5000}", "not valid TOML: "),
@@ -282,6 +286,15 @@ def test_errors_of_a_study_name_what_is_wrong(tiny: Path, old: str, new: str, me
     tiny.write_text(TINY.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         load_study(str(tiny))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not locked on Windows")
+def test_two_studies_do_not_write_to_one_folder(tiny: Path, pictures: Path, tmp_path: Path, error: Callable[[], str]) -> None:
+    out = tmp_path / "study"
+    with sole_writer(out):
+        assert main(["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1"]) == 1
+        assert "study: another run is writing here; wait for its end, or choose another --out" in error()
+        assert not list(out.iterdir())
 
 
 def test_an_unknown_study_lists_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

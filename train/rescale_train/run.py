@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from rescale.batch import remove_leftovers
 from rescale.console import print_json, warn
 from rescale.errors import CheckpointError, InputError, OutputError
 from rescale.threads import usable_threads
@@ -83,9 +84,9 @@ def start_run(
     if device.type == "cpu":
         torch.set_num_threads(threads or max(1, usable_threads() // world))
     target = options.out / "checkpoint.safetensors"
-    source = target if target.exists() else target.with_name(target.name + ".part00")
-    if not resume and source.exists():
-        raise OutputError(f"{source}: exists; add --resume to continue it, or choose another --out")
+    source = _source(target)
+    if not resume:
+        _refuse_existing(source)
     if resume and init_from is not None:
         raise CheckpointError("--resume and --init-from exclude each other")
     if resume and not source.exists():
@@ -98,6 +99,11 @@ def start_run(
         holdout = 0 if named == [] else holdout
     pictures = divide(data, val, holdout, init_from or source, named, options.out.resolve() / PLOT)
     with sole_writer(options.out) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            if not resume:
+                # Another run may have begun and ended while the pictures were looked at.
+                _refuse_existing(_source(target))
+            remove_leftovers(options.out)
         held = list(load_held(pictures.held.values(), recipe.net.scale).values())
         if len(held) < len(pictures.held) and val:
             why = too_small(len(held), len(pictures.held), recipe.net.scale)
@@ -129,6 +135,16 @@ def start_run(
             loss_plot(options.out / "log.jsonl", options.out / PLOT)
             print_json(result | {"checkpoint": str(target)})
     return 0 if result["finished"] else stopped_by
+
+
+def _source(target: Path) -> Path:
+    """What a run is resumed from: its checkpoint, or the first of its parts."""
+    return target if target.exists() else target.with_name(target.name + ".part00")
+
+
+def _refuse_existing(source: Path) -> None:
+    if source.exists():
+        raise OutputError(f"{source}: exists; add --resume to continue it, or choose another --out")
 
 
 def _tell(recipe: Recipe, pictures: Division, validated: int, init_from: Path | None, start: Start | None) -> None:

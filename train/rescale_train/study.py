@@ -125,7 +125,12 @@ def load_study(name_or_path: str) -> Study:
                 raise ConfigError(
                     f"{name_or_path}: arms {other.name!r} and {row['name']!r} would have one folder; name them differently"
                 )
-        recipe = load_recipe(table["recipe"], {k: _toml(v) for k, v in {**shared, **own}.items()})
+        if not row["name"].strip(". "):
+            raise ConfigError(f"{name_or_path}: arm {number}: {row['name']!r} cannot be the name of a folder; name it otherwise")
+        try:
+            recipe = load_recipe(table["recipe"], {k: _toml(v) for k, v in {**shared, **own}.items()})
+        except RescaleError as e:
+            raise ConfigError(f"{name_or_path}: arm {row['name']!r}: {e}") from None
         arms.append(Arm(row["name"], group, recipe, dict(own), None if paper is None else float(paper)))
     return Study(str(table.get("title", name_or_path)), tuple(arms))
 
@@ -295,4 +300,6 @@ def _toml(value: Any) -> str:
     """A value as TOML text, which overrides are given in."""
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
+    if not isinstance(value, str | int | float):
+        raise ConfigError(f"a value of a recipe is a number, true, false, text or a list of these, got {value!r}")
     return json.dumps(value)

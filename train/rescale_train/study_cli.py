@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rescale.console import print_json, require, warn
-from rescale.errors import InputError, OutputError
+from rescale.errors import InputError
 from rescale.threads import usable_threads
 from rescale_train.options import EXTRA, Device, Threads, held_of, named_sets, pick_device, stop_on_signals
 
@@ -57,6 +57,7 @@ def study(
         pictures_digest,
         too_small,
     )
+    from rescale_train.lock import sole_writer
     from rescale_train.loop import Options
     from rescale_train.shipped import weights_file
     from rescale_train.start import read_start
@@ -109,31 +110,27 @@ def study(
     sets = {HELD: held} | {title: load_measured(folder, scale) for title, folder in folders.items()}
     pictures = [load_picture(path) for path in train_paths]
     crops = samplers(plan, pictures, where)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{out}: cannot create the folder: {e.strerror}") from None
-
     setting = Setting(start.digest if start is not None else None, pictures_digest(pictures))
-    done = read_results(plan, out, setting, sets)
 
     def in_order() -> list[dict[str, Any]]:
         return [done[name] for name in names if name in done]
 
-    write_results(plan, in_order(), out, setting)
-    torch.set_flush_denormal(True)
-    try:
-        with stop_on_signals() as stopped_by:
-            for chosen in plan.arms:
-                if stopped_by() or (arm and chosen.name not in arm):
-                    continue
-                typer.echo(f"{chosen.name} ...", err=True)
-                options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
-                begin = starts.get(chosen.name)
-                done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, begin)
-                write_results(plan, in_order(), out, setting)
-    finally:
-        torch.set_flush_denormal(False)
+    with sole_writer(out):
+        done = read_results(plan, out, setting, sets)
+        write_results(plan, in_order(), out, setting)
+        torch.set_flush_denormal(True)
+        try:
+            with stop_on_signals() as stopped_by:
+                for chosen in plan.arms:
+                    if stopped_by() or (arm and chosen.name not in arm):
+                        continue
+                    typer.echo(f"{chosen.name} ...", err=True)
+                    options = Options(out, save_every=100, validate_every=0, log_every=50, should_stop=lambda: stopped_by() != 0)
+                    begin = starts.get(chosen.name)
+                    done[chosen.name] = run_arm(chosen, out, crops[chosen.name], held_out, sets, where, options, begin)
+                    write_results(plan, in_order(), out, setting)
+        finally:
+            torch.set_flush_denormal(False)
     print_json({"title": plan.title, "arms": in_order()}) if json_ else print(table(plan, in_order()))
     if stopped_by():
         raise typer.Exit(stopped_by())
