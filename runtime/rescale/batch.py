@@ -182,19 +182,19 @@ def run(
         nonlocal full
         job, future = waiting[0]
         result = future.result()
+        if not isinstance(result, AbandonedError):
+            # Before it counts as told: Ctrl-C in between has it told once more, not left out.
+            report(job, f"error: {result}" if isinstance(result, RescaleError) else result)
         waiting.popleft()
         if isinstance(result, AbandonedError):
             return
         if isinstance(result, RescaleError):
             outcome.errors.append((job.source, result))
             full = full or (isinstance(result, OutputError) and result.errno in NO_ROOM)
-            report(job, f"error: {result}")
-            return
-        if result == SKIPPED:
+        elif result == SKIPPED:
             outcome.skipped += 1
         else:
             outcome.done += 1
-        report(job, result)
 
     with ThreadPoolExecutor(workers) as pool:
         try:

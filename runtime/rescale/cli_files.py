@@ -180,11 +180,12 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
             status, _, message = what.partition(": ")
             if message:
                 fail(message)
-            facts = {"source": str(job.source), "target": str(job.target)} | found.pop(job, {})
+            facts = {"source": str(job.source), "target": str(job.target)} | found.get(job, {})
             if json_:
                 print_json_line(facts | {"status": status} | ({"error": message} if message else {}))
             elif verb.each and status == batch.DONE:
                 print(printable(verb.describe(facts)), flush=True)
+            found.pop(job, None)
 
         net.network.turn = threading.Lock()
         outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check, abandon=abandon)

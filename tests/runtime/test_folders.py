@@ -118,6 +118,21 @@ def test_an_interrupted_folder_tells_of_what_it_finished(here, tmp_path, told, p
     assert 3 <= len(made) < 12
 
 
+def test_a_result_that_ctrl_c_kept_from_being_told_is_told_then(tmp_path):
+    jobs = [batch.Job(tmp_path / f"{n}.png", tmp_path / "out" / f"{n}.png") for n in range(3)]
+    told = []
+
+    def report(job, what):
+        if job is jobs[1] and len(told) == 1:
+            told.append("interrupted")
+            raise KeyboardInterrupt
+        told.append((job.source.name, what))
+
+    outcome = batch.run(jobs, lambda job: None, overwrite=False, report=report)
+    assert told == [("0.png", "done"), "interrupted", ("1.png", "done")]
+    assert (outcome.done, outcome.left, outcome.interrupted) == (2, 1, True)
+
+
 def test_ctrl_c_ends_a_folder_cleanly(here, tmp_path, picture):
     os.mkdir("many")
     for i in range(40):

@@ -22,24 +22,27 @@ def watched(work: Callable[[], T], stop: Callable[[], object], alive: Callable[[
     """
     found: list[T] = []
     failed: list[BaseException] = []
+    ended = threading.Event()  # a join that a signal interrupts takes the thread for ended (CPython 3.11)
 
     def run() -> None:
         try:
             found.append(work())
         except BaseException as e:  # raised in the thread that waits
             failed.append(e)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
-        while thread.is_alive():
-            thread.join(BEAT)
+        while not ended.wait(BEAT):
             alive()
     except BaseException:
         stop()
-        if thread.is_alive():
-            thread.join()
+        if thread.ident is not None:
+            ended.wait()
         raise
+    thread.join()
     if failed:
         raise failed[0]
     return found[0]
