@@ -76,6 +76,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert report["matmul"]["float32"] > 1e8
     assert main(["speed", str(recipe), "--steps", "1", "--threads", "1", "--set", "train.batch=1"]) == 0
     assert "1 of 16 px" in capsys.readouterr().out
+    lost = str(tmp_path / "none" / "speed.json")
+    assert main(["speed", str(recipe), "--steps", "1", "--threads", "1", "--out", lost]) == 1
+    told = capsys.readouterr()
+    assert "2 of 16 px" in told.out, "what was measured is not lost"
+    assert told.err.startswith(f"error: {lost}: cannot write")
     assert main(["speed", str(recipe), "--set", "train.batch"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
 

@@ -43,6 +43,7 @@ def speed(
         records = list(measure(rows, where, steps, advance))
     machine = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{count} CPU thread(s)"
     report = {"recipe": recipe, "device": machine, "torch": torch.__version__, "matmul": peak, "variants": records}
+    # First: minutes of measuring are not lost where the file cannot be written.
+    print_json(report) if json_ else print(f"{recipe}, {machine}, PyTorch {torch.__version__}\n\n{table(records, peak)}")
     if out is not None:
         atomic_write(out, as_json(report).encode())
-    print_json(report) if json_ else print(f"{recipe}, {machine}, PyTorch {torch.__version__}\n\n{table(records, peak)}")
