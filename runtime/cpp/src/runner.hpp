@@ -28,8 +28,8 @@ class Runner {
   virtual std::string name() const = 0;  // backend, version, device, for reports
   // Fills the outputs, whose shapes the caller knows. Throws Code::backend or Code::out_of_memory.
   virtual void run(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs, std::size_t output_count) = 0;
-  // The same, with `alive` called about ten times a second, in this thread, where a backend can be stopped: what it throws stops the
-  // run and is passed on. Elsewhere as `run`.
+  // The same, with `alive` called about ten times a second, in this thread, where a backend can be stopped: what it throws stops
+  // the run and is passed on. Elsewhere as `run`.
   virtual void run_watched(GraphId graph, const Tensor* inputs, std::size_t input_count, Tensor* outputs,
                            std::size_t output_count, const std::function<void()>& alive);
   virtual void run_device(GraphId graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,

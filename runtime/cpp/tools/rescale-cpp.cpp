@@ -222,8 +222,8 @@ void down(const Arguments& a) {
   } else {
     small.save(a.paths[1], layout, carrier);
   }
-  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d -> %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
-              picture.size.height, small.size.width, small.size.height, printable(net.info().title).c_str());
+  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d -> %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(),
+               picture.size.width, picture.size.height, small.size.width, small.size.height, printable(net.info().title).c_str());
 }
 
 rescale::LrPicture read_lr(const std::string& path, std::uint64_t most) {
@@ -262,8 +262,8 @@ void up(const Arguments& a) {
     std::fprintf(stderr, "warning: %s: %s; restored %s\n", printable(small.name).c_str(), printable(detail).c_str(), how);
   }
   write_target(a.paths[1], picture.to_png());
-  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(), picture.size.width,
-              picture.size.height, printable(net.info().title).c_str());
+  std::fprintf(report(a.paths[1]), "%s -> %s: %dx%d, %s\n", printable(a.paths[0]).c_str(), printable(a.paths[1]).c_str(),
+               picture.size.width, picture.size.height, printable(net.info().title).c_str());
 }
 
 void info(const Arguments& a) {

@@ -152,8 +152,8 @@ RESCALE_API rescale_status rescale_with_progress(const rescale_session* session,
 RESCALE_API void rescale_free(rescale_session* session);
 RESCALE_API rescale_status rescale_get_info(const rescale_session* session, rescale_info* info);
 
-/* Frames: HR with 3 channels, LR of ceil(side / scale) with lr_channels. latent: 1 channel, ceil(w / 4) by 4 * ceil(h / 4) of the LR's
- * w and h; it may be NULL for upscaling, and where the model has none. */
+/* Frames: HR with 3 channels, LR of ceil(side / scale) with lr_channels. latent: 1 channel, ceil(w / 4) by 4 * ceil(h / 4) of the
+ * LR's w and h; it may be NULL for upscaling, and where the model has none. */
 RESCALE_API rescale_status rescale_downscale(const rescale_session* session, const rescale_image* hr, const rescale_image* lr,
                                              const rescale_image* latent);
 RESCALE_API rescale_status rescale_upscale(const rescale_session* session, const rescale_image* lr, const rescale_image* latent,
