@@ -30,7 +30,7 @@ from rescale_bench.parity import Size
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
-from rescale_bench.report_text import findings, markdown
+from rescale_bench.report_text import busy, findings, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_worker import DIRECTIONS
 
@@ -104,7 +104,8 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
         print(text, end="")
     else:
         left_out = (f"Left out: {resolution}: {why}" for resolution, why in found.report["speed"]["left_out"].items())
-        for line in (*found.report["findings"].values(), *left_out, *(str(out / name) for name in reversed(FILES))):
+        notes = filter(None, (busy(found.report["machine"]), *left_out))
+        for line in (*found.report["findings"].values(), *notes, *(str(out / name) for name in reversed(FILES))):
             print(line)
     failed = any(c["failed"] for case in found.report["speed"]["cases"] for c in case["competitors"])
     return not failed and not any(b["refused"] for b in found.report["parity"]["bundles"])

@@ -47,6 +47,7 @@ def page(found: Found) -> str:
         parts=plots(report_plots.parts, cases[-1]),
         parts_of=report_text.resolution(cases[-1]),
         parts_check=report_text.parts_check(cases),
+        busy=report_text.busy(report["machine"]),
         speed_tables=[report_text.speed_table(case) for case in cases],
         quality=report_text.quality_table(report),
         parity=report_text.parity_table(report),

@@ -28,6 +28,9 @@ WORDS = {"downscale": "down", "upscale": "up"}
 PARTS_TOLERANCE = 0.05
 """By which the sum of a timing's parts may miss the whole."""
 
+BUSY = 0.25
+"""Load average a CPU, before anything was measured, from which times are doubted."""
+
 Case = Mapping[str, Any]
 
 
@@ -249,6 +252,17 @@ def parts_check(cases: Iterable[Case]) -> str:
     return f"Decode, run and encode add up to {low:.2f} to {high:.2f} % of the whole of every run{verdict}."
 
 
+def busy(machine: Mapping[str, Any]) -> str:
+    """What else the machine did when the report began, in words; empty where that was little."""
+    load = machine["load_average"]
+    if load is None or load[0] <= BUSY * machine["cpus"]:
+        return ""
+    return (
+        f"Other programs were at work when this began (load average {load[0]:.1f}, {machine['cpus']} CPUs): times are too long,"
+        " and ratios are not to be trusted; measure again on an idle machine"
+    )
+
+
 def machine_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the figures depend on."""
     m = report["machine"]
@@ -287,6 +301,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     for case in report["speed"]["cases"]:
         lines += [f"### {resolution(case)}", "", *_rows(speed_table(case)), ""]
     lines += [parts_check(report["speed"]["cases"]), ""]
+    lines += [f"{said}.", ""] if (said := busy(report["machine"])) else []
     lines += [f"## {found['parity']}", "", *_rows(parity_table(report)), ""]
     lines += [f"## {found['quality']}", "", *_rows(quality_table(report)), "", f"{found['bytes']}.", ""]
     rest = not_run(report)

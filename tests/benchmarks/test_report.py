@@ -36,7 +36,7 @@ from rescale_bench.report import FILES, Found, Options, measure
 from rescale_bench.report_html import page
 from rescale_bench.report_pictures import BLOCK, CROP, heat_map, panels, shares
 from rescale_bench.report_plots import SERIES, VARIABLES
-from rescale_bench.report_text import findings, markdown, milliseconds, not_run, parts_check
+from rescale_bench.report_text import busy, findings, markdown, milliseconds, not_run, parts_check
 from rescale_bench.speed_report import spread
 from rescale_export.probe import probe_picture
 
@@ -59,7 +59,9 @@ def found(full_bundle: BundleOf) -> Found:
         compiled=False,
         threads=1,
     )
-    return measure(options)
+    made = measure(options)
+    made.report["machine"]["load_average"] = [0.0, 0.0, 0.0]  # whatever else runs beside the tests
+    return made
 
 
 class Outline(HTMLParser):
@@ -344,13 +346,21 @@ def test_the_command(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     broken = copy.deepcopy(found.report)
     broken["speed"]["cases"][0]["competitors"][0]["failed"] = {"upscale": "it died"}
     broken["speed"]["left_out"] = {"96x64": "too long"}
+    broken["machine"] |= {"load_average": [3.0, 0.0, 0.0], "cpus": 4}
     broken["command"] = "rescale-bench --bundle \udcff"  # a name that is no text
     monkeypatch.setattr(report, "measure", lambda options: Found(broken, found.pictures, None))
     assert main(["report", "--out", "z"]) == 1
-    assert "Left out: 96x64: too long" in capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out.splitlines()
+    assert "Left out: 96x64: too long" in told
+    warning = busy(broken["machine"])
+    assert warning.startswith("Other programs were at work when this began (load average 3.0, 4 CPUs): ")
+    assert warning in told
     text = (tmp_path / "z" / "report.html").read_text()
     assert "Failed: ONNX Runtime fp32, upscale at 64x48: it died" in text
     assert "rescale-bench --bundle \\udcff" in text
+    assert warning in text
+    assert f"\n{warning}.\n" in (tmp_path / "z" / "report.md").read_text()
+    assert busy({"load_average": None, "cpus": 4}) == busy({"load_average": [1.0, 9.0, 9.0], "cpus": 4}) == ""
 
 
 def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_bundle: BundleOf) -> None:
