@@ -1,7 +1,8 @@
 // Reads records from standard input and prints what each came to, a line a record: a state, or the code of an error.
 //   record: kind 1, length 4 little-endian, bytes, length 4 of a side-car (0xffffffff: none), its bytes
 //   kinds:  L an LR file; exact ones are written again in every layout. P a picture. M a manifest, in the folder argv[1].
-//           B the path of a bundle to run, with threads, tiles and odd sizes; argv[2] is ONNX Runtime's library.
+//           B the path of a bundle to run, with threads, tiles and odd sizes, whole and cancelled; argv[2] is ONNX Runtime's
+//           library.
 
 #include <rescale/rescale.hpp>
 
@@ -58,6 +59,20 @@ std::string bundle(const rescale::Bytes& path, const char* library) {
       const auto small = rescale::LrPicture::from_png(file.data, "own");
       rescale::Picture::from_png(net.restore(small).to_png(), "restored");
       net.restore(small, {false, true});
+      std::uint64_t calls = 0;
+      const auto watched = net.with_progress([&](std::uint64_t done, std::uint64_t total) { return ++calls, done == total / 2; });
+      try {
+        watched.restore(small);
+        std::abort();
+      } catch (const rescale::Error& e) {
+        if (e.code() != rescale::Code::cancelled || calls == 0) std::abort();
+      }
+      struct Own {};
+      try {
+        net.with_progress([](std::uint64_t, std::uint64_t) -> bool { throw Own(); }).downscale(picture);
+        std::abort();
+      } catch (const Own&) {
+      }
     });
   }
   for (auto& t : threads) t.join();
