@@ -35,7 +35,8 @@ def test_weights_are_named_by_path_or_as_they_ship(tmp_path: Path, monkeypatch: 
     assert weights_file(name) == shipped
     (tmp_path / name).mkdir()  # the bundle that `rescale-export` makes of them
     assert weights_file(name) == shipped
-    for given in ("runs/latest/checkpoint.safetensors", f"./{name}.pt", "missing.safetensors", "below/it"):
+    (tmp_path / "latest").mkdir()
+    for given in ("latest", "runs/latest/checkpoint.safetensors", f"./{name}.pt", "missing.safetensors", "below/it"):
         assert weights_file(given) == Path(given)
     (tmp_path / "irn_x2_lite").write_bytes(b"")
     assert weights_file("irn_x2_lite") == Path("irn_x2_lite")

@@ -79,7 +79,7 @@ def weights_file(name: str) -> Path:
     """
     path = Path(name)
     shipped = {p.stem: p for p in sorted(weights_folder().glob("*.safetensors"))}
-    if path.is_file() or path.suffix or path.name != name:
+    if path.is_file() or path.suffix or path.name != name or (path.is_dir() and name not in shipped):
         return path
     if name not in shipped:
         raise UnknownModelError(f"{name}: no such file, and no such shipped weights (there are {', '.join(shipped)})")
