@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def write_bundle(
     card: dict[str, Any] | None = None,
     precisions: Sequence[str] = DEFAULT_PRECISIONS,
     refine: bool = False,
+    progress: Callable[[int, int, str], object] = lambda done, count, stage: None,
 ) -> Bundle:
     """Export a network, check it against PyTorch, and write its bundle.
 
@@ -85,6 +86,8 @@ def write_bundle(
         card: what is known of the weights (data, steps, measured PSNR), kept in the manifest.
         precisions: of `rescale.bundle.PRECISIONS`; float32 is always written.
         refine: write the gradient graph too.
+        progress: called in this thread before each part of the work with the parts that are done, all parts, and what comes now;
+            what it raises ends the work, and nothing is written.
 
     Returns:
         The written bundle, verified before it took its place. What is read of it later is what was written, whoever has put
@@ -98,22 +101,33 @@ def write_bundle(
     for precision in precisions:
         check_precision(precision)
     check_target(target)  # before the minutes of work, not after
+    reduced = [p for p in PRECISIONS if p != "fp32" and p in precisions]
+    parts = iter(range(4 + len(reduced)))
+
+    def begin(what: str) -> None:
+        progress(next(parts), 4 + len(reduced), what)
+
+    begin("writing graphs")
     digest, reach = flow_digest(net), receptive_field(net)
     metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
     files: dict[str, bytes] = {}
-    entries = {p: _graphs(net, split_graphs(net, p), p, metadata, files) for p in PRECISIONS if p == "fp32" or p in precisions}
+    entries = {p: _graphs(net, split_graphs(net, p), p, metadata, files) for p in ("fp32", *reduced)}
     models = {name: files[entry["file"]] for name, entry in entries["fp32"].items()}
+    begin("comparing with PyTorch")
     parity = compare(net, models)
     extra: dict[str, Any] = {}
     if refine:
         extra = _graphs(net, {GRADIENT: gradient(net)}, "fp32", metadata, files)
         parity[GRADIENT] = compare_gradient(net, files[extra[GRADIENT]["file"]])
     scale = net.config.scale
+    begin("computing golden vectors")
     cases = golden_cases(net)
     buffer = io.BytesIO()
     arrays = {f"{i}.{name}": array for i, case in enumerate(cases) for name, array in case.items()}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     golden = files[GOLDEN] = buffer.getvalue()
+    begin("measuring the halo")
+    halo = measured_halo(models, scale, reach)
     corrected: dict[str, Any] = {}
     if net.corrections:
         corrected = {"corrections": {"count": len(net.corrections), "sha256": weights_digest(net)}}
@@ -125,7 +139,7 @@ def write_bundle(
         "auxiliary": net.config.variant.auxiliary,
         "net": to_dict(net.config),
         "receptive_field": {"lr_pixels": reach["downscale"]} | ({"upscale_lr_pixels": reach["upscale"]} if corrected else {}),
-        "halo": measured_halo(models, scale, reach),
+        "halo": halo,
         "padding": {"rule": "edge", "sides": ["bottom", "right"], "multiple": scale},
         "latent": _latent(net),
         "weights": {"sha256": digest, "card": card or {}},
@@ -149,7 +163,10 @@ def write_bundle(
             (folder / name).write_bytes(data)
         _write_manifest(folder, manifest)
         written = Bundle(folder)
-        found = {p: compare_precision(written, p, cases).to_dict() for p in written.precisions if p != "fp32"}
+        found = {}
+        for p in reduced:
+            begin(f"checking {p}")
+            found[p] = compare_precision(written, p, cases).to_dict()
         _write_manifest(folder, manifest | {"precision_parity": found})
         Bundle(folder).verify()
         return WrittenBundle(folder, target, files)

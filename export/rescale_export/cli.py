@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rescale.bundle import Bundle, check_precision
-from rescale.console import Version, new_app, print_json, require, run_app
+from rescale.console import Version, new_app, print_json, require, run_app, work_bar
 from rescale.contract import GRADIENT
 from rescale.errors import CheckpointError, RescaleError
 from rescale.variants import SCALES, VARIANTS
@@ -105,7 +105,8 @@ def export(
         check_repository(triton, target)
     if not json_:
         print(f"{model} x{scale}: {said}")
-    bundle = write_bundle(net, target, card, precision, refine)
+    with work_bar("exporting") as told:
+        bundle = write_bundle(net, target, card, precision, refine, told)
     if not json_:
         print_bundle(bundle)
     report: dict[str, Any] = {"bundle": str(bundle.path), "weights": said}

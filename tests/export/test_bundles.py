@@ -153,6 +153,29 @@ def test_what_is_not_a_bundle_is_kept(tmp_path: Path, make_net: MakeNet) -> None
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+def test_an_export_tells_what_it_does_and_can_be_ended(tmp_path: Path, make_net: MakeNet) -> None:
+    told: list[tuple[int, int, str]] = []
+    write_bundle(make_net("irn", 2), tmp_path / "b", precisions=("fp16", "fp32"), progress=lambda *part: told.append(part))
+    assert [(done, count) for done, count, _ in told] == [(i, 5) for i in range(5)]
+    assert [stage for _, _, stage in told] == [
+        "writing graphs",
+        "comparing with PyTorch",
+        "computing golden vectors",
+        "measuring the halo",
+        "checking fp16",
+    ]
+    before = content(tmp_path / "b")
+
+    def cancel(done: int, count: int, stage: str) -> None:
+        if stage == "checking mixed":
+            raise RuntimeError(stage)
+
+    with pytest.raises(RuntimeError, match="checking mixed"):
+        write_bundle(make_net("irn", 4), tmp_path / "b", precisions=("mixed",), progress=cancel)
+    assert content(tmp_path / "b") == before
+    assert os.listdir(tmp_path) == ["b"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_failed_check_writes_nothing(tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     target = tmp_path / "b"
