@@ -134,15 +134,18 @@ def test_pictures_are_read_and_refused_as_python_does(native, failure, bundle):
                 with pytest.raises(failure) as caught:
                     own.downscale_png(data, keep=rule == "keep")
                 assert caught.value.kind == "input", name
-                assert str(caught.value) == str(wanted) or name == "no picture"
+                mine, theirs = str(caught.value), str(wanted)
+                if name in ("16 bits", "animated"):  # Python has an option for each, which C++ does without
+                    mine, theirs = mine.split(";")[0], theirs.split(";")[0]
+                assert mine == theirs or name == "no picture"
                 continue
-            mine = Small.from_bytes(own.downscale_png(data, keep=rule == "keep")[0])
+            small = Small.from_bytes(own.downscale_png(data, keep=rule == "keep")[0])
             with rescale.load(bundle("irn", 2), backend="onnxruntime") as net:
-                theirs = net.downscale(wanted)
-            assert np.array_equal(mine.rgb, theirs.rgb), name
-            assert mine.block.source_mode == theirs.block.source_mode, name
-            assert (mine.source_alpha is None) == (theirs.source_alpha is None), name
-            assert mine.source_alpha is None or np.array_equal(mine.source_alpha, theirs.source_alpha), name
+                same = net.downscale(wanted)
+            assert np.array_equal(small.rgb, same.rgb), name
+            assert small.block.source_mode == same.block.source_mode, name
+            assert (small.source_alpha is None) == (same.source_alpha is None), name
+            assert small.source_alpha is None or np.array_equal(small.source_alpha, same.source_alpha), name
     own.close()
 
 
