@@ -59,7 +59,8 @@ def test_shipped_weights_restore_a_photograph_better(shipped_bundle, model):
             gains.append((psnr_y(again, image, 2), psnr(again, image)))
             errors.append(psnr_y(small.rgb, bicubic_picture(image, 2), 2))
     luma, rgb = np.diff(gains, axis=0).T
-    assert (luma > 0.03).all()
+    # Luma counts four times in what is held, not alone: of the first steps RGB may have all of the gain.
+    assert luma.sum() > 0.1
     assert (rgb > 0.0).all()
     assert min(errors) > errors[0] - 0.5
 

@@ -80,8 +80,11 @@ def test_a_run_resumed_is_the_run_unbroken(recipe_of: RecipeOf, sampler_of: Samp
 
 
 @pytest.mark.parametrize("optimiser", ["muon", "soap"])
-def test_it_trains(recipe_of: RecipeOf, sampler_of: SamplerOf, optimiser: str) -> None:
-    recipe = recipe_of("irn_a", optimiser=optimiser, steps=60, warmup=5, lr_peak=5e-3)
+def test_it_trains(recipe_of: RecipeOf, sampler_of: SamplerOf, optimiser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("irn_a", optimiser=optimiser, steps=60, warmup=5, lr_peak=3e-3)
     trainer, sampler = Trainer(recipe, CPU), sampler_of(recipe)
+    # The same crops in every step: those of one are twice as hard as those of another.
+    batch = sampler.batch
+    monkeypatch.setattr(sampler, "batch", lambda step, *shape: batch(0, *shape))
     losses = [terms["total"] for _ in range(60) if (terms := trainer.train_step(sampler)) is not None]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert losses[-1] < 0.8 * losses[0]
