@@ -7,7 +7,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -217,12 +216,18 @@ def _may_be_replaced(folder: Path) -> bool:
     """Whether nothing is in a folder but the files of a bundle of ours. One that another export replaces is looked at again."""
     while True:
         try:
-            before = folder.stat()
+            before = _identity(folder)
             found = folder.is_dir() and _is_bundle_or_empty(folder)
-            if found or os.path.samestat(before, folder.stat()):
+            if found or _identity(folder) == before:
                 return found
         except (FileNotFoundError, NotADirectoryError):  # not there, or another export is about to put its own there
             return True
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Tells a folder from the next one at its place, which may have the number of one that is gone: renaming sets the time."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns
 
 
 def _is_bundle_or_empty(folder: Path) -> bool:
