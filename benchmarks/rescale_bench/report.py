@@ -30,7 +30,7 @@ from rescale_bench.parity import Size
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
-from rescale_bench.report_text import busy, findings, markdown
+from rescale_bench.report_text import busy, findings, left_out, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_worker import DIRECTIONS
 
@@ -103,8 +103,7 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
     if as_json_:
         print(text, end="")
     else:
-        left_out = (f"Left out: {resolution}: {why}" for resolution, why in found.report["speed"]["left_out"].items())
-        notes = filter(None, (busy(found.report["machine"]), *left_out))
+        notes = filter(None, (busy(found.report["machine"]), *left_out(found.report)))
         for line in (*found.report["findings"].values(), *notes, *(str(out / name) for name in reversed(FILES))):
             print(line)
     failed = any(c["failed"] for case in found.report["speed"]["cases"] for c in case["competitors"])
@@ -158,13 +157,11 @@ def measure_speed(bundle: Bundle, options: Options) -> dict[str, Any]:
     if options.resolutions:
         plan = [(r, 1.0 / len(options.resolutions)) for r in options.resolutions]
     found: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for i, (resolution, share) in enumerate(plan):
         needed = least_minutes(found["cases"][-1], parse_size(resolution, "--resolution")) if found else 0.0
         if needed > options.minutes and not options.resolutions:
-            left_out[resolution] = (
-                f"{LEAST} runs of each would take about {needed:.0f} minutes; --resolution {resolution} takes them"
-            )
+            absent[resolution] = f"{LEAST} runs of each would take about {needed:.0f} minutes; --resolution {resolution} takes them"
             continue
         asked = SpeedOptions(
             bundles=[bundle.path],
@@ -181,7 +178,7 @@ def measure_speed(bundle: Bundle, options: Options) -> dict[str, Any]:
         one = speed.measure(asked)
         found = found or one | {"cases": []}
         found["cases"] += one["cases"]
-    return found | {"left_out": left_out}
+    return found | {"left_out": absent}
 
 
 def least_minutes(case: Mapping[str, Any], size: Size) -> float:

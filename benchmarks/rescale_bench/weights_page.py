@@ -10,8 +10,8 @@ from typing import Any
 
 from rescale.files import atomic_write
 from rescale_bench.paper import published
-from rescale_train.config import Recipe, from_dict, size_name, to_dict
-from rescale_train.recipe import load_recipe, recipe_names
+from rescale_train.config import Recipe, from_dict, size_name
+from rescale_train.recipe import differences, load_recipe, recipe_names
 from rescale_train.shipped import Shipped, list_shipped
 
 SETS = ("Set5", "Set14", "BSD100", "Kodak")
@@ -76,20 +76,12 @@ def _arguments(recipe: Recipe) -> str:
     for name in recipe_names():
         base = load_recipe(name)
         if (base.net.model, base.net.scale, size_name(base.net)) == (recipe.net.model, recipe.net.scale, size_name(recipe.net)):
-            changes = dict(_differences(to_dict(base), to_dict(recipe)))
+            changes = {key: value for key, (_, value) in differences(base, recipe).items()}
             found.append((len(changes), name, changes))
     if not found:
         raise ValueError(f"no shipped recipe trains {recipe.net}")
     _, name, changes = min(found, key=lambda f: f[:2])
     return " ".join([name, *(f"--set '{key}={json.dumps(value)}'" for key, value in changes.items())])
-
-
-def _differences(base: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in other.items():
-        if isinstance(value, dict):
-            yield from _differences(base[key], value, f"{prefix}{key}.")
-        elif base[key] != value:
-            yield prefix + key, value
 
 
 def _row(title: str, parameters: str | None, card: Mapping[str, Any], cell: Callable[[Any], str]) -> str:

@@ -110,8 +110,9 @@ def down(
             "alpha": alpha != "refuse",
             "container": container is not None,
             "target": target_size is not None,
+            "to_8_bit": to_8_bit,
+            "first_frame": first_frame,
         }
-        others |= {"to_8_bit": to_8_bit, "first_frame": first_frame}
         _unused_with_raw(**others, refine=refine > 0, check=check, overwrite=overwrite is True)
     elif container not in (None, kind):
         raise InputError(f"{target}: its name asks for {kind}, and --container for {container}; leave the option out")

@@ -290,7 +290,8 @@ class Trainer:
         """
         found = checkpoint.read(path)
         if found.recipe != self.recipe:
-            named = differences(found.recipe, self.recipe)
+            changed = [f"{key} {old}, now {new}" for key, (old, new) in differences(found.recipe, self.recipe).items()]
+            named = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise CheckpointError(f"{path}: written by another recipe ({named}); start in a new --out folder, or use --init-from")
         before = checkpoint.held_out(found, str(path))
         if before is not None and self.held_out is not None and not set(before) <= set(self.held_out):

@@ -76,11 +76,10 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
     return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table["train"], "train"))
 
 
-def differences(before: Recipe, now: Recipe) -> str:
-    """Where two recipes differ, as `train.steps 600, now 800`; at most three keys of many."""
+def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Keys, such as ``train.steps``, whose values differ, with both."""
     a, b = (dict(_leaves(to_dict(recipe))) for recipe in (before, now))
-    changed = [f"{key} {a.get(key)}, now {value}" for key, value in b.items() if a.get(key) != value]
-    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+    return {key: (a[key], value) for key, value in b.items() if a[key] != value}
 
 
 def _leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
