@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+from rescale import start
 
 
 def main() -> int:
-    """Run the command line. Ctrl-C is told in one line also while the command's modules are still being loaded."""
-    try:
-        from rescale.cli import main as command
-
-        return command()
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    """Run the command line."""
+    return start.run("rescale.cli")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -155,15 +153,6 @@ def test_what_the_work_raises_or_returns_is_passed_on():
     with pytest.raises(Stop):
         watched.watched(lambda: (_ for _ in ()).throw(Stop), go_on.set, lambda: None)
     assert watched.watched(lambda: 5, go_on.set, lambda: None) == 5
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_is_one_line_while_modules_are_loaded(tmp_path):
-    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-m", "rescale", "info", "s.png"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ MODULES = ("rescale.cli", "rescale_export.cli", "rescale_train.cli", "rescale_be
 def test_every_command_says_its_version(module, capsys):
     assert importlib.import_module(module).main(["--version"]) == 0
     assert capsys.readouterr().out == f"{rescale.__version__}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("module", MODULES)
+def test_ctrl_c_is_one_line_while_modules_are_loaded(module, tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    package = module.partition(".")[0]
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
+    (entry,) = (e.partition(":") for e in entries if e.startswith(f"{package}."))
+    installed = f"import sys; from {entry[0]} import {entry[2]}; sys.exit({entry[2]}())"  # what an installer writes
+    for start in (["-c", installed], ["-m", package]):
+        done = run(*start, "--help", home=tmp_path, PYTHONPATH=path)
+        assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def test_every_install_line_names_an_extra_that_exists():
