@@ -35,11 +35,13 @@ def from_png(chunks: list[png.Chunk], name: str) -> Chunks:
 
 
 def from_info(info: Mapping[Any, Any], name: str) -> Chunks:
-    """The same from what Pillow knows of another format."""
+    """The same from what Pillow knows of another format, and under ``cicp`` the body of that chunk."""
     found: list[tuple[bytes, bytes]] = []
     icc, exif = info.get("icc_profile"), info.get("exif")
     if isinstance(icc, bytes) and icc:
         found.append((b"iCCP", _ICC_PREFIX + zlib.compress(icc, 9)))
+    elif cicp := info.get("cicp"):
+        found.append((b"cICP", cicp))
     if info.get("jfif_unit") in (1, 2) and min(info.get("jfif_density", (0, 0))) > 0:
         metres = _INCH if info["jfif_unit"] == 1 else 0.01
         x, y = (round(v / metres) for v in info["jfif_density"])

@@ -15,9 +15,9 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from rescale import colour, jxl, png, riff
+from rescale import avif, colour, jxl, png, riff
 from rescale.choices import AlphaRule
 from rescale.deep import eight_bits, is_deep, stored_depth
 from rescale.errors import DamagedPictureError, InputError, RescaleError
@@ -37,6 +37,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
 """Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
 _TOO_LARGE = f"above {MAX_PIXELS} pixels in a format that is not read beyond; convert it to PNG, or cut it into parts"
+CHECKED = ("PNG", "WEBP", "AVIF")
+"""Formats whose damage is found whatever the program that embeds this has told Pillow."""
 _TEXT = "it is a stream of text; open it as binary, with mode 'rb'"
 TIFF_EXTRA_SAMPLES = 338
 """Tag that says what the samples beyond the colours are; 1 is alpha that the colours are multiplied by."""
@@ -69,14 +71,16 @@ class Picture:
 
     def planes(self) -> Array:
         """What is written: (H, W), (H, W, 3), or with alpha (H, W, 2) or (H, W, 4); gray is the mean of R, G and B."""
-        base = self.shown()[:, :, :1] if self.gray else self.pixels
-        if self.alpha is not None:
-            return np.dstack([base, self.alpha])
-        return base[:, :, 0] if self.gray else base
+        base = self._levels() if self.gray else self.pixels
+        return base if self.alpha is None else np.dstack([base, self.alpha])
 
     def shown(self) -> Array:
         """The colours as they are written: uint8 (H, W, 3); of a gray picture the mean of R, G and B, three times."""
-        return np.repeat(np.rint(self.pixels.mean(2)).astype(np.uint8)[:, :, None], 3, axis=2) if self.gray else self.pixels
+        return np.repeat(self._levels()[:, :, None], 3, axis=2) if self.gray else self.pixels
+
+    def _levels(self) -> Array:
+        # Rounded without floats, which would take eight bytes a pixel: of three whole numbers no mean lies midway between two.
+        return ((self.pixels.sum(2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
 
     def to_bytes(self, suffix: str = ".png") -> bytes:
         """A lossless file: PNG, or WebP with suffix ``.webp``.
@@ -200,6 +204,9 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
         raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
         _check_pixels(image.width, image.height, max_pixels, name)
+        if ImageFile.LOAD_TRUNCATED_IMAGES and image.format not in CHECKED:
+            cure = "set it to False, or decode the picture yourself and pass the array"
+            raise InputError(f"{name}: with PIL.ImageFile.LOAD_TRUNCATED_IMAGES nobody can tell whether it is whole: {cure}")
         if header is not None and header.depth in (2, 4) and "transparency" in image.info and image.mode == "L":
             # Pillow widens these samples to 8 bits, but not the level that is transparent.
             most = (1 << header.depth) - 1
@@ -337,7 +344,10 @@ def open_picture(
             _load(image, name)
             gray = image.mode in ("1", "L", "LA")
             planes = _converted(image, "RGBA" if _has_alpha(image) else "RGB", name)
-        carried = colour.from_png(png.read_chunks(data, name), name) if _is_png(data) else colour.from_info(image.info, name)
+        if _is_png(data):
+            carried = colour.from_png(png.read_chunks(data, name), name)
+        else:
+            carried = colour.from_info(image.info | {"cicp": avif.cicp(data) if image.format == "AVIF" else None}, name)
     pixels = np.repeat(planes[:, :, :1], 3, axis=2) if planes.shape[2] < 3 else np.ascontiguousarray(planes[:, :, :3])
     return Picture(pixels, gray, _transparency(planes, alpha, name), carried)
 

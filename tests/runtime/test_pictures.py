@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -104,6 +105,20 @@ def test_gray_comes_back_gray(bundle, picture, mode):
     again = there_and_back(bundle("irn", 2), source, "png")
     assert Image.open(io.BytesIO(again.to_bytes())).mode == "L"
     assert np.array_equal(Picture(source.pixels, gray=True).planes(), np.array(image.convert("L")))
+
+
+def test_gray_is_the_mean_rounded_without_floats():
+    values = np.arange(256)
+    pixels = np.stack(np.meshgrid(values, values[::5], values[::5], indexing="ij"), axis=-1).reshape(256, -1, 3).astype(np.uint8)
+    gray = Picture(pixels, gray=True)
+    assert np.array_equal(gray.planes(), np.rint(pixels.mean(2)).astype(np.uint8))
+    tracemalloc.start()
+    try:
+        gray.planes()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 7 * gray.size[0] * gray.size[1]  # in floats at least 8
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP", "PPM"])

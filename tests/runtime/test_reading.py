@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 import rescale
 from rescale import Small, png
@@ -41,6 +41,22 @@ def test_every_truncation_is_refused(picture, format):
         # A format may end in bytes that its pixels do not need.
         assert end > 0.9 * len(data), (end, len(data))
         assert np.array_equal(found, rescale.read_picture(data))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "BMP", "GIF", "PPM", "PNG", "WEBP", "AVIF"])
+def test_no_half_picture_is_taken_where_the_program_lets_pillow_take_them(picture, format, monkeypatch):
+    """Many programs set this once for all their pictures."""
+    data = encoded(Image.fromarray(picture(40, 40)), format)
+    whole = rescale.read_picture(data)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for half in (data[: len(data) // 2], data[: len(data) * 9 // 10]):
+        with pytest.raises(InputError):
+            rescale.read_picture(half)
+    if format in ("PNG", "WEBP", "AVIF"):
+        assert np.array_equal(rescale.read_picture(data), whole)
+    else:
+        with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES nobody can tell whether it is whole: set it to False, or"):
+            rescale.read_picture(data)
 
 
 def test_bombs_and_absurd_headers_are_bounded_before_decoding():

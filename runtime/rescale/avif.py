@@ -1,0 +1,75 @@
+"""What an AVIF file says of its colours without an ICC profile: Pillow decodes the pixels and leaves it unsaid."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+SRGB = (1, 13)
+"""Primaries and transfer function of sRGB, which an RGB picture has without a word."""
+
+UNSPECIFIED = 2
+
+
+def cicp(data: bytes) -> bytes | None:
+    """Colour space of the main picture as the body of PNG's chunk ``cICP``; None for sRGB, or where the file does not say.
+
+    The matrix is that of RGB and the range the full one, since pixels are decoded to RGB.
+    """
+    try:
+        found = next((body for kind, body in _properties(data) if kind == b"colr" and body[:4] == b"nclx"), b"")
+        primaries, transfer = struct.unpack_from(">HH", found, 4)
+    except (LookupError, struct.error):
+        return None
+    if (primaries, transfer) == SRGB or UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 0xFF:
+        return None
+    return bytes([primaries, transfer, 0, 1])
+
+
+def _boxes(data: bytes, at: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Name and body of each box in the bytes from `at` on."""
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        end = at + length if length else len(data)
+        if end < start:
+            return
+        yield kind, data[start:end]
+        at = end
+
+
+def _first(data: bytes, kind: bytes, at: int = 0) -> bytes:
+    for name, body in _boxes(data, at):
+        if name == kind:
+            return body
+    raise LookupError(kind)
+
+
+def _properties(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Boxes that describe the main picture; a file may hold others beside it, for transparency, brightness or a preview.
+
+    Raises:
+        LookupError, struct.error: the file is not as the standard has it.
+    """
+    meta = _first(data, b"meta")
+    main = _first(meta, b"pitm", 4)
+    (picture,) = struct.unpack_from(">I" if main[0] else ">H", main, 4)
+    properties = _first(meta, b"iprp", 4)
+    described = list(_boxes(_first(properties, b"ipco")))
+    table = _first(properties, b"ipma")
+    item, place = (">I" if table[0] else ">H"), (">H" if table[3] & 1 else ">B")
+    (entries,), at = struct.unpack_from(">I", table, 4), 8
+    for _ in range(entries):
+        (owner,) = struct.unpack_from(item, table, at)
+        at += struct.calcsize(item)
+        count = table[at]
+        at += 1
+        for _ in range(count):
+            (number,) = struct.unpack_from(place, table, at)
+            at += struct.calcsize(place)
+            number &= 0x7FFF if place == ">H" else 0x7F  # the first bit says whether a reader has to know the property
+            if owner == picture and number:
+                yield described[number - 1]

@@ -1,0 +1,92 @@
+"""The colour space that an AVIF names without an ICC profile."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rescale
+from rescale import avif, colour
+
+P3 = bytes([12, 13, 0, 1])
+ICC = b"\0" * 36 + b"acsp" + bytes(88)
+
+
+def encoded(image: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "AVIF", **options)
+    return buffer.getvalue()
+
+
+def named(data: bytes, primaries: int, transfer: int) -> bytes:
+    """The same file, its pixels said to be in another colour space."""
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def nclx(primaries: int, transfer: int) -> bytes:
+    return box(b"colr", b"nclx", struct.pack(">HHHB", primaries, transfer, 6, 0x80))
+
+
+def two_pictures(wide: bool) -> bytes:
+    """Header of a file whose main picture is the second one described; with `wide`, by the larger numbers of long files."""
+    item, place, first = (">I", ">H", 0x8000) if wide else (">H", ">B", 0x80)
+    version = bytes([wide, 0, 0, wide])
+
+    def owns(number: int, *properties: int) -> bytes:
+        return struct.pack(item, number) + bytes([len(properties)]) + b"".join(struct.pack(place, p) for p in properties)
+
+    table = box(b"ipma", version, struct.pack(">I", 2), owns(1, 1), owns(2, first | 2, 3))
+    properties = box(b"ipco", nclx(9, 16), box(b"ispe", bytes(12)), nclx(12, 13))
+    main = box(b"pitm", version, struct.pack(item, 2))
+    return box(b"ftyp", b"avif") + box(b"meta", bytes(4), main, box(b"iprp", properties, table))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_colour_space_without_a_profile_is_carried(picture, channels):
+    image = np.dstack([picture(16, 16), np.full((16, 16), 255, np.uint8)])[:, :, :channels]
+    data = encoded(image)
+    assert rescale.open_picture(data).colour == ()
+    again = rescale.open_picture(named(data, 12, 13))
+    assert again.colour == ((b"cICP", P3),)
+    assert np.array_equal(again.pixels, rescale.open_picture(data).pixels)
+    assert rescale.open_picture(again.to_bytes()).colour == again.colour
+
+
+def test_srgb_and_the_unsaid_are_not(picture):
+    data = encoded(picture(16, 16))
+    for primaries, transfer in ((1, 13), (2, 2), (1, 2), (2, 13), (300, 13)):
+        assert rescale.open_picture(named(data, primaries, transfer)).colour == ()
+
+
+def test_a_profile_goes_before(picture):
+    found = rescale.open_picture(encoded(picture(16, 16), icc_profile=ICC)).colour
+    assert [kind for kind, _ in found] == [b"iCCP"]
+    assert colour.icc_profile(found) == ICC
+    assert [kind for kind, _ in colour.from_info({"icc_profile": ICC, "cicp": P3}, "x")] == [b"iCCP"]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_it_is_that_of_the_main_picture(wide):
+    assert avif.cicp(two_pictures(wide)) == P3
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_damaged_header_says_nothing(wide):
+    data = two_pictures(wide)
+    for end in range(len(data)):
+        avif.cicp(data[:end])
+    for at in range(len(data)):
+        for value in (0, 1, 0x7F, 0xFF):
+            avif.cicp(data[:at] + bytes([value]) + data[at + 1 :])
+    assert avif.cicp(b"") is None
+    assert avif.cicp(data[: len(data) // 2]) is None
