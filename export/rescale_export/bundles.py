@@ -108,15 +108,14 @@ def write_bundle(
 
     begin("writing graphs")
     digest, reach = flow_digest(net), receptive_field(net)
-    metadata = {"model": net.config.model, "scale": str(net.config.scale), "weights": digest, "colour": "RGB, uint8, NHWC"}
     files: dict[str, bytes] = {}
-    entries = {p: _graphs(net, split_graphs(net, p), p, metadata, files) for p in ("fp32", *reduced)}
+    entries = {p: _graphs(net, split_graphs(net, p), p, files) for p in ("fp32", *reduced)}
     models = {name: files[entry["file"]] for name, entry in entries["fp32"].items()}
     begin("comparing with PyTorch")
     parity = compare(net, models)
     extra: dict[str, Any] = {}
     if refine:
-        extra = _graphs(net, {GRADIENT: gradient(net)}, "fp32", metadata, files)
+        extra = _graphs(net, {GRADIENT: gradient(net)}, "fp32", files)
         parity[GRADIENT] = compare_gradient(net, files[extra[GRADIENT]["file"]])
     scale = net.config.scale
     begin("computing golden vectors")
@@ -171,13 +170,20 @@ def write_bundle(
         return WrittenBundle(folder, target, files)
 
 
-def _graphs(
-    net: RescalingNet, writers: dict[str, GraphWriter], precision: str, metadata: dict[str, str], files: dict[str, bytes]
-) -> dict[str, Any]:
+def graph_metadata(net: RescalingNet, name: str, precision: str) -> dict[str, str]:
+    """What the file of a graph says of itself, wherever it lies; docs/bundle.md has the keys."""
+    config = net.config
+    found = {"model": config.model, "scale": str(config.scale), "weights": flow_digest(net), "colour": "RGB, uint8, NHWC"}
+    if name == "downscale":
+        found |= {"corrections": str(len(net.corrections)), "network": weights_digest(net)}
+    return found | {"precision": precision}
+
+
+def _graphs(net: RescalingNet, writers: dict[str, GraphWriter], precision: str, files: dict[str, bytes]) -> dict[str, Any]:
     """Manifest entries of graphs in one precision; their bytes go into `files`."""
     entries: dict[str, Any] = {}
     for name, writer in writers.items():
-        model = writer.model(metadata | {"precision": precision})
+        model = writer.model(graph_metadata(net, name, precision))
         check_contract(model, tuple(writer.inputs), tuple(writer.outputs))
         data = model.SerializeToString(deterministic=True)
         file = graph_file(name, precision)

@@ -129,6 +129,26 @@ def test_the_manifest_says_so(make_net, corrected_pair):
     assert one.memory("downscale") > one.memory("upscale") == other.memory("upscale")
 
 
+def test_a_downscale_graph_says_so_by_itself(corrected_pair):
+    """Where it lies without its manifest, as in a Triton repository."""
+    for bundle in map(Bundle, corrected_pair):
+        for precision, entries in bundle.precisions.items():
+            for name in entries:
+                graph = onnx.load_from_string(bundle.read_graph(name, precision))
+                found = {p.key: p.value for p in graph.metadata_props}
+                want = {
+                    "model": "irn_a",
+                    "scale": "2",
+                    "precision": precision,
+                    "weights": bundle.weights,
+                    "colour": "RGB, uint8, NHWC",
+                }
+                if name == "downscale":
+                    want |= {"corrections": str(bundle.corrections), "network": bundle.network}
+                assert found == want
+    assert len({Bundle(path).network for path in corrected_pair}) == 2
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 12), (33, 21), (64, 80)])
 @pytest.mark.parametrize("model", ["irn_a", "irn_m"])
 def test_either_bundle_restores_the_files_of_the_other(corrected_pair_of, picture, model, height, width):
