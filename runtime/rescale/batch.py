@@ -260,13 +260,20 @@ def remove_leftovers(folder: Path) -> int:
     count = 0
     for path in folder.rglob(TEMPORARY_GLOB):
         match = TEMPORARY_NAME.fullmatch(path.name)
-        if match and _is_left_over(path, match.group(1), int(match.group(2))):
+        if match and is_left_over(path, match.group(1), int(match.group(2))):
             path.unlink(missing_ok=True)
             count += 1
     return count
 
 
-def _is_left_over(path: Path, machine: str, pid: int) -> bool:
+def is_left_over(path: Path, machine: str, pid: int) -> bool:
+    """Whether the process that made a temporary file or folder is gone.
+
+    Args:
+        path: of another machine's, age decides.
+        machine: `rescale.files.machine_mark` there.
+        pid: number of the process.
+    """
     if machine == machine_mark():
         return not _alive(pid)
     try:

@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import OutputError, ParityError
+from rescale.files import machine_mark
 from rescale.image import pad_planes
 from rescale.parity import golden_vectors
 from rescale.variants import SCALES, VARIANTS
@@ -315,6 +318,26 @@ def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeyp
         (folder / "manifest.json").write_text("new")
     assert "rescale-bundle" in (target / "manifest.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody knows there whether a process lives")
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine, other = machine_mark(), "0" * 8
+    names = {
+        "left": f".rescale-export.{mine}-{gone.pid}-0123abcd.tmp",
+        "under way": f".rescale-export.{mine}-{os.getpid()}-0123abcd.tmp",
+        "of another machine": f".rescale-export.{other}-{gone.pid}-0123abcd.tmp",
+        "of another program": f".rescale-export.{gone.pid}.tmp",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "downscale.onnx").write_text("half")
+    with replaced_folder(tmp_path / "bundle"):
+        pass
+    left = {p.name for p in tmp_path.iterdir()} - {"bundle"}
+    assert left == {names[n] for n in ("under way", "of another machine", "of another program")}
 
 
 def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
