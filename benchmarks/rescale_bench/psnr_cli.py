@@ -42,10 +42,9 @@ def psnr(
 ) -> None:
     """PSNR and SSIM of the restored HR, fidelity of the LR, and bits, beside bicubic and the paper's table 3."""
     require(("skimage", "torch"), "bench")
-    from rescale.bundle import Bundle
     from rescale.json_text import as_json
     from rescale.rescaler import load
-    from rescale_bench.bundles import bundles_of
+    from rescale_bench.bundles import bundles_of, distinct
     from rescale_bench.machine import versions
     from rescale_bench.outputs import check_files
     from rescale_bench.pictures import picture_sets, sample_set
@@ -64,18 +63,23 @@ def psnr(
         "protocol": PROTOCOL,
         "versions": versions(),
         "missing": [f"{what}: {reason}" for what, need in needs.items() if (reason := need.missing())],
+        "told_apart": {},
         "results": [],
         "bicubic": [],
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        paths = bundles_of(bundles or (), model or (), scale or (), folder, refine > 0, size or ())
-        scales = sorted({Bundle(p).scale for p in paths})
-        advance = stack.enter_context(progress_bar((len(paths) + len(scales)) * sum(len(s.pictures) for s in sets)))
-        for path in paths:
+        choices = bundles_of(bundles or (), model or (), scale or (), size or (), precision, refine > 0)
+        scales = sorted({c.scale for c in choices})
+        exports = sum(not c.is_there for c in choices)
+        advance = stack.enter_context(progress_bar(exports + (len(choices) + len(scales)) * sum(len(s.pictures) for s in sets)))
+        for choice, name in zip(choices, distinct([c.title for c in choices]), strict=True):
+            path = choice.path(folder, advance)
             with load(path, backend, threads or None, precision=precision) as net:
-                title = net.bundle.title + (f", refined in {refine} steps" if refine else "")
+                title = name + (f", refined in {refine} steps" if refine else "")
                 head = {"bundle": str(path), "model": title, "backend": net.runner.name}
+                if sum(c.title == choice.title for c in choices) > 1:
+                    report["told_apart"][title] = str(path) if choice.is_there else "what ships"
                 report["results"] += [head | measure_set(net, s, advance, store, refine) for s in sets]
         report["bicubic"] += [measure_set_bicubic(n, s, advance, store) for n in scales for s in sets]
     report["tables"] = tables(report)

@@ -14,6 +14,7 @@ from rescale.picture import Picture as Source
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import Rescaler
 from rescale_bench.bicubic import reduce
+from rescale_bench.bundles import distinct
 from rescale_bench.pictures import Picture
 from rescale_bench.rate_codecs import Codec, CodecError, Lossless, fitting
 from rescale_bench.rate_curve import Curve, Match, Point
@@ -71,13 +72,6 @@ def measure_set(
     return {"set": pictures.name, "count": len(rows), "pictures": rows}
 
 
-def titles(nets: Sequence[Rescaler]) -> list[str]:
-    """Each bundle's title; from the second of one title on with a number behind it, by which reports tell them apart."""
-    found = [net.bundle.title for net in nets]
-    before = [found[:i].count(title) for i, title in enumerate(found)]
-    return [f"{title} ({n + 1})" if n else title for title, n in zip(found, before, strict=True)]
-
-
 def measure_picture(
     nets: Sequence[Rescaler],
     name: str,
@@ -98,7 +92,8 @@ def measure_picture(
     identity = digest(hr)
     failed: dict[str, str] = {}
     lossless = _lossless(hr, identity, tools, failed)
-    rescaled = [_rescale(net, title, hr, source.gray, identity, tools) for net, title in zip(nets, titles(nets), strict=True)]
+    titles = distinct([net.bundle.title for net in nets])
+    rescaled = [_rescale(net, title, hr, source.gray, identity, tools) for net, title in zip(nets, titles, strict=True)]
     bases = {scale: _Base(hr, scale, identity, tools) for scale in sorted({net.bundle.scale for net in nets})}
     for entry in rescaled:
         entry["bicubic_lr"] = bases[entry["scale"]].sizes

@@ -63,9 +63,11 @@ def rate(
     tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        paths = bundles_of(bundles or (), model or (), scale or (), folder, sizes=size or ())
+        choices = bundles_of(bundles or (), model or (), scale or (), size or (), precision)
+        exports = sum(not c.is_there for c in choices)
+        advance = stack.enter_context(progress_bar(exports + len(lossy) * sum(len(s.pictures) for s in sets)))
+        paths = [c.path(folder, advance) for c in choices]
         nets = [stack.enter_context(load(p, backend, threads or None, precision=precision)) for p in paths]
-        advance = stack.enter_context(progress_bar(len(lossy) * sum(len(s.pictures) for s in sets)))
         found = [measure_set(nets, s, tools, advance) for s in sets]
     used: list[Codec | Lossless] = [*lossy, *lossless]
     report: dict[str, Any] = {

@@ -14,18 +14,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any, BinaryIO, TextIO
+from typing import Annotated, Any, BinaryIO, Protocol, TextIO
 
 import typer
 
-from rescale import __version__
+from rescale import __version__, start
 from rescale.errors import InputError, MissingExtraError, OutputError, RescaleError
 from rescale.json_text import as_json, as_json_line
 
 PACKAGE = "rescale-toolkit"
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
+INTERRUPTED = start.INTERRUPTED
+"""Exit code after Ctrl-C."""
 
 PATIENCE = 1.0
 """Seconds that a command works in silence before it shows what it does."""
@@ -193,11 +193,18 @@ def binary_output() -> BinaryIO:
     return sys.stdout.buffer
 
 
+class Advance(Protocol):
+    """What `progress_bar` yields."""
+
+    def __call__(self, name: str, count: int = 1, /) -> None:
+        """Move the bar past a named item, or past `count` of them; with 0 it says what comes now."""
+
+
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the remaining time on stderr, if that is a terminal. Yields a function that advances it past a named item."""
+def progress_bar(total: int) -> Iterator[Advance]:
+    """A bar with the remaining time on stderr, if that is a terminal. Yields a function that advances it."""
     if not sys.stderr.isatty():
-        yield lambda name: None
+        yield lambda name, count=1: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -207,7 +214,7 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     shared = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=printable(name))
+        yield lambda name, count=1: bar.update(task, advance=count, description=printable(name))
 
 
 @contextmanager

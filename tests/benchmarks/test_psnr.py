@@ -26,7 +26,6 @@ from rescale_bench.quality_report import COLUMNS, MEASURED, PUBLISHED, as_markdo
 from rescale_bench.store import Store
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_picture, enlarge_picture
-from rescale_train.shipped import list_shipped
 
 BundleOf = Callable[[str, int], Path]
 FolderOf = Callable[..., Path]
@@ -228,31 +227,20 @@ def test_the_command_keeps_and_writes(
     assert capsys.readouterr().out == text
 
 
-def test_by_default_all_shipped_weights_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written: list[str] = []
-
-    class Written:
-        def __init__(self, path: Path) -> None:
-            self.path = path
-
-    def write(net: Any, target: Path, card: Any, precisions: Any, refine: bool) -> Written:
-        written.append(card["model"])
-        assert (tuple(precisions), refine) == ((), False)
-        return Written(target)
-
-    import rescale_export.bundles
-
-    monkeypatch.setattr(rescale_export.bundles, "write_bundle", write)
-    every = list_shipped()
-    assert len(bundles_of([], [], [], tmp_path)) == len(every)
-    assert written == [s.model for s in every]
-    written.clear()
-    found = bundles_of([tmp_path / "mine"], ["irn"], [2], tmp_path)
-    assert found[0] == tmp_path / "mine"
-    assert set(written) == {"irn"}
-    written.clear()
-    assert bundles_of([tmp_path / "mine"], [], [], tmp_path) == [tmp_path / "mine"]
-    assert written == []
+def test_bundles_of_one_title_are_told_apart(
+    corrected_pair: tuple[Path, Path], folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one network with and without corrections, or before and after more training."""
+    report = tmp_path / "r.json"
+    assert run(*corrected_pair, "--data", folder_of("mine", (24, 24)), "--out", report) == 0
+    text = capsys.readouterr().out
+    titles = ["irn_a x2 custom", "irn_a x2 custom (2)"]
+    assert [r["model"] for r in json.loads(report.read_text())["results"]] == titles
+    for title, path in zip(titles, corrected_pair, strict=True):
+        assert f"| **{title}** | measured |" in text
+        assert f"- {title}: {path}\n" in text
+    assert "; over irn_a x2 custom " in text
+    assert main(["compare", str(report), str(report)]) == 0
 
 
 @pytest.mark.parametrize("command", [["psnr"], ["rate"], ["parity", "--backend", "onnxruntime"]])
@@ -270,9 +258,9 @@ def test_sets_of_one_name_are_refused_before_the_work(
 
 
 @pytest.mark.usefixtures("only_irn_ships")
-def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_weights_is_refused() -> None:
     with pytest.raises(UnknownModelError, match=r"no weights ship for dlv_irn_m \(shipped: irn x2 lite\)"):
-        bundles_of([], ["dlv_irn_m"], [], tmp_path)
+        bundles_of([], ["dlv_irn_m"], [])
 
 
 def spread_report(bicubic: list[float], **models: list[float]) -> dict[str, Any]:
