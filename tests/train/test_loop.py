@@ -154,6 +154,34 @@ def test_a_run_gives_up_after_too_many_such_steps_in_a_row(recipe_of: RecipeOf, 
         trainer.train_step(sampler)
 
 
+def test_skipped_steps_are_told(
+    recipe_of: RecipeOf, sampler_of: SamplerOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the log, the result and the checkpoint, also where a line was due at a step that was skipped."""
+    recipe = recipe_of(steps=5, warmup=0)
+    trainer, sampler = Trainer(recipe, CPU), sampler_of(recipe)
+    faulty = trainer.objective = Faulty(trainer.objective, math.nan)
+    batch = sampler.batch
+
+    def watched(step: int, *rest: Any) -> Any:
+        faulty.broken = step in (1, 2, 4)
+        return batch(step, *rest)
+
+    monkeypatch.setattr(sampler, "batch", watched)
+    assert trainer.run(sampler, [], Options(tmp_path, log_every=1))["skipped"] == 3
+    records = read_log(tmp_path / "log.jsonl")
+    assert [(r["step"], r.get("skipped"), "total" in r) for r in records] == [
+        (1, None, True),
+        (2, 1, False),
+        (3, 2, False),
+        (4, 2, True),
+        (5, 3, False),
+    ]
+    again = Trainer(recipe, CPU)
+    again.resume(tmp_path / "checkpoint.safetensors")
+    assert again.skipped == 3
+
+
 def test_gradients_above_the_running_median_are_clipped(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
     moved = []
     for clip in (0.0, 2.0):

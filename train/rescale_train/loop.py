@@ -146,6 +146,7 @@ class Trainer:
     Attributes:
         held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
         trained_on: `digests_digest` of the training pictures, for the checkpoint; None: not to be told.
+        skipped: steps of the run that were not finite.
 
     Args:
         recipe: network and run.
@@ -176,6 +177,7 @@ class Trainer:
         self.held_out: list[str] | None = None
         self.trained_on: str | None = None
         self.skipped = 0
+        self._skipped_in_a_row = 0
         self.norms: list[float] = []
         self._compiled_for: str | None = None
         torch.manual_seed(recipe.train.seed)
@@ -222,10 +224,11 @@ class Trainer:
         self.step += 1
         if not (math.isfinite(norm) and math.isfinite(float(terms["total"].detach()))):
             self.skipped += 1
-            if self.skipped >= MAX_SKIPPED:
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= MAX_SKIPPED:
                 raise DivergedError(f"step {self.step}: {MAX_SKIPPED} steps in a row were not finite; lower train.lr_peak")
             return None
-        self.skipped = 0
+        self._skipped_in_a_row = 0
         if t.clip:
             limit = t.clip * statistics.median(self.norms) if len(self.norms) >= 10 else norm
             if norm > limit:
@@ -280,6 +283,7 @@ class Trainer:
             progress["held_out"] = self.held_out
         if self.trained_on is not None:
             progress["trained_on"] = self.trained_on
+        progress |= self._skipped()
         checkpoint.write(path, tensors, self.recipe, progress)
 
     def resume(self, path: Path) -> None:
@@ -320,6 +324,7 @@ class Trainer:
                     self.optimiser.restore(p, state)
             self.norms = found.tensors["state.norms"].tolist()
             self.step, self.seconds = int(found.progress["step"]), float(found.progress["seconds"])
+            self.skipped = int(found.progress.get("skipped", 0))
         except (KeyError, RuntimeError, ValueError) as e:
             raise CheckpointError(f"{path}: not a complete training checkpoint: {e}") from None
 
@@ -350,10 +355,11 @@ class Trainer:
             out_of_time = options.max_minutes is not None and now - start >= 60.0 * options.max_minutes
             stop = self._agree(out_of_time or options.should_stop())
             done = self.step == steps
-            if terms is not None and (self.step % options.log_every == 0 or done or stop):
+            if self.step % options.log_every == 0 or done or stop:
                 ms = 1000.0 * (now - last_log) / max(1, self.step - last_step)
                 last_log, last_step = now, self.step
-                self._record(log, options, {"step": self.step, **terms, "ms": ms, "seconds": self.seconds})
+                record = {"step": self.step, **(terms or {}), **self._skipped(), "ms": ms, "seconds": self.seconds}
+                self._record(log, options, record)
             due = self.rank == 0 and (done or stop or self.step % options.save_every == 0)
             if due:
                 # Before the validation, which can take longer than a system that stops a process waits.
@@ -369,7 +375,12 @@ class Trainer:
                 checkpoint.split(target)
             if stop:
                 break
-        return {"step": self.step, "steps": steps, "finished": self.step >= steps, "seconds": self.seconds, **validation}
+        result = {"step": self.step, "steps": steps, "finished": self.step >= steps, "seconds": self.seconds}
+        return {**result, **self._skipped(), **validation}
+
+    def _skipped(self) -> dict[str, int]:
+        """To be told, if there are any."""
+        return {"skipped": self.skipped} if self.skipped else {}
 
     def _validate(self, held: list[Picture]) -> dict[str, float]:
         if self.rank != 0 or not held:

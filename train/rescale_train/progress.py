@@ -57,7 +57,9 @@ def with_progress_bar(trainer: Trainer, sampler: Any, held: list[Any], options: 
         task = bar.add_task("", total=trainer.recipe.train.steps, completed=trainer.step)
 
         def report(record: dict[str, Any]) -> None:
-            shown.update({k: v for k, v in record.items() if k in ("total", "ms", "hr_psnr_y", "hr_psnr_rgb", "lr_psnr_y")})
+            shown.update(
+                {k: v for k, v in record.items() if k in ("total", "skipped", "ms", "hr_psnr_y", "hr_psnr_rgb", "lr_psnr_y")}
+            )
             text = " ".join(f"{k} {v:.4g}" for k, v in shown.items())
             bar.update(task, completed=record["step"], description=text)
 
