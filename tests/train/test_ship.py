@@ -61,13 +61,18 @@ def test_ship_writes_the_averaged_weights_as_float16(run: Run, tmp_path: Path, c
     assert target.stat().st_size < source.stat().st_size / 4
 
 
-def test_ship_names_a_bad_source_and_a_bad_target(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ship_names_a_bad_source_and_a_bad_target(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["ship", str(tmp_path / "gone.safetensors"), str(tmp_path / "w.safetensors")]) == 1
     assert "gone.safetensors: no such checkpoint" in error(capsys)
     assert run("--max-minutes", "0") == 0
     capsys.readouterr()
-    assert main(["ship", str(tmp_path / "out" / "checkpoint.safetensors"), str(tmp_path / "none" / "w.safetensors")]) == 1
+    source = str(tmp_path / "out" / "checkpoint.safetensors")
+    assert main(["ship", source, str(tmp_path / "none" / "w.safetensors")]) == 1
     assert "w.safetensors: cannot write" in error(capsys)
+    assert main(["ship", source, source, "--held", str(pictures)]) == 1
+    assert "checkpoint.safetensors: is the checkpoint itself, from which a run could not be resumed afterwards" in error(capsys)
 
 
 def test_weights_and_card_are_written_together_or_not_at_all(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,10 @@ def ship(
         raise typer.BadParameter("--data, --machine and --earlier are for the card, which wants --figures")
     if target.suffix != ".safetensors":
         raise OutputError(f"{target}: weights are a .safetensors file, beside which a card lies as .json; name it so")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise OutputError(
+            f"{target}: is the checkpoint itself, from which a run could not be resumed afterwards; choose another name"
+        )
     found = checkpoint.read(source)
     net = checkpoint.load_net(found, str(source))
     # Stored as float16 and loaded as float32: every user computes with exactly the same weights.
