@@ -185,7 +185,7 @@ def _module(library: Library) -> Any:
 
             writes = [*(spans[n] for n in outputs), self._memory]
             api.kernel("execute", stream_handle, [spans[n] for n in inputs], writes, run)
-            if api._streams[stream_handle].capturing is None:
+            if not api.captures_into(stream_handle):
                 running.add(token)
             return True
 

@@ -1,7 +1,6 @@
 """CUDA without a device: host memory, streams that run nothing before they must, and checks that CUDA does not make.
 
-For tests on any machine. Work is put off until somebody waits for it, and is then run in an arbitrary order that streams and
-events allow; so a missing event shows as wrong bytes as well as in `FakeCuda.violations`. Checked are:
+For tests on any machine. `rescale.cuda.fake_order` says what runs when. Checked are, and told in `FakeCuda.violations`:
 
 - memory: use after free, double free, out of bounds, freed while work on it is under way;
 - page-locked memory: touched by this process while a copy is under way;
@@ -11,28 +10,23 @@ events allow; so a missing event shows as wrong bytes as well as in `FakeCuda.vi
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from rescale.cuda import stream_handle
+from rescale.cuda.fake_order import Event, Order, Recorded, Span
+from rescale.cuda.fake_order import Violation as Violation
 from rescale.errors import BackendError, OutOfMemoryError
 
 Bytes = npt.NDArray[np.uint8]
-Span = tuple[int, int]
-_Recorded = tuple[str, "Sequence[Span]", "Sequence[Span]", "Callable[[], None]"]
 
 _ALIGNMENT = 256
-
-
-class Violation(AssertionError):
-    """A use of CUDA that would be wrong on a device."""
 
 
 @dataclass(eq=False)
@@ -56,32 +50,6 @@ class Memory:
         """The bytes of page-locked memory."""
         self.api._touch_host(self)
         return self.bytes
-
-
-@dataclass(eq=False)
-class _Work:
-    """One piece of work in a stream. `before` is a bit mask of all work that is certain to be done when it begins."""
-
-    index: int
-    name: str
-    stream: int
-    reads: Sequence[Span]
-    writes: Sequence[Span]
-    run: Callable[[], None]
-    before: int
-    done: bool = False
-
-
-@dataclass(eq=False)
-class _Stream:
-    before: int = 0
-    capturing: list[_Recorded] | None = None
-    thread: int = 0
-
-
-@dataclass(eq=False)
-class _Event:
-    before: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,16 +90,14 @@ class FakeCuda:
     violations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
+        self._order = Order(self.seed, self._wrong, self.executed)
         self._lock = threading.RLock()
         self._depth = threading.local()
-        self._streams: dict[int, _Stream] = {0: _Stream()}
-        self._events: set[_Event] = set()
-        self._graphs: dict[int, list[_Recorded]] = {}
+        self._events: set[Event] = set()
+        self._graphs: dict[int, list[Recorded]] = {}
         self._memory: list[Memory] = []
         self._graves: list[Memory] = []
-        self._pending: dict[int, _Work] = {}
-        self._next, self._complete, self._handles = 0, 0, 0x1000
+        self._handles = 0x1000
 
     name = "fake"
     dlpack_device = (1, 0)
@@ -145,7 +111,7 @@ class FakeCuda:
         """How many of each kind were made and not yet ended."""
         kinds = [m.kind for m in self._memory]
         counts = {"device": kinds.count("device"), "host": kinds.count("host"), "graphs": len(self._graphs)}
-        return counts | {"streams": len(self._streams) - 1, "events": len(self._events)}
+        return counts | {"streams": len(self._order), "events": len(self._events)}
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -174,7 +140,7 @@ class FakeCuda:
             self._end(buffer, "device")
             if buffer.stream is None:
                 self._idle(buffer, "freed")
-            elif buffer.stream in self._streams:
+            elif buffer.stream in self._order:
                 self._enqueue("freed", buffer.stream, (), (buffer.span,), lambda: None)
             else:
                 self._wrong("free: in the order of a stream that was destroyed")
@@ -193,12 +159,12 @@ class FakeCuda:
     def create_stream(self) -> int:
         with self._call("create_stream"):
             self._handles += 16
-            self._streams[self._handles] = _Stream()
+            self._order.create(self._handles)
             return self._handles
 
     def destroy_stream(self, stream: Any) -> None:
         with self._call("destroy_stream", stream):
-            self._streams.pop(stream)
+            self._order.destroy(stream)
 
     def caller_stream(self, stream: Any) -> int:
         return 0 if stream is None else stream_handle(stream)
@@ -206,9 +172,9 @@ class FakeCuda:
     def handle(self, stream: Any) -> int:
         return int(stream)
 
-    def create_event(self) -> _Event:
+    def create_event(self) -> Event:
         with self._call("create_event"):
-            event = _Event()
+            event = Event()
             self._events.add(event)
             return event
 
@@ -219,27 +185,23 @@ class FakeCuda:
     def record(self, event: Any, stream: Any) -> None:
         with self._call("record", stream):
             self._alive_event(event)
-            event.before = self._stream(stream).before
+            self._order.record(event, stream)
 
     def wait(self, stream: Any, event: Any) -> None:
         with self._call("wait", stream):
             self._alive_event(event)
-            if event.before is None:
-                self._wrong("wait: the event was never recorded")
-            self._stream(stream).before |= event.before or 0
+            self._order.wait(stream, event)
 
     def synchronize_event(self, event: Any) -> None:
         with self._call("synchronize_event"):
             self._not_capturing("synchronize_event")
             self._alive_event(event)
-            if event.before is None:
-                self._wrong("synchronize_event: the event was never recorded")
-            self._finish(event.before or 0)
+            self._order.finish(event)
 
     def synchronize(self) -> None:
         with self._call("synchronize"):
             self._not_capturing("synchronize")
-            self._finish((1 << self._next) - 1)
+            self._order.finish_all()
 
     def to_device(self, target: Any, source: Any, nbytes: int, stream: Any) -> None:
         with self._call("to_device", stream):
@@ -263,20 +225,20 @@ class FakeCuda:
 
     def begin_capture(self, stream: Any) -> None:
         with self._call("begin_capture", stream):
-            s = self._stream(stream)
-            if s.capturing is not None:
-                self._wrong("begin_capture: captures already")
-            s.capturing, s.thread = [], threading.get_ident()
+            self._order.begin_capture(stream)
 
     def end_capture(self, stream: Any) -> int:
         with self._call("end_capture", stream):
-            s = self._stream(stream)
-            if s.capturing is None:
+            recorded = self._order.end_capture(stream)
+            if recorded is None:
                 raise BackendError("fake: the stream does not capture")
-            recorded, s.capturing = s.capturing, None
             self._handles += 16
             self._graphs[self._handles] = recorded
             return self._handles
+
+    def captures_into(self, stream: int) -> bool:
+        """Whether what is put into a stream is recorded, and not done."""
+        return self._order.captures(stream)
 
     def launch(self, graph: Any, stream: Any) -> None:
         with self._call("launch", stream):
@@ -305,21 +267,16 @@ class FakeCuda:
                 raise failure
             yield
 
-    def _wrong(self, message: str) -> None:
+    def _wrong(self, message: str) -> NoReturn:
         self.violations.append(message)
         raise Violation(message)
-
-    def _stream(self, stream: int) -> _Stream:
-        if stream not in self._streams:
-            self._wrong(f"stream {stream:#x} does not exist or was destroyed")
-        return self._streams[stream]
 
     def _alive_event(self, event: Any) -> None:
         if event not in self._events:
             self._wrong("the event was destroyed")
 
     def _not_capturing(self, name: str) -> None:
-        if any(s.capturing is not None and s.thread == threading.get_ident() for s in self._streams.values()):
+        if self._order.captures_here():
             self._wrong(f"{name}: while this thread captures")
 
     def _new(self, nbytes: int, kind: str, stream: Any) -> Memory:
@@ -354,33 +311,10 @@ class FakeCuda:
         self._enqueue(name, stream, (reads,), (writes,), run)
 
     def _enqueue(self, name: str, stream: int, reads: Sequence[Span], writes: Sequence[Span], run: Callable[[], None]) -> None:
-        s = self._stream(stream)
         for low, high in (*reads, *writes):
             if not any(m.pointer <= low and high <= m.pointer + m.nbytes for m in self._memory):
                 self._wrong(f"{name}: {high - low} bytes at {low:#x} are not allocated, or were freed")
-        if s.capturing is not None:
-            s.capturing.append((name, reads, writes, run))
-            return
-        before = s.before | self._complete
-        for other in self._pending.values():
-            if not before >> other.index & 1 and _conflict(other, reads, writes):
-                self._wrong(f"{name} in stream {stream:#x}: not ordered after {other.name} in stream {other.stream:#x}")
-        work = _Work(self._next, name, stream, reads, writes, run, before)
-        self._next += 1
-        self._pending[work.index] = work
-        s.before = before | 1 << work.index
-
-    def _finish(self, mask: int) -> None:
-        """Run what a mask names, in any order that is allowed. Nothing beyond it runs: a device may be as slow."""
-        todo = [w for w in self._pending.values() if mask >> w.index & 1]
-        while todo:
-            undone = sum(1 << w.index for w in todo)
-            work = self._random.choice([w for w in todo if not w.before & undone])
-            work.run()
-            self.executed.append(work.name)
-            todo.remove(work)
-            del self._pending[work.index]
-        self._complete |= mask
+        self._order.put(name, stream, reads, writes, run)
 
     def _touch_host(self, memory: Memory) -> None:
         with self._lock:
@@ -389,15 +323,5 @@ class FakeCuda:
             self._idle(memory, "touched")
 
     def _idle(self, memory: Memory, what: str) -> None:
-        for w in self._pending.values():
-            if any(_overlap(memory.span, span) for span in (*w.reads, *w.writes)):
-                self._wrong(f"{memory.kind} memory was {what} while {w.name} in stream {w.stream:#x} is under way")
-
-
-def _overlap(a: Span, b: Span) -> bool:
-    return a[0] < b[1] and b[0] < a[1]
-
-
-def _conflict(work: _Work, reads: Sequence[Span], writes: Sequence[Span]) -> bool:
-    mine, theirs = ((*reads, *writes), writes), ((*work.reads, *work.writes), work.writes)
-    return any(_overlap(a, b) for a in mine[1] for b in theirs[0]) or any(_overlap(a, b) for a in mine[0] for b in theirs[1])
+        if work := self._order.under_way(memory.span):
+            self._wrong(f"{memory.kind} memory was {what} while {work.name} in stream {work.stream:#x} is under way")
