@@ -112,7 +112,7 @@ def random_net(config: NetConfig, seed: int = 0) -> RescalingNet:
 
 def save_net(net: RescalingNet, path: Path) -> None:
     """Write a network for another process; `load_net` reads it."""
-    checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1)), {})
+    checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1, flow_frozen=bool(net.corrections))), {})
 
 
 def load_net(path: Path) -> RescalingNet:

@@ -49,7 +49,8 @@ def test_peers_that_take_no_gradient_are_missing_and_told_why(net, corrected_pai
 
 
 def test_a_bundle_without_them_is_known_by_its_flow(net, corrected_pair, tmp_path: Path, monkeypatch):
-    recipe = dataclasses.replace(load_recipe("irn_a_x2_lite", {}), net=net.config)
+    base = load_recipe("irn_a_x2_lite", {})
+    recipe = dataclasses.replace(base, net=net.config, train=dataclasses.replace(base.train, flow_frozen=True))
     checkpoint.write(tmp_path / "w.safetensors", net.state_dict(), recipe, {"step": 1, "seconds": 1.0})
     card = {"weights_sha256": checkpoint.weights_digest(net), "recipe": to_dict(recipe)}
     monkeypatch.setattr(speed_plan, "list_shipped", lambda: [SimpleNamespace(card=card, path=tmp_path / "w.safetensors")])

@@ -255,7 +255,7 @@ class TrainConfig:
             Alpha stays as it is: it has no picture to be faithful to, and noise there costs restored detail.
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
-        flow_frozen: keep the flow and the autoencoder fixed and train the encoder's corrections alone.
+        flow_frozen: keep the flow and the autoencoder fixed and train `net.corrections` alone, which nothing else does.
         seed: of the weights, the crops, the mixed-in pictures and the noise.
         loss: weights of the loss terms.
         mix: pictures beside the photographs; none by default.
@@ -323,8 +323,8 @@ class Recipe:
         require(self.train.z == "zero" or v.auxiliary == "none", f"train.z: random z is for the plain variants, not {v.name}")
         require(v.latent or not (self.train.ae_pretrain_steps or self.train.ae_frozen), f"train.ae_*: {v.name} has no autoencoder")
         require(
-            bool(self.net.corrections) or not self.train.flow_frozen,
-            "train.flow_frozen: without net.corrections nothing is trained",
+            self.train.flow_frozen == bool(self.net.corrections),
+            "train.flow_frozen: true is wanted with net.corrections and not without; it is what trains them (docs/corrections.md)",
         )
         require(
             not self.net.corrections or self.train.compile == "none",
