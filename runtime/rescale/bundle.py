@@ -108,6 +108,8 @@ class Bundle:
             raise BundleError(f"{self.path}: no bundle here ({MANIFEST} is missing); make one with rescale-export") from None
         except OSError as e:
             raise BundleError(f"{target}: cannot read: {e.strerror}") from None
+        # Graphs are read when they first run, and a service may have changed to another folder by then.
+        self._folder = self.path.absolute()
         try:
             m = json.loads(raw, parse_constant=_no_constant)
             name, _, version = m["format"].partition("/")
@@ -235,7 +237,7 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST}: {file!r} is not a plain file name")
         path = self.path / file
         try:
-            data = read_regular(path, MAX_GRAPH_BYTES)
+            data = read_regular(self._folder / file, MAX_GRAPH_BYTES)
         except FileNotFoundError:
             raise BundleError(f"{path}: missing; export the bundle again") from None
         except OSError as e:

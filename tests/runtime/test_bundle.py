@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,19 @@ def test_verify_accepts_a_fresh_bundle_in_a_folder_with_an_odd_name(copy, pictur
     Bundle(path).verify()
     with rescale.load(path) as net:
         assert net.downscale(picture(6, 6)).size == (3, 3)
+
+
+def test_a_program_may_change_its_folder_before_a_graph_first_runs(copy, picture, tmp_path, monkeypatch):
+    """As services do that become daemons."""
+    path, _ = copy
+    monkeypatch.chdir(path.parent)
+    with rescale.load(path.name) as net:
+        monkeypatch.chdir("/")
+        assert net.restore(net.downscale(picture(6, 6))).size == (6, 6)
+        assert net.bundle.path == Path(path.name)
+        (path / "encoder.onnx").unlink()
+        with pytest.raises(BundleError, match=f"^{path.name}/encoder.onnx: missing"):
+            net.bundle.read_graph("encoder")
 
 
 def test_no_bundle(tmp_path):
