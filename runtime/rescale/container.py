@@ -277,7 +277,8 @@ class Small:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "LR picture", max_pixels: int = MAX_PIXELS, sidecar: bytes | None = None) -> Small:
-        """Read an LR file from its bytes, with the side-car's bytes if there is one; see `open`."""
+        """Read an LR file from its bytes (or a bytearray or memoryview), with the side-car's bytes if there is one; see `open`."""
+        data, sidecar = _as_bytes(data, name), None if sidecar is None else _as_bytes(sidecar, name)
         pixels = decode_pixels(data, name, max_pixels)
         copies, faults, shown = carriers.read(data, name)
         base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name, colour=shown)
@@ -294,6 +295,18 @@ class Small:
         if faults:
             return replace(base, state=State.DAMAGED, detail=f"its marker is damaged: {faults[0]}")
         return replace(base, state=State.FOREIGN, detail=NO_MARKER, unverified_alpha=_stored_alpha(pixels))
+
+
+def _as_bytes(data: object, name: str) -> bytes:
+    """What a program has of a file, in the one form of which slices can be compared and looked up.
+
+    Raises:
+        InputError: no bytes.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        wanted = "the bytes of a file were expected; Small.open takes paths and streams"
+        raise InputError(f"{name}: {wanted}, got {type(data).__name__}")
+    return bytes(data)
 
 
 def container_for(path: Path) -> str:

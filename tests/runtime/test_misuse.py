@@ -93,6 +93,24 @@ def test_only_an_lr_picture_is_upscaled(bundle, picture):
                 net.upscale(wrong)
 
 
+def test_bytes_in_any_form_are_read_and_nothing_else_is(bundle, picture):
+    """Web frameworks hand over a bytearray, sockets a memoryview; a picture with colour chunks has its own way through."""
+    source = rescale.Picture(picture(8, 9), colour=((b"gAMA", bytes(4)),))
+    with rescale.load(bundle("irn", 2)) as net:
+        small = net.downscale(source)
+    for container in ("png", "webp"):
+        data, block = small.encode(container, carrier="sidecar")
+        for form in (bytes, bytearray, memoryview):
+            found = rescale.Small.from_bytes(form(data), sidecar=form(block))
+            assert (found.state, found.colour) == (rescale.State.EXACT, source.colour)
+            assert rescale.Small.open(form(small.to_bytes(container))).colour == source.colour
+    for wrong in ("small.png", None, io.BytesIO(data), picture(4, 4)):
+        with pytest.raises(InputError, match=f"the bytes of a file were expected; .*, got {type(wrong).__name__}"):
+            rescale.Small.from_bytes(wrong)
+    with pytest.raises(InputError, match="the bytes of a file were expected"):
+        rescale.Small.from_bytes(data, sidecar="small.png.rescale")
+
+
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [[1]]])
 def test_only_rgb_is_written(tmp_path, array):
     with pytest.raises(InputError, match="expected, got"):
