@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-SRGB = (1, 13)
-"""Primaries and transfer function of sRGB, which an RGB picture has without a word."""
+from rescale.colour import SRGB
 
 UNSPECIFIED = 2
 
@@ -21,9 +20,10 @@ def cicp(data: bytes) -> bytes | None:
         primaries, transfer = struct.unpack_from(">HH", found, 4)
     except (LookupError, struct.error):
         return None
-    if (primaries, transfer) == SRGB or UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 0xFF:
+    if UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 0xFF:
         return None
-    return bytes([primaries, transfer, 0, 1])
+    space = bytes([primaries, transfer])
+    return None if space == SRGB else space + b"\0\1"
 
 
 def _boxes(data: bytes, at: int = 0) -> Iterator[tuple[bytes, bytes]]:

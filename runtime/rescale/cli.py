@@ -224,7 +224,11 @@ def up(
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if original is not None:
                 facts |= quality(picture.shown(), original.shown(), net.bundle.scale)
-            write_result(goal, picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower()))
+            try:
+                data = picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower())
+            except InputError as e:
+                raise InputError(f"{goal}: {e}") from None
+            write_result(goal, data)
             return facts
 
         verb = Verb(make, lambda job: require_large(job, not (force or trust_alpha)), list(SUFFIXES), ".png", up_text)

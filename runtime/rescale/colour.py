@@ -17,6 +17,9 @@ from rescale.errors import InputError
 Chunks = tuple[tuple[bytes, bytes], ...]
 
 KINDS = (b"iCCP", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"eXIf")
+SRGB = bytes([1, 13])
+"""Primaries and transfer function of sRGB, as cICP begins; what an RGB picture has that says nothing."""
+
 MAX_BYTES = 8 << 20
 _ICC_PREFIX = b"ICC profile\0\0"
 _EXIF_PREFIX = b"Exif\0\0"
@@ -70,6 +73,12 @@ def for_rgb(chunks: Chunks) -> Chunks:
     profile = icc_profile(chunks)
     is_gray = profile is not None and profile[_ICC_SPACE] == b"GRAY"
     return tuple((kind, data) for kind, data in chunks if not (is_gray and kind == b"iCCP"))
+
+
+def needs_cicp(chunks: Chunks) -> bool:
+    """Whether only cICP says in which colours a picture is to be shown."""
+    kinds = dict(chunks)
+    return b"iCCP" not in kinds and kinds.get(b"cICP", SRGB)[:2] != SRGB
 
 
 def exif(chunks: Chunks) -> bytes | None:

@@ -80,19 +80,22 @@ class Picture:
 
     def _levels(self) -> Array:
         # Rounded without floats, which would take eight bytes a pixel: of three whole numbers no mean lies midway between two.
-        return ((self.pixels.sum(2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+        levels: Array = ((self.pixels.sum(2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+        return levels
 
     def to_bytes(self, suffix: str = ".png") -> bytes:
         """A lossless file: PNG, or WebP with suffix ``.webp``.
 
         Raises:
-            InputError: another suffix, or too large for WebP.
+            InputError: another suffix, or what WebP cannot hold: its size, or its colour space.
         """
         if suffix == ".png":
             return png.insert(png.encode(self.planes()), self.colour)
         if suffix == ".webp":
             if self.gray and colour.for_rgb(self.colour) != self.colour:
                 raise InputError("a gray picture with a gray colour profile: WebP holds neither; write it as .png")
+            if colour.needs_cicp(self.colour):
+                raise InputError("its colours are those of a chunk cICP, which WebP has no place for; write it as .png")
             pixels = self.shown() if self.alpha is None else np.dstack([self.shown(), self.alpha])
             extra = {b"ICCP": colour.icc_profile(self.colour), b"EXIF": colour.exif(self.colour)}
             kept = {k: v for k, v in extra.items() if v}

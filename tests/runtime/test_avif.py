@@ -11,6 +11,8 @@ from PIL import Image
 
 import rescale
 from rescale import avif, colour
+from rescale.cli import main
+from rescale.errors import InputError
 
 P3 = bytes([12, 13, 0, 1])
 ICC = b"\0" * 36 + b"acsp" + bytes(88)
@@ -73,6 +75,29 @@ def test_a_profile_goes_before(picture):
     assert [kind for kind, _ in found] == [b"iCCP"]
     assert colour.icc_profile(found) == ICC
     assert [kind for kind, _ in colour.from_info({"icc_profile": ICC, "cicp": P3}, "x")] == [b"iCCP"]
+
+
+def test_no_picture_loses_it_in_silence(picture):
+    def webp(*chunks: tuple[bytes, bytes]) -> bytes:
+        return rescale.Picture(picture(8, 8), colour=chunks).to_bytes(".webp")
+
+    with pytest.raises(InputError, match=r"cICP, which WebP has no place for; write it as \.png"):
+        webp((b"cICP", P3))
+    profile = colour.from_info({"icc_profile": ICC}, "x")
+    for chunks in (((b"cICP", bytes([1, 13, 0, 1])),), (*profile, (b"cICP", P3))):
+        assert rescale.open_picture(webp(*chunks)).colour == tuple(c for c in chunks if c in profile)
+
+
+def test_the_command_that_cannot_keep_it_names_the_file(here, error_of):
+    source = rescale.open_picture("photo.png")
+    rescale.Picture(source.pixels, colour=((b"cICP", P3),)).save("p3.png")
+    assert main(["down", "p3.png", "s.webp", *here]) == 0
+    assert error_of(["up", "s.webp", "o.webp", *here]) == (
+        1,
+        "error: o.webp: its colours are those of a chunk cICP, which WebP has no place for; write it as .png",
+    )
+    assert main(["up", "s.webp", "o.png", *here]) == 0
+    assert rescale.open_picture("o.png").colour == ((b"cICP", P3),)
 
 
 @pytest.mark.parametrize("wide", [False, True])
