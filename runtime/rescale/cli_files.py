@@ -74,6 +74,8 @@ def check_paths(source: Path, target: Path, overwrite: bool | None = None) -> No
         raise OutputError(f"{target}: exists, and --no-overwrite keeps it; name another file, or leave that option out")
     if target.is_dir() or not target.exists() or target.is_file():  # a pipe or device is written to as it is
         folder = target if target.is_dir() else Path(os.path.realpath(target)).parent
+        if not folder.is_dir():
+            raise OutputError(f"{target}: is a link into the folder {folder}, which does not exist; make it, or remove the link")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(
                 f"{target}: cannot write: the folder {folder} takes no new files; choose another, or make it writable"

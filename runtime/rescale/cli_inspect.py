@@ -12,7 +12,7 @@ import typer
 from rescale.cli_files import check_paths, open_lr, placed, stream_in, worst, write_result
 from rescale.cli_options import STREAM, Json, MaxPixels, bundle_option, path
 from rescale.console import fail, print_json_line, printable, progress_bar
-from rescale.errors import LrFileError, OutputError, RescaleError
+from rescale.errors import InputError, LrFileError, OutputError, RescaleError
 from rescale.limits import MAX_PIXELS
 
 Sources = Annotated[list[Path], typer.Argument(parser=path, help="LR files, folders of them, or - for standard input.")]
@@ -136,9 +136,14 @@ def strip(
 ) -> None:
     """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
     from rescale.container import Small, sidecar_path
+    from rescale.picture import WRITABLE
 
+    if source.is_dir():
+        raise InputError(f"{source}: is a folder; strip takes one LR file")
     target = placed(source, target, ".png")
     check_paths(source, target)
+    if target != STREAM and target.suffix.lower() not in WRITABLE:
+        raise InputError(f"{target}: stripped pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
     if target != STREAM and sidecar_path(target).exists():
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
     picture = Small.open(stream_in(source), max_pixels).without_auxiliary()

@@ -31,6 +31,23 @@ def test_a_folder_that_takes_no_files_is_found_before_the_work(here, error_of, n
     assert f"error: {command[2]}: cannot write: the folder " in err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_link_into_no_folder_is_told_before_the_work(here, error_of, no_network):
+    Path("lost.png").symlink_to("no/such/new.png")
+    folder = Path("no/such").resolve()
+    wanted = f"error: lost.png: is a link into the folder {folder}, which does not exist; make it, or remove the link"
+    assert error_of(["down", "photo.png", "lost.png", *here]) == (1, wanted)
+
+
+def test_strip_takes_one_file_to_a_lossless_one(here, error_of):
+    assert main(["down", "photo.png", "s.png", *here]) == 0
+    Path("many").mkdir()
+    assert error_of(["strip", "many", "bare"]) == (1, "error: many: is a folder; strip takes one LR file")
+    for name in ("bare.jpg", "bare.jxl", "bare"):
+        assert error_of(["strip", "s.png", name]) == (1, f"error: {name}: stripped pictures are .png or .webp; name it bare.png")
+    assert sorted(os.listdir()) == ["many", "photo.png", "s.png"]
+
+
 def test_one_picture_goes_into_a_folder_under_its_own_name(here, capsys, error_of):
     os.mkdir("od")
     for options, name in ((), "photo.png"), (("--container", "webp"), "photo.webp"):
