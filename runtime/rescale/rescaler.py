@@ -159,8 +159,8 @@ def load(
         path: the bundle's folder, made by `rescale-export`.
         backend: ``auto`` or a name from `rescale.backends.NAMES`.
         threads: CPU threads; None for all that this process may use.
-        memory: budget in bytes for running the network, beside the pictures themselves; None for half of what is available.
-            Pictures that need more run in tiles.
+        memory: budget in bytes for running the network once, beside the pictures themselves; None for half of what is available.
+            Pictures that need more run in tiles. Threads that run it at the same time take as much each.
         tile: (height, width) of tiles in LR pixels, instead of a budget.
         precision: which of the bundle's graphs run: one of `rescale.bundle.PRECISIONS`; None for ``mixed`` on TensorRT and
             ``fp32`` elsewhere.
