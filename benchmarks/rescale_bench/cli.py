@@ -98,14 +98,20 @@ def speed(
     sizes_sweep: Annotated[
         bool, typer.Option("--sizes-sweep", help="Seconds per megapixel from 0.5 to 50 megapixels instead, without peers.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Of a sweep: sizes beyond so many minutes a bundle are left out; 0: none. Default: 30.", min=0.0),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Seconds of decode, run and encode, GFLOP/s, memory, and how many times faster than PyTorch and a plain ONNX export."""
     require(("torch", "onnx"), "bench")
     from rescale_bench import speed as bench
-    from rescale_bench.speed_plan import Options
+    from rescale_bench.speed_plan import SWEEP_MINUTES, Options
 
+    if minutes is not None and not sizes_sweep:
+        raise typer.BadParameter("--minutes is for --sizes-sweep, which is missing; --repeats says how many runs there are")
     options = Options(
         bundles=bundles or (),
         models=model or (),
@@ -120,6 +126,7 @@ def speed(
         compiled=compile_,
         memory=memory,
         sweep=sizes_sweep,
+        minutes=SWEEP_MINUTES if minutes is None else minutes,
     )
     if not bench.run(options, out, json_):
         raise typer.Exit(1)

@@ -32,6 +32,7 @@ from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import busy, findings, left_out, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
+from rescale_bench.speed_plan import minutes_of
 from rescale_bench.speed_worker import DIRECTIONS
 
 FILES = ("report.json", "report.md", "report.html")
@@ -186,7 +187,7 @@ def least_minutes(case: Mapping[str, Any], size: Size) -> float:
     width, height = case["resolution"]
     competitors = [c for c in case["competitors"] if c["kind"] != "compiled"]
     seconds = sum(d["whole"]["median"] for c in competitors for d in c["directions"].values())
-    return float((LEAST + 1) * seconds * size[0] * size[1] / (width * height) / 60.0)
+    return minutes_of(LEAST, seconds, (height, width), size)
 
 
 def measure_quality(bundle: Bundle, options: Options) -> tuple[dict[str, Any], list[Panels]]:

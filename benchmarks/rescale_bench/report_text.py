@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescale_bench.peers import NAMES as PEERS
-from rescale_bench.speed_report import DEFINITIONS
+from rescale_bench.speed_report import DEFINITIONS, left_out_lines
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS
 
 LABELS = {
@@ -254,7 +254,7 @@ def parts_check(cases: Iterable[Case]) -> str:
 
 def left_out(report: Mapping[str, Any]) -> list[str]:
     """Sizes whose speed was not measured for want of time, a line each."""
-    return [f"Left out: {resolution}: {why}" for resolution, why in report["speed"]["left_out"].items()]
+    return left_out_lines(report["speed"])
 
 
 def busy(machine: Mapping[str, Any]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,24 +20,26 @@ import numpy.typing as npt
 
 from rescale import png
 from rescale.comparison import Comparison
-from rescale.console import progress_bar
+from rescale.console import Advance, progress_bar, work_bar
 from rescale.errors import BackendError, RescaleError
 from rescale.files import atomic_write
 from rescale.memory import parse_memory
 from rescale.threads import usable_threads
 from rescale_bench import peers
+from rescale_bench.bundles import distinct
 from rescale_bench.machine import machine, versions
 from rescale_bench.outputs import check_files
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.peers_torch import export_naive, save_net
-from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects
+from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects, within
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import DEFINITIONS, add_ratios, direction_report, product_report, show, spread, sweep_flatness
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS, NET, PRODUCT, Spec, arrays_file
 from rescale_train.config import NetConfig
 from rescale_train.cost import correction_macs, macs_per_lr_pixel
 
-REPEATS, SWEEP_REPEATS = 5, 3
+REPEATS, SWEEP_REPEATS, PROBE_RUNS = 5, 3, 1
+"""Runs after the warm-up: of a case, of a sweep, and of the smallest size before a sweep."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Session:
     memory: int | None
     folder: Path
     seconds: float | None = None
-    advance: Callable[[str], None] = lambda name: None
+    advance: Advance = lambda name, count=1: None
     _product: Process | None = None
 
     def product(self) -> Process:
@@ -111,12 +114,17 @@ def measure(options: Options) -> dict[str, Any]:
     sweeps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder, contextlib.ExitStack() as stack:
         session = stack.enter_context(contextlib.closing(Session(threads, repeats, memory, Path(folder), options.seconds)))
-        every = list(subjects(options, wanted, Path(folder)))
-        jobs = len(options.sweep_megapixels) * (len(wanted) - _peers(wanted)) if options.sweep else len(sizes) * (len(wanted) + 1)
-        with progress_bar(len(every) * len(DIRECTIONS) * jobs * (repeats + 1)) as session.advance:
+        with work_bar("exporting") as told:
+            found = list(subjects(options, wanted, Path(folder), told))
+        every = [replace(s, name=name) for s, name in zip(found, distinct([s.title for s in found]), strict=True)]
+        if options.sweep:
+            runs = (len(wanted) - _peers(wanted)) * (len(options.sweep_megapixels) * (repeats + 1) + PROBE_RUNS + 1)
+        else:
+            runs = (len(wanted) + 1) * len(sizes) * (repeats + 1)
+        with progress_bar(len(every) * len(DIRECTIONS) * runs) as session.advance:
             for subject in every:
                 if options.sweep:
-                    sweeps.append(measure_sweep(subject, wanted, options.sweep_megapixels, session))
+                    sweeps.append(measure_sweep(subject, wanted, options, session))
                 else:
                     cases += [measure_case(subject, wanted, size, session) for size in sizes]
     return {**head, "cases": cases, "sweeps": sweeps}
@@ -192,11 +200,28 @@ def flops_of(config: NetConfig, lr_size: Size) -> dict[str, int]:
     return dict(zip(DIRECTIONS, (up + more, up), strict=True))
 
 
-def measure_sweep(subject: Subject, wanted: Sequence[Competitor], megapixels: Sequence[float], session: Session) -> dict[str, Any]:
-    """Seconds per megapixel of the backends at several sizes, all in one process a backend and direction."""
+def measure_sweep(subject: Subject, wanted: Sequence[Competitor], options: Options, session: Session) -> dict[str, Any]:
+    """Seconds per megapixel of the backends at several sizes, all in one process a backend and direction.
+
+    The smallest size is run on its own first: how long the others will take is told from that on stderr, before they run.
+    """
     backends = [c for c in wanted if c.kind == BACKEND]
+    sizes = [side_lengths(n) for n in options.sweep_megapixels]
+    probe = _sweep_sizes(subject, backends, sizes[:1], replace(session, repeats=PROBE_RUNS))
+    missing = probe["missing"]
+    backends = [c for c in backends if c.name not in missing]
+    directions = [d for c in probe["competitors"] for d in c["directions"].values()]
+    seconds = sum(s["whole"]["median"] for d in directions for s in d["sizes"])
+    kept, expected, absent = within(options.minutes, sizes, seconds, session.repeats)
+    session.advance("", len(DIRECTIONS) * len(backends) * len(absent) * (session.repeats + 1))
+    listed = ", ".join(f"{width}x{height}" for height, width in kept)
+    print(f"{subject.title}, {listed}: about {math.ceil(expected)} min", file=sys.stderr)
+    found = _sweep_sizes(subject, backends, kept, session)
+    return found | {"missing": missing | found["missing"], "left_out": absent, "minutes_expected": expected}
+
+
+def _sweep_sizes(subject: Subject, backends: Sequence[Competitor], sizes: Sequence[Size], session: Session) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(dir=session.folder))
-    sizes = [side_lengths(n) for n in megapixels]
     sources = [folder / f"source{i}.png" for i in range(len(sizes))]
     for path, size in zip(sources, sizes, strict=True):
         path.write_bytes(png.encode(sample_picture(*size), 1))
@@ -298,7 +323,7 @@ def _peers(wanted: Sequence[Competitor]) -> int:
 
 def _subject_head(subject: Subject) -> dict[str, Any]:
     bundle, macs = subject.bundle, macs_per_lr_pixel(subject.net.config)
-    head = {"bundle": bundle.path.name, "model": bundle.title, "variant": bundle.variant.name, "scale": bundle.scale}
+    head = {"bundle": bundle.path.name, "model": subject.title, "variant": bundle.variant.name, "scale": bundle.scale}
     return {**head, "size": bundle.size, "weights": subject.weights, "macs_per_lr_pixel": macs}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from rescale_train.shipped import find_shipped, list_shipped
 Size = tuple[int, int]
 
 SWEEP_MEGAPIXELS = (0.5, 2.0, 8.0, 24.0, 50.0)
+SWEEP_MINUTES = 30.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Options:
     """The command's options; see its help. Empty lists and None stand for defaults.
 
     `seconds` ends the runs of one direction of a case after that time, once all have had `rescale_bench.formats.LEAST`;
-    `compiled` is whether torch.compile is one of the peers.
+    `compiled` is whether torch.compile is one of the peers; of a sweep, sizes beyond `minutes` are left out, 0 for none.
     """
 
     bundles: Sequence[Path] = ()
@@ -52,6 +53,7 @@ class Options:
     memory: str | None = None
     sweep: bool = False
     sweep_megapixels: Sequence[float] = SWEEP_MEGAPIXELS
+    minutes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,18 @@ class Subject:
         net: what the peers run.
         weights: ``same`` as the bundle's; ``random``, the bundle's too; ``unknown``: the bundle's are not at hand, the peers' are
             random, and their pictures are not compared.
+        name: by which the report tells it from others of its title; empty for the title.
     """
 
     bundle: Bundle
     net: RescalingNet
     weights: str
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in reports."""
+        return self.name or self.bundle.title
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,20 @@ def competitors(options: Options) -> list[Competitor]:
     return found + [Competitor(name) for name in peers.NAMES if options.compiled or name != "compiled"]
 
 
-def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> Iterator[Subject]:
-    """The given bundles, and the named models: with the weights that ship, else random ones. Models are exported to `folder`."""
+def subjects(
+    options: Options,
+    wanted: Sequence[Competitor],
+    folder: Path,
+    progress: Callable[[int, int, str], object] = lambda done, count, stage: None,
+) -> Iterator[Subject]:
+    """The given bundles, and the named models: with the weights that ship, else random ones.
+
+    Args:
+        options: see `Options`.
+        wanted: by whom they are to be run.
+        folder: models are exported to it.
+        progress: as of `rescale_export.bundles.write_bundle`, the model before each stage.
+    """
     bundles = [Bundle(path) for path in options.bundles]
     for bundle in bundles:
         net = _weights_of(bundle)
@@ -136,7 +157,12 @@ def subjects(options: Options, wanted: Sequence[Competitor], folder: Path) -> It
                     net, weights = random_net(config), "random"
                 else:
                     net, weights = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval(), "same"
-                yield Subject(write_bundle(net, folder / f"{model}_x{scale}_{size}", None, precisions), net, weights)
+
+                def told(done: int, count: int, stage: str, name: str = f"{model} x{scale} {size}") -> None:
+                    progress(done, count, f"{name}: {stage}")
+
+                target = folder / f"{model}_x{scale}_{size}"
+                yield Subject(write_bundle(net, target, None, precisions, progress=told), net, weights)
 
 
 def _usual_size(model: str, scale: int) -> str:
@@ -160,6 +186,44 @@ def _weights_of(bundle: Bundle) -> RescalingNet | None:
             if same or checkpoint.flow_digest(net) == bundle.network:
                 return net if same else net.without_corrections()
     return None
+
+
+def minutes_of(runs: int, seconds: float, measured: Size, size: Size) -> float:
+    """What a warm-up and some runs would take at another size.
+
+    Args:
+        runs: of each competitor in each direction.
+        seconds: that one run of all took at a size that was measured.
+        measured, size: (height, width).
+    """
+    return (runs + 1) * seconds * (size[0] * size[1]) / (measured[0] * measured[1]) / 60.0
+
+
+def within(minutes: float, sizes: Sequence[Size], seconds: float, runs: int) -> tuple[list[Size], float, dict[str, str]]:
+    """Sizes of a sweep that take some minutes together, smallest first and that one in any case.
+
+    Args:
+        minutes: that they may take; 0 for any.
+        sizes: (height, width), ascending.
+        seconds: that one run of all competitors in both directions took at the first of them.
+        runs: of each after the warm-up.
+
+    Returns:
+        Those sizes, the minutes that they take, and why the others are left out, by ``WIDTHxHEIGHT``.
+    """
+    kept: list[Size] = []
+    absent: dict[str, str] = {}
+    expected = total = 0.0
+    for size in sizes:
+        needed = minutes_of(runs, seconds, sizes[0], size)
+        total += needed
+        if kept and minutes and total > minutes:
+            cure = f"--minutes {math.ceil(total)} takes them"
+            absent[f"{size[1]}x{size[0]}"] = f"{runs} runs of each would take about {needed:.0f} minutes; {cure}"
+        else:
+            kept.append(size)
+            expected = total
+    return kept, expected, absent
 
 
 def sample_picture(height: int, width: int) -> npt.NDArray[np.uint8]:

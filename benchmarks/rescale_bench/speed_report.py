@@ -105,6 +105,11 @@ def sweep_flatness(sizes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
+def left_out_lines(measured: Mapping[str, Any]) -> list[str]:
+    """Sizes that would have taken too long, a line each with the reason."""
+    return [f"Left out: {resolution}: {why}" for resolution, why in measured["left_out"].items()]
+
+
 def show(report: Mapping[str, Any]) -> None:
     """Print the tables."""
     console = Console()
@@ -194,6 +199,8 @@ def _show_sweep(case: Mapping[str, Any], console: Console) -> None:
                 f"{d['peak_rss'] / 2**20:.0f}",
             )
     _print(table, console)
+    for line in left_out_lines(case):
+        _line(console, line)
     _show_rest(case, console)
 
 

@@ -27,7 +27,7 @@ from rescale_bench.peers import eager, naive, naive_file
 from rescale_bench.peers_torch import export_naive, load_net, save_net
 from rescale_bench.speed_plan import Competitor, Options, Subject, sample_picture
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
-from rescale_bench.speed_report import show
+from rescale_bench.speed_report import left_out_lines, show
 from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec, arrays_file, downscale, serve, timed, upscale
 from rescale_train.models import RescalingNet
 
@@ -290,9 +290,12 @@ def test_a_sweep(bundle: BundleOf, capsys: pytest.CaptureFixture[str]) -> None:
         [bundle("irn", 2)], backends=["onnxruntime"], repeats=2, threads=1, sweep=True, sweep_megapixels=(0.003, 0.01)
     )
     report = strict_json(json.dumps(speed.measure(options)))
+    assert capsys.readouterr().err == "irn x2 custom, 64x48, 128x80: about 1 min\n"
     show(report)
     assert re.search(r"onnxruntime fp32 +downscale( +[\d.]+ \([\d.]+\)){2} +\d+ % \(\d+ %\) +\d+ ", capsys.readouterr().out)
     (sweep,) = report["sweeps"]
+    assert sweep["left_out"] == {}
+    assert 0.0 < sweep["minutes_expected"] < 1.0
     assert sweep["resolutions"] == [[64, 48], [128, 80]]
     (row,) = sweep["competitors"]
     for direction in DIRECTIONS:
@@ -304,6 +307,43 @@ def test_a_sweep(bundle: BundleOf, capsys: pytest.CaptureFixture[str]) -> None:
             assert seconds == pytest.approx(s["run"]["median"] / (width * height / 1e6))
         assert found["spread"]["run"] == pytest.approx(max(per) / min(per) - 1)
     assert len(sweep["order"]["downscale"]) == 4
+
+
+def test_a_sweep_says_how_long_it_takes_and_leaves_out_what_takes_too_long(
+    bundle: BundleOf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[str], list[tuple[int, int]], int]] = []
+
+    def timed_sizes(subject: Subject, backends: Any, sizes: Any, session: Any) -> dict[str, Any]:
+        asked.append(([c.name for c in backends], list(sizes), session.repeats))
+        missing = {"openvino fp32": "not installed"} if len(asked) % 2 else {}
+        done = [{"resolution": [w, h], "whole": {"median": 4.0}} for h, w in sizes]
+        row = {"name": "onnxruntime fp32", "directions": {d: {"sizes": done} for d in DIRECTIONS}, "failed": {}}
+        resolutions = [[w, h] for h, w in sizes]
+        return {"model": subject.title, "resolutions": resolutions, "competitors": [row], "missing": missing, "order": {}}
+
+    monkeypatch.setattr(speed, "_sweep_sizes", timed_sizes)
+    options = Options(
+        [bundle("irn", 2)] * 2,
+        backends=["onnxruntime", "openvino"],
+        precisions=["fp32"],
+        sweep=True,
+        sweep_megapixels=(0.003, 0.012, 0.05),
+        minutes=3.0,
+    )
+    found = speed.measure(options)["sweeps"]
+    # A warm-up and 3 runs of 8 s are half a minute at 64x48, two at 128x96, and nine at 288x176.
+    assert asked[:2] == [
+        (["onnxruntime fp32", "openvino fp32"], [(48, 64)], 1),
+        (["onnxruntime fp32"], [(48, 64), (96, 128)], 3),
+    ]
+    titles = ["irn x2 custom", "irn x2 custom (2)"]
+    assert [s["model"] for s in found] == titles
+    assert capsys.readouterr().err == "".join(f"{title}, 64x48, 128x96: about 3 min\n" for title in titles)
+    for sweep in found:
+        assert sweep["missing"] == {"openvino fp32": "not installed"}
+        (line,) = left_out_lines(sweep)
+        assert line == "Left out: 288x176: 3 runs of each would take about 9 minutes; --minutes 12 takes them"
 
 
 @pytest.mark.parametrize(

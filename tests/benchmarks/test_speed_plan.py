@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rescale import png
 from rescale_bench.peers_torch import random_net
-from rescale_bench.speed_plan import Competitor, Options, competitors, sample_picture, side_lengths, subjects
+from rescale_bench.speed_plan import Competitor, Options, competitors, minutes_of, sample_picture, side_lengths, subjects, within
 from rescale_train.config import net_config
 
 BundleOf = Callable[[str, int], Path]
@@ -73,5 +73,32 @@ def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> No
 @pytest.mark.usefixtures("only_irn_ships")
 def test_models_without_weights_get_random_ones(tmp_path: Path) -> None:
     wanted = competitors(Options(backends=["onnxruntime"], precisions=["mixed"]))
-    (subject,) = subjects(Options(models=["irn_a"], sizes=["lite"]), wanted, tmp_path)
+    told: list[str] = []
+    (subject,) = subjects(Options(models=["irn_a"], sizes=["lite"]), wanted, tmp_path, lambda *row: told.append(row[2]))
+    assert told[0] == "irn_a x2 lite: writing graphs"
     assert (subject.weights, list(subject.bundle.precisions)) == ("random", ["fp32", "mixed"])
+
+
+@pytest.mark.parametrize(
+    ("minutes", "kept", "expected", "left_out"),
+    [
+        # A warm-up and 3 runs of 15 s are a minute at the first size, 4 at the second and 16 at the third.
+        (21.0, 3, 21.0, {}),
+        (20.9, 2, 5.0, {"640x480": "3 runs of each would take about 16 minutes; --minutes 21 takes them"}),
+        (
+            0.5,
+            1,
+            1.0,
+            {
+                "320x240": "3 runs of each would take about 4 minutes; --minutes 5 takes them",
+                "640x480": "3 runs of each would take about 16 minutes; --minutes 21 takes them",
+            },
+        ),
+        (0.0, 3, 21.0, {}),
+    ],
+)
+def test_a_sweep_keeps_to_its_minutes(minutes: float, kept: int, expected: float, left_out: dict[str, str]) -> None:
+    sizes = [(120, 160), (240, 320), (480, 640)]
+    assert minutes_of(3, 15.0, sizes[0], sizes[2]) == 16.0
+    assert within(minutes, sizes, 15.0, 3) == (sizes[:kept], expected, left_out)
+    assert within(minutes, sizes, 0.0, 3) == (sizes, 0.0, {}), "where every run failed nothing is known"
