@@ -1,4 +1,4 @@
-"""Folders of generated pictures."""
+"""Folders of generated pictures, and a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rescale_bench.report import Found, Options, measure
 from rescale_export.probe import probe_picture
 
 torch.set_num_threads(1)
@@ -46,3 +47,20 @@ def no_imagecodecs(monkeypatch: pytest.MonkeyPatch) -> None:
         return found(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", refuse)
+
+
+@pytest.fixture(scope="session")
+def found(full_bundle: Callable[[str, int], Path]) -> Found:
+    """A small network on the two pictures of a quick report, two sizes, peers included."""
+    options = Options(
+        bundle=full_bundle("irn_a", 2),
+        backends=["onnxruntime"],
+        resolutions=["64x48", "96x64"],
+        minutes=0.01,
+        quick=True,
+        compiled=False,
+        threads=1,
+    )
+    made = measure(options)
+    made.report["machine"]["load_average"] = [0.0, 0.0, 0.0]  # whatever else runs beside the tests
+    return made
