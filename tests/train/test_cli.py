@@ -209,6 +209,7 @@ def test_init_from_another_network_is_an_error(
         (["--init-from", "nothing"], 1, "nothing: no such file, and no such shipped weights (there are dlv_irn_a_x2_full, "),
         (["--init-from", "irn_x2_lite"], 1, "irn_x2_lite.safetensors: "),
         (["--max-minutes", "-1"], 2, "--max-minutes"),
+        (["--max-minutes", "nan"], 2, "--max-minutes"),
         (["--no-such-option"], 2, "--no-such-option"),
     ],
 )

@@ -294,6 +294,12 @@ def test_an_unknown_recipe_lists_those_that_exist() -> None:
         load_recipe("nope")
 
 
+def test_a_recipe_may_begin_with_the_mark_that_some_editors_write(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    (tmp_path / "plain.toml").write_bytes(GOOD.encode())
+    assert load_recipe(str(tmp_path / "marked.toml")) == load_recipe(str(tmp_path / "plain.toml"))
+
+
 def test_an_unreadable_recipe_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone.toml: cannot read the recipe: No such file"):
         load_recipe(str(tmp_path / "gone.toml"))

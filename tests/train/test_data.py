@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 from rescale.errors import InputError
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_batch
-from rescale_train.data import CropSampler, find_pictures, load_picture
+from rescale_train.data import CropSampler, find_pictures, load_all, load_picture
 
 CPU = torch.device("cpu")
 
@@ -115,6 +117,64 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "none" / "readme.md").write_text("no picture")
     with pytest.raises(InputError, match=r"none: no picture found; wanted are .*\.png"):
         find_pictures([tmp_path / "none"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights there")
+def test_links_to_folders_are_told_and_links_to_pictures_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("far/1.png", "here/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(b"")
+    here = tmp_path / "here"
+    (here / "0.png").symlink_to("../far/1.png")
+    (here / "gone.png").symlink_to("../far/none.png")
+    assert [p.name for p in find_pictures([here])] == ["0.png", "2.png"]
+    assert capsys.readouterr().err == ""
+    (here / "a").symlink_to("../far")
+    (here / "b").symlink_to(".")
+    assert [p.name for p in find_pictures([here])] == ["0.png", "2.png"]
+    told = f"{here}/a: a link to a folder, which is not followed, nor are 1 more; name where it leads as a folder of its own"
+    assert capsys.readouterr().err == f"warning: {told}\n"
+    (tmp_path / "link").symlink_to("far")
+    assert [p.name for p in find_pictures([tmp_path / "link"])] == ["1.png"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "1.png").write_bytes(b"")
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if os.path.basename(path) == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"shut: cannot read this folder: Permission denied"):
+        find_pictures([tmp_path])
+
+
+def test_all_pictures_that_cannot_be_taken_are_named_at_once(tmp_path: Path) -> None:
+    """With what helps in a folder of pictures, which is no option of `rescale down`."""
+    good, frames = Image.fromarray(probe_picture(9, 7)), [Image.fromarray(probe_picture(9, 7, 1))]
+    good.save(tmp_path / "good.png")
+    Image.fromarray(np.full((9, 7), 257, np.uint16)).save(tmp_path / "deep.png")
+    good.save(tmp_path / "frames.gif", save_all=True, append_images=frames)
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(InputError) as told:
+        load_all(find_pictures([tmp_path]))
+    deep, moving, text = str(told.value).split("; also ")
+    cure = "; convert it first, or take it out of the folder"
+    assert deep == f"{tmp_path}/deep.png: more than 8 bits a sample, which the networks cannot hold{cure}"
+    assert moving == f"{tmp_path}/frames.gif: has several frames{cure}"
+    assert text.startswith(f"{tmp_path}/text.jpg: not a picture that can be read")
+    with pytest.raises(InputError, match=r"; and 2 more pictures cannot be taken$"):
+        load_all([tmp_path / "text.jpg"] * 12)
+    (whole,) = load_all([tmp_path / "good.png"])
+    (part,) = load_all([tmp_path / "good.png"], 4)
+    np.testing.assert_array_equal(part, whole[:4, :4])
+    assert part.base is None, "a part does not hold its whole picture in memory"
 
 
 def test_pictures_load_as_rgb(tmp_path: Path) -> None:

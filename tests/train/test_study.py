@@ -288,6 +288,20 @@ def test_errors_of_a_study_name_what_is_wrong(tiny: Path, old: str, new: str, me
         load_study(str(tiny))
 
 
+def test_a_study_does_not_replace_the_results_of_another(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both with the default --out, for instance."""
+    out = tmp_path / "study"
+    arguments = ["study", str(tiny), "--data", str(pictures), "--out", str(out), "--holdout", "1", "--arm", "first"]
+    assert main(arguments) == 0
+    kept = (out / "study.json").read_bytes()
+    tiny.write_text(TINY.replace('title = "Tiny"', 'title = "Small"'))
+    assert main(arguments) == 1
+    assert "study.json: results of another study, 'Tiny', not 'Small'; give another --out" in capsys.readouterr().err
+    assert (out / "study.json").read_bytes() == kept
+
+
 @pytest.mark.skipif(os.name == "nt", reason="folders are not locked on Windows")
 def test_two_studies_do_not_write_to_one_folder(tiny: Path, pictures: Path, tmp_path: Path, error: Callable[[], str]) -> None:
     out = tmp_path / "study"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rescale.console import warn
 from rescale.errors import InputError
 from rescale.picture import READABLE, open_picture
 from rescale_train.bicubic import bicubic_batch
@@ -22,6 +25,9 @@ from rescale_train.detail import HardPlaces
 
 Picture = npt.NDArray[np.uint8]
 
+MOST_NAMED = 10
+"""Pictures of a folder that a message names one by one."""
+
 MARGIN = 4
 """LR pixels around a crop that feed the bicubic kernel, so that the crop's border is not a picture border."""
 
@@ -29,18 +35,36 @@ MARGIN = 4
 def find_pictures(folders: Iterable[Path]) -> list[Path]:
     """All picture files below the folders, sorted by path. DIV2K as distributed is such a folder.
 
+    Links to folders are not followed, which a warning tells.
+
     Raises:
-        InputError: a folder does not exist or holds no picture.
+        InputError: a folder does not exist, cannot be read, or holds no picture.
     """
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: not a folder; give a folder of pictures")
-        here = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
+        here, links = _below(folder)
+        if links:
+            more = f", nor are {len(links) - 1} more" if len(links) > 1 else ""
+            warn(f"{links[0]}: a link to a folder, which is not followed{more}; name where it leads as a folder of its own")
         if not here:
             raise InputError(f"{folder}: no picture found; wanted are {', '.join(READABLE)}")
         found += here
     return found
+
+
+def _below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Picture files and links to folders below a folder, each sorted."""
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot read this folder: {error.strerror}") from None
+
+    pictures, links = [], []
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        links += [path for name in folders if (path := Path(place, name)).is_symlink()]
+        pictures += [path for name in names if (path := Path(place, name)).suffix.lower() in READABLE and path.is_file()]
+    return sorted(pictures), sorted(links)
 
 
 def load_picture(path: Path) -> Picture:
@@ -50,10 +74,56 @@ def load_picture(path: Path) -> Picture:
         InputError: the file is not a readable picture, or of a kind that would have to be converted: more than 8 bits, CMYK,
             several frames, real transparency.
     """
-    found = open_picture(path, alpha="keep")
+    with no_options_of_down():
+        found = open_picture(path, alpha="keep")
     if found.alpha is not None:
         raise InputError(f"{path}: has real transparency; flatten it first, or take it out of the folder")
     return found.pixels
+
+
+@contextlib.contextmanager
+def no_options_of_down() -> Iterator[None]:
+    """Where a picture is refused with the advice to give `rescale down` an option, say what helps in a folder of pictures."""
+    try:
+        yield
+    except InputError as e:
+        reason, _, advice = str(e).rpartition("; ")
+        if "--" not in advice:
+            raise
+        raise InputError(f"{reason}; convert it first, or take it out of the folder") from None
+
+
+def load_all(paths: Iterable[Path], side: int | None = None) -> list[Picture]:
+    """`load_picture` of each. All are looked at before one is refused: what is wrong with a folder is told at once.
+
+    Args:
+        paths: of the pictures.
+        side: of each only the upper left part of at most so many pixels a side is kept.
+
+    Raises:
+        InputError: some cannot be taken; the message names them, at most `MOST_NAMED`.
+    """
+    loaded: list[Picture] = []
+    refused: list[str] = []
+    for path in paths:
+        try:
+            picture = load_picture(path)
+        except InputError as e:
+            refused.append(str(e))
+            loaded.clear()
+            continue
+        if not refused:
+            # A copy: a part would hold its whole picture in memory.
+            loaded.append(picture if side is None else picture[:side, :side].copy())
+    refuse(refused)
+    return loaded
+
+
+def refuse(reasons: Sequence[str]) -> None:
+    """Raise InputError of why pictures cannot be taken, a reason each, if there are any."""
+    if reasons:
+        more = f"; and {len(reasons) - MOST_NAMED} more pictures cannot be taken" if len(reasons) > MOST_NAMED else ""
+        raise InputError("; also ".join(reasons[:MOST_NAMED]) + more)
 
 
 def file_digest(path: Path) -> str:
@@ -106,7 +176,8 @@ def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
     Raises:
         InputError: a file is not a readable picture.
     """
-    cut = {str(p): load_picture(p)[:512, :512] for p in paths}
+    paths = list(paths)
+    cut = dict(zip(map(str, paths), load_all(paths, 512), strict=True))
     return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= least_side(scale)}
 
 

@@ -95,7 +95,7 @@ def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str,
     path = Path(name_or_path)
     if path.suffix == ".toml" and not derived:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: cannot read the recipe: {getattr(e, 'strerror', None) or e}") from None
     elif name_or_path in recipe_names() or (derived and name_or_path in _parts()):

@@ -17,7 +17,7 @@ from rescale.errors import CheckpointError, InputError, OutputError
 from rescale.threads import usable_threads
 from rescale_train import checkpoint
 from rescale_train.config import Recipe
-from rescale_train.data import Sampling, by_content, digests_digest, find_pictures, load_held, load_picture, too_small
+from rescale_train.data import Sampling, by_content, digests_digest, find_pictures, load_all, load_held, too_small
 from rescale_train.lock import sole_writer
 from rescale_train.loop import Options, Trainer
 from rescale_train.options import held_of
@@ -110,7 +110,7 @@ def start_run(
             raise InputError(f"{', '.join(map(str, val))}: {why}; take them out")
         if rank == 0:
             _tell(recipe, pictures, len(held), init_from, start)
-        sampler = Sampling.of(recipe).sampler([load_picture(p) for p in pictures.train.values()], device)
+        sampler = Sampling.of(recipe).sampler(load_all(pictures.train.values()), device)
         if world > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         trainer: Trainer | None = None

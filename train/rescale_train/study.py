@@ -91,7 +91,7 @@ def load_study(name_or_path: str) -> Study:
     path = Path(name_or_path)
     try:
         if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         elif name_or_path in study_names():
             text = (resources.files("rescale_train") / "studies" / f"{name_or_path}.toml").read_text(encoding="utf-8")
         else:
@@ -252,7 +252,8 @@ def read_results(study: Study, folder: Path, setting: Setting, sets: dict[str, l
     Those of arms whose recipe has changed are left out, and those measured on other pictures than `sets` has under that name.
 
     Raises:
-        InputError: study.json is not one, or its arms began with other weights or were trained on other pictures.
+        InputError: study.json is not one, is of another study, or its arms began with other weights or were trained on other
+            pictures.
     """
     path = folder / "study.json"
     recipes = {a.name: to_dict(a.recipe) for a in study.arms}
@@ -261,11 +262,13 @@ def read_results(study: Study, folder: Path, setting: Setting, sets: dict[str, l
         content = json.loads(path.read_text(encoding="utf-8"))
         found = {r["name"]: r for r in content["arms"] if r["name"] in recipes and r.get("recipe") == recipes[r["name"]]}
         found = {k: r for k, r in found.items() if all(digests.get(n, d) == d for n, d in r["measured_on"].items())}
-        before, trained_on = content.get("start"), content.get("trained_on")
+        before, trained_on, title = content.get("start"), content.get("trained_on"), content.get("title", study.title)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{path}: not the results of a study ({e}); remove it or give another --out") from None
+    if title != study.title:
+        raise InputError(f"{path}: results of another study, {title!r}, not {study.title!r}; give another --out")
     if before != setting.start:
         names = [f"weights {d[:12]}" if isinstance(d, str) else "fresh weights" for d in (before, setting.start)]
         raise InputError(f"{path}: its arms began with {names[0]}, these would with {names[1]}; give another --out")

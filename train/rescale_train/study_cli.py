@@ -51,9 +51,9 @@ def study(
         by_content,
         find_pictures,
         least_side,
+        load_all,
         load_held,
         load_measured,
-        load_picture,
         pictures_digest,
         too_small,
     )
@@ -108,7 +108,7 @@ def study(
     if len(held) < len(held_paths):
         warn(f"held out: {too_small(len(held), len(held_paths), scale)}")
     sets = {HELD: held} | {title: load_measured(folder, scale) for title, folder in folders.items()}
-    pictures = [load_picture(path) for path in train_paths]
+    pictures = load_all(train_paths)
     crops = samplers(plan, pictures, where)
     setting = Setting(start.digest if start is not None else None, pictures_digest(pictures))
 
