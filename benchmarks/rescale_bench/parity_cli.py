@@ -87,9 +87,10 @@ def _checked(bundles: Sequence[Bundle], options: Options) -> list[Report]:
     sets: list[Any] = []
     if options.data:
         require(("torch", "skimage"), "bench")
-        from rescale_bench.pictures import picture_sets
+        from rescale_bench.pictures import look_at, picture_sets
 
         sets = picture_sets(options.data, options.limit or None)
+        look_at(sets)
     sizes = [parse_size(text) for text in options.sizes]
     pairs = len(options.backends or BACKENDS) * len(options.precisions or PRECISIONS)
     with progress_bar(len(bundles) * (pairs + 1 + len(sizes) + sum(len(s.pictures) for s in sets))) as advance:

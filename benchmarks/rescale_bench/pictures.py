@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rescale.errors import InputError
 from rescale.picture import read_picture
-from rescale_train.data import find_pictures
+from rescale_train.data import find_pictures, no_options_of_down, refuse
 
 Picture = npt.NDArray[np.uint8]
 
@@ -75,6 +75,28 @@ def picture_sets(folders: Sequence[Path], limit: int | None = None) -> list[Pict
     return found
 
 
+def look_at(sets: Iterable[PictureSet], scale: int = 1, told: Callable[[str], object] = lambda name: None) -> None:
+    """Read all pictures once: what cannot be measured is told before hours of measuring, not after them.
+
+    Args:
+        sets: of pictures.
+        scale: largest one that they are measured at.
+        told: called with each picture's name before it is read.
+
+    Raises:
+        InputError: some cannot be read or are smaller than the scale; the message names them.
+    """
+    refused = []
+    for pictures in sets:
+        for name, load in pictures.pictures:
+            told(name)
+            try:
+                crop_to_multiple(load(), scale, f"{pictures.name}/{name}")
+            except InputError as e:
+                refused.append(str(e))
+    refuse(refused)
+
+
 def crop_to_multiple(picture: Picture, multiple: int, name: str) -> Picture:
     """Cut at the bottom and right so that both sides are multiples; the field's protocol for HR.
 
@@ -88,4 +110,8 @@ def crop_to_multiple(picture: Picture, multiple: int, name: str) -> Picture:
 
 
 def _reader(path: Path) -> Callable[[], Picture]:
-    return lambda: read_picture(path)
+    def read() -> Picture:
+        with no_options_of_down():
+            return read_picture(path)
+
+    return read

@@ -47,7 +47,7 @@ def psnr(
     from rescale_bench.bundles import bundles_of, distinct
     from rescale_bench.machine import versions
     from rescale_bench.outputs import check_files
-    from rescale_bench.pictures import picture_sets, sample_set
+    from rescale_bench.pictures import look_at, picture_sets, sample_set
     from rescale_bench.quality import DEFINITIONS, measure_set, measure_set_bicubic
     from rescale_bench.quality_report import as_markdown, tables
     from rescale_bench.rate_codecs import JXL, WEBP
@@ -73,6 +73,7 @@ def psnr(
         scales = sorted({c.scale for c in choices})
         exports = sum(not c.is_there for c in choices)
         advance = stack.enter_context(progress_bar(exports + (len(choices) + len(scales)) * sum(len(s.pictures) for s in sets)))
+        look_at(sets, max(scales), lambda name: advance(f"looking at {name}", 0))
         for choice, name in zip(choices, distinct([c.title for c in choices]), strict=True):
             path = choice.path(folder, advance)
             with load(path, backend, threads or None, precision=precision) as net:

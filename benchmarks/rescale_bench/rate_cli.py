@@ -66,6 +66,9 @@ def rate(
         choices = bundles_of(bundles or (), model or (), scale or (), size or (), precision)
         exports = sum(not c.is_there for c in choices)
         advance = stack.enter_context(progress_bar(exports + len(lossy) * sum(len(s.pictures) for s in sets)))
+        for name, read in (item for s in sets for item in s.pictures):
+            advance(f"looking at {name}", 0)
+            read()  # what cannot be read is told before the hours, not after them
         paths = [c.path(folder, advance) for c in choices]
         nets = [stack.enter_context(load(p, backend, threads or None, precision=precision)) for p in paths]
         found = [measure_set(nets, s, tools, advance) for s in sets]

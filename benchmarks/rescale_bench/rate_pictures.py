@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rescale.picture import Array, Picture, open_picture
 from rescale_bench.pictures import PictureSet, picture_sets, sample_set
+from rescale_train.data import no_options_of_down
 
 
 @dataclass(frozen=True)
@@ -44,4 +45,8 @@ def _wrapper(load: Callable[[], Array]) -> Callable[[], Picture]:
 
 
 def _opener(path: Path) -> Callable[[], Picture]:
-    return lambda: open_picture(path)
+    def read() -> Picture:
+        with no_options_of_down():
+            return open_picture(path)
+
+    return read

@@ -257,6 +257,21 @@ def test_sets_of_one_name_are_refused_before_the_work(
     assert f"{tmp_path}/Set5/HR: two sets would be called 'HR' after their folders; rename one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["psnr"], ["rate", "--codec", "jpeg420"], ["parity", "--backend", "onnxruntime"]])
+def test_a_picture_that_cannot_be_measured_is_told_before_the_work(
+    bundle: BundleOf,
+    folder_of: FolderOf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    data = folder_of("mine", (24, 24), (24, 24))
+    (data / "p1.png").write_text("no picture")
+    monkeypatch.setattr("rescale.network.Network.down", lambda *_: pytest.fail("measured"))
+    assert main([*command, str(bundle("irn", 2)), "--data", str(data)]) == 1
+    assert "p1.png: not a picture that can be read" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("only_irn_ships")
 def test_a_model_without_weights_is_refused() -> None:
     with pytest.raises(UnknownModelError, match=r"no weights ship for dlv_irn_m \(shipped: irn x2 lite\)"):
