@@ -184,6 +184,8 @@ def clean(
     if opened is not None:
         folders = [engines_folder(opened, out)]
     elif out is not None:
+        if not out.is_dir():
+            raise OutputError(f"--out {out}: no such folder")
         folders = [out]
     else:
         root = cache_folder() / "engines"

@@ -91,6 +91,11 @@ def test_build_list_inspect_clean(bundle, capsys, cache):
     assert "no engines; make some with rescale-engine build" in run(capsys, "list", bundle)[1]
 
 
+def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "clean", "--out", tmp_path / "nowhere")
+    assert (code, err) == (1, f"error: --out {tmp_path}/nowhere: no such folder\n")
+
+
 def test_clean_leaves_what_no_build_named(bundle, capsys, tmp_path):
     run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
     (engine,) = tmp_path.glob("*.engine")
