@@ -35,14 +35,17 @@ def small(name: str = "t") -> onnx.TensorProto:
     return outside(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [1], [1.0]), "x")
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("location", ["values.bin", "../../values.bin", "/dev/zero", "*/_ORT_MEM_ADDR_/*"])
-def test_a_graph_with_values_in_another_file_is_not_run(bundle: BundleOf, altered: Alter, location: str) -> None:
+def test_a_graph_with_values_in_another_file_is_not_run(bundle: BundleOf, altered: Alter, location: str, backend: str) -> None:
+    pytest.importorskip(backend)
+
     def change(_: str, data: bytes) -> bytes:
         model = onnx.load_model_from_string(data)
         outside(max(model.graph.initializer, key=lambda t: len(t.raw_data)), location)
         return bytes(model.SerializeToString())
 
-    runner = create(Bundle(altered(bundle("irn", 2), change, "downscale.onnx")), "onnxruntime")
+    runner = create(Bundle(altered(bundle("irn", 2), change, "downscale.onnx")), backend)
     with pytest.raises(BundleError, match=r"downscale\.onnx: a tensor's values are in another file.*export the bundle again"):
         runner.run("downscale", FRAME)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import xml.etree.ElementTree as ET
 
@@ -31,6 +32,17 @@ def test_float32_agrees_with_pytorch(bundle, model, scale):
     parity = measure(b, create(b, "openvino", threads=1).run)
     parity.require("openvino", max_loss=0.01)
     assert all(c.largest <= 1 and c.share < 1e-3 for c in parity.total().values())
+
+
+def test_float32_needs_no_folder_to_write_to(bundle, picture, monkeypatch):
+    """Many containers run on a file system that nobody may write to."""
+
+    def refuse(*args, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/var/tmp', '/usr/tmp', '/']")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with rescale.load(bundle("irn_m", 2), "openvino", threads=1) as net:
+        assert net.upscale(net.downscale(picture(10, 12))).shape == (10, 12, 3)
 
 
 @needs_bf16

@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from rescale.backends.watched import BEAT
 from rescale.bundle import Bundle
-from rescale.errors import BackendError, OutOfMemoryError
+from rescale.errors import BackendError, BundleError, OutOfMemoryError
 from rescale.extras import import_library
+from rescale.graph_file import require_self_contained
 from rescale.threads import usable_threads
 
 _ALLOCATION = re.compile(r"bad_alloc|allocate|out of memory", re.I)
@@ -180,8 +181,9 @@ class OpenVinoRunner:
             if graph not in self._models or self._models[graph].spoilt:
                 data = self._bundle.read_graph(graph)
                 try:
+                    require_self_contained(data, str(self._bundle.path / self._bundle.graph(graph).file))
                     self._models[graph] = _Compiled(self._compile(graph, data))
-                except BackendError:
+                except (BackendError, BundleError):
                     raise
                 except Exception as e:
                     raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
@@ -196,15 +198,13 @@ class OpenVinoRunner:
             # A cache for every shape that ever came: 400 MB after 300 pictures of random sizes, and no faster.
             "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
+        model = self._core.read_model(data)  # from memory: a service may have no folder that it can write to
+        # The -M autoencoder has no coupling stream beside it and is small.
+        if self._precision == "fp32" or graph in ("encoder", "decoder"):
+            return self._core.compile_model(model, "CPU", options)
+        # Constants are folded first: a node that takes the place of a marked one would not be marked.
+        importlib.import_module("openvino._offline_transformations").apply_moc_transformations(model, cf=False)
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "graph.onnx"
-            source.write_bytes(data)
-            model = self._core.read_model(source)
-            # The -M autoencoder has no coupling stream beside it and is small.
-            if self._precision == "fp32" or graph in ("encoder", "decoder"):
-                return self._core.compile_model(model, "CPU", options)
-            # Constants are folded first: a node that takes the place of a marked one would not be marked.
-            importlib.import_module("openvino._offline_transformations").apply_moc_transformations(model, cf=False)
             marked = Path(folder) / "marked.xml"
             self._ov.serialize(model, str(marked), str(marked.with_suffix(".bin")))
             tree = ET.parse(marked)
