@@ -146,7 +146,8 @@ def read_bytes(source: Source) -> tuple[bytes, str]:
     if isinstance(source, str | os.PathLike):
         name = str(Path(source))
     elif hasattr(source, "read"):
-        name = str(getattr(source, "name", "stream"))
+        given = getattr(source, "name", None)  # that of a temporary file may be a number, or nothing
+        name = str(given) if isinstance(given, str | os.PathLike) else "stream"
     else:
         raise InputError(f"a path, bytes or a binary stream was expected, got {type(source).__name__}")
     try:
@@ -165,12 +166,14 @@ def _read_all(source: BinaryIO) -> bytes:
     """A stream to its end, or to one byte beyond the limit. A reader makes room for all that it is asked for, so in pieces.
 
     Raises:
-        ValueError: the stream gives text.
+        ValueError: the stream gives something else than bytes.
     """
     parts, left = [], MAX_FILE_BYTES + 1
     while left and (part := read_some(source, min(left, PIECE_BYTES))) != b"":
         if isinstance(part, str):
             raise ValueError(_TEXT)
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise ValueError(f"its read() gives {type(part).__name__}, not bytes; pass these, as of await file.read()")
         parts.append(part)
         left -= len(part)
     return b"".join(parts)

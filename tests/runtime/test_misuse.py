@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import pickle
 import struct
+import tempfile
 import warnings
 
 import numpy as np
@@ -91,6 +93,28 @@ def test_only_an_lr_picture_is_upscaled(bundle, picture):
         for wrong in (picture(8, 8), "s.png", None):
             with pytest.raises(InputError, match=f"an LR picture is wanted.*not {type(wrong).__name__}"):
                 net.upscale(wrong)
+
+
+def test_uploads_of_web_frameworks_are_read_or_told_what_to_do(picture):
+    data = encoded("PNG", 1, picture)
+    with tempfile.SpooledTemporaryFile(1 << 20) as kept, tempfile.TemporaryFile() as spilt:
+        for upload in (kept, spilt):
+            upload.write(data)
+            upload.seek(0)
+            assert rescale.read_picture(upload).shape == (20, 24, 3)
+            with pytest.raises(InputError, match=r"^stream: empty"):
+                rescale.read_picture(upload)
+
+    class Upload:
+        def read(self, size: int = -1) -> asyncio.Future[bytes]:
+            return future
+
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+    for read in (rescale.open_picture, rescale.Small.open):
+        with pytest.raises(InputError, match=r"^stream: cannot read: .* gives .*Future, not bytes; pass these, as of await "):
+            read(Upload())
+    loop.close()
 
 
 def test_bytes_in_any_form_are_read_and_nothing_else_is(bundle, picture):
