@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from rescale import png
 from rescale.container import Small
 from rescale.errors import RescaleError
+from rescale.picture import Picture
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
@@ -33,10 +35,10 @@ mutations = files.mutations
 
 
 @pytest.fixture(scope="module")
-def corpus(cmake, tmp_path_factory):
-    """The instrumented program; a function from records to outcomes."""
+def instrumented(cmake, tmp_path_factory) -> Path:
+    """Folder of the instrumented programs."""
     conftest = load(HERE / "conftest.py")
-    build = cmake(
+    build: Path = cmake(
         tmp_path_factory.mktemp("sanitized"),
         f"-DRESCALE_SOURCE={conftest.SOURCE}",
         f"-DONNXRUNTIME_INCLUDE_DIR={conftest.ort_include()}",
@@ -46,11 +48,17 @@ def corpus(cmake, tmp_path_factory):
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",
         source=HERE / "sanitized",
-        targets=("corpus",),
+        targets=("corpus", "scarce"),
     )
     symbols = subprocess.run(["nm", "-C", str(build / "rescale" / "librescale.a")], capture_output=True, text=True).stdout
     assert "__asan_report_store" in symbols
     assert "__ubsan_handle" in symbols
+    return build
+
+
+@pytest.fixture(scope="module")
+def corpus(instrumented, tmp_path_factory):
+    """The program that reads files; a function from records to outcomes."""
     scratch = tmp_path_factory.mktemp("manifest")
     # What ONNX Runtime keeps for the life of a process is not ours.
     (scratch / "suppressions").write_text("leak:libonnxruntime\n")
@@ -65,7 +73,7 @@ def corpus(cmake, tmp_path_factory):
         )
         # A third of ONNX Runtime's address space is not instrumented: allocations that fail are errors of ours, not the end.
         environment = {"ASAN_OPTIONS": "allocator_may_return_null=1", "LSAN_OPTIONS": f"suppressions={scratch / 'suppressions'}"}
-        command = [str(build / "corpus"), str(folder), str(conftest.ort_library())]
+        command = [str(instrumented / "corpus"), str(folder), str(load(HERE / "conftest.py").ort_library())]
         done = subprocess.run(command, input=fed, capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr.decode()[-6000:]
         return done.stdout.decode().split("\n")[:-1]
@@ -147,3 +155,21 @@ def test_mutated_manifests(corpus, bundle, tmp_path):
 @pytest.mark.parametrize(("model", "scale"), [("irn", 4), ("dlv_irn_a", 2), ("irn_m", 2)])
 def test_whole_runs_with_threads(corpus, bundle, model, scale):
     assert corpus([(b"B", str(bundle(model, scale)).encode(), None)]) == ["ran"]
+
+
+def test_every_allocation_may_fail(instrumented, tmp_path):
+    """Whichever one it is: the library's own error says that memory is short, and nothing is lost or half done."""
+    rng = np.random.default_rng(1)
+    hr, alpha = rng.integers(0, 256, (18, 14, 3), np.uint8), rng.integers(0, 256, (18, 14), np.uint8)
+    source = Picture(hr, False, alpha, ((b"iCCP", b"p\0\0" + zlib.compress(bytes(16) + b"GRAY" + bytes(108))),))
+    codes = rng.integers(1, 256, (9, 7), np.uint8)
+    small = Small.create(hr[::2, ::2], codes, None, model="irn_a", scale=2, weights="ab" * 32, source=source)
+    small.save(tmp_path / "lr.png")
+    (tmp_path / "hr.png").write_bytes(png.encode(np.dstack([hr, alpha])))
+    command = [str(instrumented / "scarce"), *(str(tmp_path / name) for name in ("lr.png", "hr.png", "out"))]
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert len(done.stdout.splitlines()) == 12
+    assert all(int(line.rsplit(" ", 1)[1]) > 0 for line in done.stdout.splitlines())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["out.png", "out.png.rescale"]

@@ -6,12 +6,15 @@
 #include <rescale/rescale.hpp>
 
 #include <cstdio>
+#include <exception>
 #include <string>
 
 int main(int argc, char** argv) try {
   rescale::Size hr;
+  char behind;
+  if (argc != 4 || std::sscanf(argv[3], "%5dx%5d%c", &hr.width, &hr.height, &behind) != 2) hr = {};
   const std::string verb = argc > 1 ? argv[1] : "";
-  if (argc != 4 || (verb != "down" && verb != "up") || std::sscanf(argv[3], "%dx%d", &hr.width, &hr.height) != 2) {
+  if (argc != 4 || (verb != "down" && verb != "up") || hr.width < 1 || hr.height < 1) {
     std::fprintf(stderr, "usage: %s down|up BUNDLE WIDTHxHEIGHT, the size of the HR frames\n", argv[0]);
     return 2;
   }
@@ -39,7 +42,7 @@ int main(int argc, char** argv) try {
       throw rescale::Error(rescale::Code::output, "standard output failed");
   }
   return std::fflush(stdout) ? 1 : 0;
-} catch (const rescale::Error& e) {
+} catch (const std::exception& e) {  // rescale::Error is one, and so is memory that cannot be had
   std::fprintf(stderr, "error: %s\n", rescale::printable(e.what()).c_str());
   return 1;
 }

@@ -25,6 +25,14 @@ Bytes from_hexadecimal(const std::string& text) {
 
 }  // namespace
 
+std::string contradiction(const Marker& m) {
+  if (m.scale != 2 && m.scale != 4) return cat("scale ", m.scale, " where 2 or 4 is wanted");
+  const auto s = static_cast<std::uint64_t>(m.scale);
+  if (m.hr_width && m.hr_height && m.lr_width == ceil_div(m.hr_width, s) && m.lr_height == ceil_div(m.hr_height, s)) return "";
+  return cat("HR ", by(m.hr_width, m.hr_height), " and LR ", by(m.lr_width, m.lr_height), " do not belong together at scale ",
+             m.scale);
+}
+
 Bytes encode_block(const Block& block) {
   const Marker& m = block.marker;
   Bytes out;
@@ -35,7 +43,7 @@ Bytes encode_block(const Block& block) {
   out.push_back(code_of(kSourceModes, m.source_mode));
   out.resize(32, 0);
   append(out, m.model);
-  out.resize(64, 0);
+  out.resize(32 + kMaxModelName, 0);
   append(out, from_hexadecimal(m.weights));
   append(out, block.rgb_digest);
   append(out, block.auxiliary_digest);
@@ -69,11 +77,7 @@ Block decode_block(const Bytes& data) {
   m.scale = scale;
   m.hr_width = little32(p + 8), m.hr_height = little32(p + 12);
   m.lr_width = little32(p + 16), m.lr_height = little32(p + 20);
-  const auto s = static_cast<std::uint64_t>(scale);
-  if (m.lr_width != ceil_div(m.hr_width, s) || m.lr_height != ceil_div(m.hr_height, s) || !m.hr_width || !m.hr_height) {
-    throw DamagedBlock{cat("HR ", by(m.hr_width, m.hr_height), " and LR ", by(m.lr_width, m.lr_height),
-                           " do not belong together at scale ", scale)};
-  }
+  if (const std::string why = contradiction(m); !why.empty()) throw DamagedBlock{why};
   std::size_t at = kHeader;
   for (std::size_t i = 0; i < count; i++) {
     if (at + 8 > end) throw DamagedBlock{"a section is truncated"};
@@ -84,7 +88,7 @@ Block decode_block(const Bytes& data) {
     at += 8 + length;
   }
   if (at != end) throw DamagedBlock{"bytes are left over behind the sections"};
-  m.model.assign(reinterpret_cast<const char*>(p) + 32, 32);
+  m.model.assign(reinterpret_cast<const char*>(p) + 32, kMaxModelName);
   m.model.erase(m.model.find_last_not_of('\0') + 1);
   if (std::any_of(m.model.begin(), m.model.end(), [](char c) { return static_cast<std::uint8_t>(c) > 127; })) {
     throw DamagedBlock{"the model name is not ASCII"};

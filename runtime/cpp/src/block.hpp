@@ -18,6 +18,8 @@ struct DamagedBlock {
   std::string why;
 };
 
+constexpr std::size_t kMaxModelName = 32;  // bytes
+
 struct Block {
   Marker marker;
   Digest rgb_digest{}, auxiliary_digest{};
@@ -30,6 +32,9 @@ struct Block {
     return nullptr;
   }
 };
+
+// How a marker's sizes contradict each other, in words; empty where they do not.
+std::string contradiction(const Marker& marker);
 
 Bytes encode_block(const Block& block);
 Block decode_block(const Bytes& data);  // throws NewerFormat, DamagedBlock

@@ -114,7 +114,9 @@ Bytes packed(const rescale_image& image, int channels, const char* what) {
   const auto row = static_cast<std::size_t>(image.width) * static_cast<unsigned>(channels);
   const auto rows = static_cast<std::size_t>(image.height);
   if (!image.data) fail(Code::input, what, ": no memory was given");
-  if (image.channels != channels) fail(Code::input, what, ": ", image.channels, " channels, wanted ", channels);
+  if (image.channels != channels) {
+    fail(Code::input, what, ": ", image.channels, " channels, wanted ", channels, channels == 3 ? rescale::detail::kRgbOnly : "");
+  }
   rescale::detail::check_rows(what, source(&image));
   const auto stride = image.stride ? image.stride : static_cast<std::ptrdiff_t>(row);
   Bytes out(row * rows);
@@ -180,6 +182,15 @@ void rescale_buffer_free(rescale_buffer* buffer) {
   if (!buffer) return;
   std::free(buffer->data);
   *buffer = {nullptr, 0};
+}
+
+rescale_status rescale_printable(const char* text, rescale_buffer* line) {
+  return guarded([&] {
+    required(line, "line") = {nullptr, 0};
+    const std::string shown = rescale::printable(&required(text, "text"));
+    hand_over(Bytes(shown.c_str(), shown.c_str() + shown.size() + 1), line);
+    line->size = shown.size();
+  });
 }
 
 rescale_status rescale_load(const char* bundle, const rescale_options* options, rescale_session** session) {

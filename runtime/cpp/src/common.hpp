@@ -15,6 +15,8 @@
 
 namespace rescale::detail {
 
+static_assert(sizeof(std::size_t) >= 8, "64-bit systems only: the bytes of a picture must fit a size");
+
 constexpr int kLatentChannels = 4;  // of the -M latent code
 constexpr int kLatentStride = 4;    // LR pixels per latent position along an axis
 constexpr int kMaxSide = 65535;     // longest side of an HR picture, in pixels
@@ -36,9 +38,15 @@ std::string cat(const T&... parts) {
   return out;
 }
 
+// A message as it is read through `what()`, which a zero byte in a name from a file would end.
+inline std::string message(std::string text) {
+  for (std::size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) text.replace(at, 1, "\\x00");
+  return text;
+}
+
 template <class... T>
 [[noreturn]] void fail(Code code, const T&... parts) {
-  throw Error(code, cat(parts...));
+  throw Error(code, message(cat(parts...)));
 }
 
 // Runs `work`: nothing but `Error` leaves the library.
@@ -56,7 +64,7 @@ auto translated(const Work& work) {
 // The bytes of a file could be read, but are no whole picture.
 template <class... T>
 [[noreturn]] void damaged(const T&... parts) {
-  throw Error(Code::input, cat(parts...), State::damaged);
+  throw Error(Code::input, message(cat(parts...)), State::damaged);
 }
 
 inline std::string by(std::uint64_t width, std::uint64_t height) { return cat(width, "x", height); }

@@ -163,9 +163,11 @@ Bytes read_file(const std::string& path) {
 }
 
 void write_file(const std::string& path, const Bytes& data) {
-  detail::Pending file(path);
-  file.write(data);
-  file.place();
+  detail::translated([&] {
+    detail::Pending file(path);
+    file.write(data);
+    file.place();
+  });
 }
 
 }  // namespace rescale

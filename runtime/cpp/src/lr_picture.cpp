@@ -134,6 +134,8 @@ void detail::check_planes(const LrPicture& small) {
       !fits(small.unverified_alpha, width * height) || !fits(small.latent, latent)) {
     fail(Code::input, small.name, ": its planes are not of its size, ", by(width, height));
   }
+  const std::string why = small.has_marker ? contradiction(small.marker) : "";
+  if (!why.empty()) fail(Code::input, small.name, ": its marker says ", why);
   check_colour(small.colour, small.name);
 }
 
@@ -187,17 +189,19 @@ LrPicture LrPicture::from_png(const Bytes& file, const std::string& name, std::u
 }
 
 LrPicture LrPicture::open(const std::string& path, std::uint64_t max_pixels) {
-  const Bytes file = read_file(path);
-  LrPicture small = from_png(file, path, max_pixels);
-  if (small.has_marker || !is_file(sidecar_path(path))) return small;
-  try {
-    const Bytes sidecar = read_file(sidecar_path(path));
-    return from_png(file, path, max_pixels, &sidecar);
-  } catch (const Error& e) {
-    if (e.code() != Code::input) throw;
-    set(small, State::damaged, cat("its side-car cannot be read: ", e.what()));
-    return small;
-  }
+  return translated([&] {
+    const Bytes file = read_file(path);
+    LrPicture small = read_png(file, path, max_pixels, nullptr);
+    if (small.has_marker || !is_file(sidecar_path(path))) return small;
+    try {
+      const Bytes sidecar = read_file(sidecar_path(path));
+      return read_png(file, path, max_pixels, &sidecar);
+    } catch (const Error& e) {
+      if (e.code() != Code::input) throw;
+      set(small, State::damaged, cat("its side-car cannot be read: ", e.what()));
+      return small;
+    }
+  });
 }
 
 LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& carrier) const {
@@ -211,9 +215,13 @@ LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& 
     check("layout", layout, {"alpha", "chunk", "strip"});
     check("carrier", carrier, {"chunk", "text", "sidecar"});
     if (!has_marker || state != State::exact) {
-      throw Error(Code::lr_file, cat(name, ": ", detail, ": an LR file is written from an exact picture only"), state);
+      throw Error(Code::lr_file, message(cat(name, ": ", detail, ": an LR file is written from an exact picture only")), state);
     }
     check_planes(*this);
+    if (marker.model.size() > kMaxModelName || !is_sha256(marker.weights)) {
+      fail(Code::input, name, ": its marker needs a model's name of at most ", kMaxModelName,
+           " bytes and the weights' SHA-256 as 64 hexadecimal digits");
+    }
     if (!source_alpha.empty() && source_alpha.size() != marker.hr_width * marker.hr_height) {
       fail(Code::input, name, ": its source_alpha is not of the HR picture's size");
     }
@@ -256,32 +264,36 @@ LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& 
                       again.colour == colour;
     if (again.state != State::exact || !same) {
       const std::string found = cat(rescale::to_string(again.state), ": ", again.detail);
-      throw Error(Code::lr_file, cat(name, ": reading back the encoded file gave ", found), again.state);
+      throw Error(Code::lr_file, message(cat(name, ": reading back the encoded file gave ", found)), again.state);
     }
     return out;
   });
 }
 
 void LrPicture::save(const std::string& path, const std::string& layout, const std::string& carrier) const {
-  const File file = to_png(layout, carrier);
-  if (file.sidecar.empty()) {
-    write_file(path, file.data);
-  } else {
-    write_both(sidecar_path(path), file.sidecar, path, file.data);
-  }
+  translated([&] {
+    const File file = to_png(layout, carrier);
+    if (file.sidecar.empty()) {
+      write_file(path, file.data);
+    } else {
+      write_both(sidecar_path(path), file.sidecar, path, file.data);
+    }
+  });
 }
 
 std::pair<State, std::string> LrPicture::verdict(const std::string& model, int scale, const std::string& weights) const {
-  if (has_marker && (marker.model != model || marker.scale != scale || marker.weights != weights)) {
-    const std::string made = cat("made by ", marker.model, " x", marker.scale, " with weights ", marker.weights.substr(0, 12));
-    return {State::other_model, cat(made, ", not by ", model, " x", scale, " with weights ", weights.substr(0, 12))};
-  }
-  if (has_marker && state == State::exact && !fits(marker, size)) {  // not from a file: its planes were exchanged
-    const auto width = static_cast<std::uint64_t>(std::max(0, size.width)),
-               height = static_cast<std::uint64_t>(std::max(0, size.height));
-    return {State::pixels_changed, resized(width, height, marker.lr_width, marker.lr_height)};
-  }
-  return {state, detail};
+  return translated([&]() -> std::pair<State, std::string> {
+    if (has_marker && (marker.model != model || marker.scale != scale || marker.weights != weights)) {
+      const std::string made = cat("made by ", marker.model, " x", marker.scale, " with weights ", marker.weights.substr(0, 12));
+      return {State::other_model, message(cat(made, ", not by ", model, " x", scale, " with weights ", weights.substr(0, 12)))};
+    }
+    if (has_marker && state == State::exact && !fits(marker, size)) {  // not from a file: its planes were exchanged
+      const auto width = static_cast<std::uint64_t>(std::max(0, size.width)),
+                 height = static_cast<std::uint64_t>(std::max(0, size.height));
+      return {State::pixels_changed, resized(width, height, marker.lr_width, marker.lr_height)};
+    }
+    return {state, detail};
+  });
 }
 
 }  // namespace rescale

@@ -4,6 +4,9 @@
 
 namespace rescale::detail {
 
+// What to do with an HR picture in memory that is not RGB: the networks know nothing else, in Python either.
+constexpr const char* kRgbOnly = ": give a gray sample three times; carry the alpha of RGBA beside RGB, or drop it";
+
 // Refuses sides below 1 and above `most`.
 void check_sides(Size hr, int most);
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bundle.hpp"
+#include "sha256.hpp"
 
 namespace rescale::detail {
 
@@ -49,9 +50,7 @@ inline std::int64_t number_field(const Json& table, const char* name, std::int64
 
 inline std::string sha256_field(const Json& table, const char* name) {
   std::string value = string_field(table, name);
-  if (value.size() != 64 || value.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    throw DamagedTable{cat("'", name, "' is not 64 hexadecimal digits")};
-  }
+  if (!is_sha256(value)) throw DamagedTable{cat("'", name, "' is not 64 hexadecimal digits")};
   return value;
 }
 

@@ -155,12 +155,14 @@ Bytes encode_pixels(const std::uint8_t* data, std::size_t width, std::size_t hei
   static constexpr int kKinds[] = {PNG_COLOR_TYPE_GRAY, PNG_COLOR_TYPE_GRAY_ALPHA, PNG_COLOR_TYPE_RGB, PNG_COLOR_TYPE_RGBA};
   struct Sink {
     Bytes out;
+    bool starved = false;
     static void write(png_structp png, png_bytep p, std::size_t n) {
-      auto& out = static_cast<Sink*>(png_get_io_ptr(png))->out;
+      auto& sink = *static_cast<Sink*>(png_get_io_ptr(png));
       try {
-        out.insert(out.end(), p, p + n);
+        sink.out.insert(sink.out.end(), p, p + n);
         return;
-      } catch (const std::bad_alloc&) {
+      } catch (const std::bad_alloc&) {  // it may not pass through libpng
+        sink.starved = true;
       }
       png_error(png, "not enough memory");
     }
@@ -182,6 +184,7 @@ Bytes encode_pixels(const std::uint8_t* data, std::size_t width, std::size_t hei
     for (std::size_t y = 0; y < height; y++) png_write_row(png, data + y * row);
     png_write_end(png, nullptr);
   });
+  if (sink.starved) throw std::bad_alloc();
   if (!done) fail(Code::output, "a picture of ", by(width, height), " cannot be written as PNG: ", std::string(fault.why));
   return std::move(sink.out);
 }

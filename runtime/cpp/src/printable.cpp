@@ -41,7 +41,9 @@ std::string escaped(std::uint32_t point) {
 
 }  // namespace
 
-std::string printable(const std::string& text) {
+namespace {
+
+std::string on_one_line(const std::string& text) {
   std::string out;
   for (std::size_t at = 0; at < text.size();) {
     std::uint32_t point = 0;
@@ -54,6 +56,12 @@ std::string printable(const std::string& text) {
     at += size;
   }
   return out;
+}
+
+}  // namespace
+
+std::string printable(const std::string& text) {
+  return detail::translated([&] { return on_one_line(text); });
 }
 
 }  // namespace rescale

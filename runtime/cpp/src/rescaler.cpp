@@ -30,9 +30,10 @@ struct Rescaler::Impl {
   std::shared_ptr<const Loaded> loaded;
   Progress progress;
 
-  // Refuses a view of another size than `width` x `height`, of other channels, or whose rows overlap.
+  // Refuses a view of another size than `wanted`, of other channels (with a way out), or whose rows overlap.
   template <class T>
-  static void check(const char* what, const View<T>& v, Size wanted, std::initializer_list<int> channels) {
+  static void check(const char* what, const View<T>& v, Size wanted, std::initializer_list<int> channels,
+                    const char* way_out = "") {
     bool known = false;
     std::string list;
     for (const int c : channels) {
@@ -42,7 +43,7 @@ struct Rescaler::Impl {
     if (!v.data) fail(Code::input, what, ": no memory was given");
     if (v.width != wanted.width || v.height != wanted.height || !known) {
       fail(Code::input, what, ": ", v.width, "x", v.height, " with ", v.channels, " channels, wanted ", wanted.width, "x",
-           wanted.height, " with ", list);
+           wanted.height, " with ", list, known ? "" : way_out);
     }
     check_rows(what, {v.data, v.width, v.height, v.channels, v.stride});
   }
@@ -101,7 +102,7 @@ Rescaler::Impl::Basis Rescaler::Impl::basis(const LrPicture& small, const Restor
   if ((how.strict && !exact && !trusted) || other_scale) {
     const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
                                      : " (--force restores without its auxiliary data)";
-    throw Error(Code::lr_file, cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced), state);
+    throw Error(Code::lr_file, message(cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced)), state);
   }
   Basis out;
   // A marker of a model without alpha may lie on a picture with one.
@@ -112,7 +113,7 @@ Rescaler::Impl::Basis Rescaler::Impl::basis(const LrPicture& small, const Restor
 }
 
 void Rescaler::Impl::run(const LrPicture& small, const Basis& basis, Size wanted, Target hr) const {
-  check("HR picture", hr, wanted, {3});
+  check("HR picture", hr, wanted, {3}, kRgbOnly);
   Bytes pixels;
   if (basis.alpha) {
     pixels.resize(area(small.size) * 4);
@@ -190,7 +191,7 @@ Size Rescaler::latent_size(Size lr) const {
 
 void Rescaler::downscale(Source hr, Target lr, Target latent) const {
   check_sides({hr.width, hr.height}, kMaxSide);
-  Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
+  Impl::check("HR picture", hr, {hr.width, hr.height}, {3}, kRgbOnly);
   Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {info().lr_channels});
   if (info().latent) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
   translated([&] { impl_->loaded->network->down(hr, lr, latent, impl_->progress); });
@@ -198,7 +199,7 @@ void Rescaler::downscale(Source hr, Target lr, Target latent) const {
 
 void Rescaler::upscale(Source lr, Target hr, Source latent) const {
   check_sides({hr.width, hr.height}, kMaxRestored);
-  Impl::check("HR picture", hr, {hr.width, hr.height}, {3});
+  Impl::check("HR picture", hr, {hr.width, hr.height}, {3}, kRgbOnly);
   Impl::check("LR picture", lr, lr_size({hr.width, hr.height}), {3, info().lr_channels});
   if (info().latent && latent.data) Impl::check("latent", latent, latent_size({lr.width, lr.height}), {1});
   translated([&] { impl_->loaded->network->up(lr, hr, latent, impl_->progress); });

@@ -86,4 +86,8 @@ std::string hexadecimal(const std::uint8_t* data, std::size_t size) {
   return out;
 }
 
+bool is_sha256(const std::string& text) {
+  return text.size() == 2 * sizeof(Digest) && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 }  // namespace rescale::detail

@@ -27,5 +27,6 @@ class Sha256 {
 
 Digest sha256(const void* data, std::size_t size);
 std::string hexadecimal(const std::uint8_t* data, std::size_t size);
+bool is_sha256(const std::string& text);  // a digest as `hexadecimal` writes it
 
 }  // namespace rescale::detail

@@ -42,6 +42,26 @@ std::string manifest(const std::string& folder, const rescale::Bytes& data, cons
   return "loaded";
 }
 
+// A marker of the caller's own that cannot be is refused before it leads anywhere.
+void refuse_odd_markers(const rescale::Rescaler& net, const rescale::LrPicture& small) {
+  for (int kind = 0; kind < 6; kind++) {
+    auto odd = small;
+    if (kind == 0) odd.marker.hr_width = 3;
+    if (kind == 1) odd.marker.hr_height = std::uint64_t{1} << 40;
+    if (kind == 2) odd.marker.weights = "xyz";
+    if (kind == 3) odd.marker.weights.resize(62);
+    if (kind == 4) odd.marker.model.assign(33, 'a');
+    if (kind == 5) odd.marker.lr_width = 3;
+    try {
+      if (kind < 2) net.restore(odd);
+      if (kind >= 2) odd.to_png();
+      std::abort();
+    } catch (const rescale::Error& e) {
+      if (e.code() != rescale::Code::input) std::abort();
+    }
+  }
+}
+
 std::string bundle(const rescale::Bytes& path, const char* library) {
   rescale::Options options;
   options.library = library;
@@ -59,6 +79,7 @@ std::string bundle(const rescale::Bytes& path, const char* library) {
       const auto small = rescale::LrPicture::from_png(file.data, "own");
       rescale::Picture::from_png(net.restore(small).to_png(), "restored");
       net.restore(small, {false, true});
+      refuse_odd_markers(net, small);
       std::uint64_t calls = 0;
       const auto watched = net.with_progress([&](std::uint64_t done, std::uint64_t total) { return ++calls, done == total / 2; });
       try {

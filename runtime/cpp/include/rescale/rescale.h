@@ -142,6 +142,9 @@ RESCALE_API uint32_t rescale_abi_version(void);
 RESCALE_API const char* rescale_version(void);
 RESCALE_API const char* rescale_last_error(void);
 RESCALE_API void rescale_buffer_free(rescale_buffer* buffer);
+/* Text on one line, with what could steer a terminal escaped: rescale::printable. Errors, details and names quote files that
+ * anybody may have written; what is shown or logged goes through this. A zero byte ends the line; its size leaves it out. */
+RESCALE_API rescale_status rescale_printable(const char* text, rescale_buffer* line);
 
 /* options may be NULL. */
 RESCALE_API rescale_status rescale_load(const char* bundle, const rescale_options* options, rescale_session** session);
@@ -152,8 +155,9 @@ RESCALE_API rescale_status rescale_with_progress(const rescale_session* session,
 RESCALE_API void rescale_free(rescale_session* session);
 RESCALE_API rescale_status rescale_get_info(const rescale_session* session, rescale_info* info);
 
-/* Frames: HR with 3 channels, LR of ceil(side / scale) with lr_channels. latent: 1 channel, ceil(w / 4) by 4 * ceil(h / 4) of the
- * LR's w and h; it may be NULL for upscaling, and where the model has none. */
+/* Frames: HR with 3 channels (gray: each sample three times; transparency: see rescale_extras), LR of ceil(side / scale) with
+ * lr_channels, or 3 for upscaling. latent: 1 channel, ceil(w / 4) by 4 * ceil(h / 4) of the LR's w and h; it may be NULL for
+ * upscaling, and where the model has none. */
 RESCALE_API rescale_status rescale_downscale(const rescale_session* session, const rescale_image* hr, const rescale_image* lr,
                                              const rescale_image* latent);
 RESCALE_API rescale_status rescale_upscale(const rescale_session* session, const rescale_image* lr, const rescale_image* latent,

@@ -210,6 +210,7 @@ class RESCALE_EXPORT Rescaler {
 
   // Frames: nothing is checked that a frame cannot carry, and after the first frame of a size nothing is allocated outside
   // the backend.
+  //   hr:     RGB; gray is given as three equal channels, and transparency travels beside it: see `Picture`
   //   lr:     as `rescale down --raw` writes it: RGB, or RGBA (-A) with the alpha code as in an LR file
   //   latent: -M: one channel, of `latent_size`; upscaling without it takes z = 0
   void downscale(Source hr, Target lr, Target latent = {}) const;
