@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from rescale_train import checkpoint
@@ -17,6 +18,7 @@ from rescale_train.log import read_log
 from rescale_train.loop import Trainer
 from rescale_train.options import spread
 from rescale_train.recipe import load_recipe
+from rescale_train.run import is_loss_of_another
 
 CPU = torch.device("cpu")
 
@@ -85,3 +87,17 @@ def test_two_processes_train_one_net(tmp_path: Path, pictures: Path, recipe_file
     for key, value in alone.net.state_dict().items():
         torch.testing.assert_close(found[f"model.{key}"], value, atol=1e-4, rtol=0)
     assert max(float((found[f"model.{k}"] - v).abs().max()) for k, v in fresh.items()) > 5e-4
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:35993"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection reset by peer"), True),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_the_loss_of_another_process_is_known(error: RuntimeError, lost: bool) -> None:
+    """Its own message says why; those of the others would be forty lines of traceback."""
+    assert is_loss_of_another(error) is lost

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rescale.batch import remove_leftovers
 from rescale.console import print_json, warn
-from rescale.errors import CheckpointError, InputError, OutputError
+from rescale.errors import CheckpointError, InputError, OutputError, RescaleError
 from rescale.threads import usable_threads
 from rescale_train import checkpoint
 from rescale_train.config import Recipe
@@ -78,6 +78,7 @@ def start_run(
 
     Raises:
         CheckpointError, ConfigError, InputError, OutputError: what was given cannot be run, or what it makes not be written.
+        RescaleError: another process of the group ended.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     torch.set_flush_denormal(True)
@@ -123,6 +124,10 @@ def start_run(
             result, stopped_by = carry_out(trainer, sampler, held, options)
             if world > 1:
                 dist.barrier()
+        except RuntimeError as e:
+            if world == 1 or not is_loss_of_another(e):
+                raise
+            raise RescaleError(f"process {rank}: another process of this run ended; its own message says why") from None
         finally:
             torch.set_flush_denormal(False)
             if world > 1:
@@ -135,6 +140,11 @@ def start_run(
             loss_plot(options.out / "log.jsonl", options.out / PLOT)
             print_json(result | {"checkpoint": str(target)})
     return 0 if result["finished"] else stopped_by
+
+
+def is_loss_of_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the group is gone: gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or ("gloo" in str(error) and "peer" in str(error))
 
 
 def _source(target: Path) -> Path:
