@@ -94,6 +94,29 @@ def test_pkg_config_names_the_folders_that_were_given(tmp_path, ort_header, kind
     assert found == [str(tmp_path / "i" / "far" / "lib"), str(tmp_path / "i" / "include")]
 
 
+def test_the_installed_program_finds_the_library_in_its_own_prefix(installed):
+    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    assert run(installed / "bin" / "rescale-cpp", "--version", env=environment).stdout.decode().strip() == rescale.__version__
+
+
+HOST = """
+cmake_minimum_required(VERSION 3.18)
+project(host LANGUAGES CXX)
+add_subdirectory("%s" rescale)
+add_library(own "%s")
+get_target_property(OWN own TYPE)
+get_target_property(THEIRS rescale TYPE)
+message(STATUS "own ${OWN}, rescale ${THEIRS}, programs ${RESCALE_PROGRAMS}")
+"""
+
+
+def test_a_host_project_keeps_its_own_kind_of_libraries(tmp_path, ort_header):
+    (tmp_path / "own.cpp").write_text("int own() { return 1; }\n")
+    (tmp_path / "CMakeLists.txt").write_text(HOST % (ROOT / "runtime" / "cpp", tmp_path / "own.cpp"))
+    out = run("cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DONNXRUNTIME_INCLUDE_DIR={ort_header}").stdout.decode()
+    assert "-- own STATIC_LIBRARY, rescale SHARED_LIBRARY, programs OFF" in out
+
+
 @pytest.fixture
 def program(built, ort):
     """Runs rescale-cpp."""
