@@ -308,6 +308,7 @@ class Native:
             "rescale_lr_get_info": (p, p),
             "rescale_lr_verdict": (p, p, p, p),
             "rescale_buffer_free": (p,),
+            "rescale_printable": (s, p),
             "rescale_run_device": (p, s, p, n, p, n, p),
         }.items():
             getattr(self.lib, name).argtypes = types
@@ -317,6 +318,12 @@ class Native:
         status = getattr(self.lib, name)(*arguments)
         if status:
             raise NativeError(STATUS[status], self.lib.rescale_last_error().decode())
+
+    def printable(self, text: str | None) -> str:
+        """Text as the library shows it."""
+        line = Buffer()
+        self.call("rescale_printable", None if text is None else text.encode(), byref(line))
+        return self.taken(line).decode()
 
     def taken(self, buffer: Buffer) -> bytes:
         """A buffer's bytes; it is freed."""

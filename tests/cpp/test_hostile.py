@@ -250,6 +250,24 @@ def test_the_example_prints_no_name_raw(built, ort, bundle, tmp_path):
     assert len(clean(done.stderr.decode())) == 1
 
 
+def test_a_zero_byte_in_a_name_ends_no_message(program, bundle, picture, tmp_path):
+    path, lr = bundle("irn_a", 2), tmp_path / "lr.png"
+    with rescale.load(path, backend="onnxruntime") as net:
+        small = net.downscale(picture(20, 20))
+    replace(small, block=replace(small.block, model="irn_a\0evil")).save(lr)
+    code, _, told = program("up", lr, tmp_path / "out.png", "--bundle", path)
+    assert (code, len(clean(told))) == (3, 1)
+    assert "made by irn_a\\x00evil x2 with weights" in told
+    assert "not by irn_a x2 with weights" in told
+
+
+def test_the_c_abi_makes_text_printable(native, failure):
+    for text in (EVIL, "", "plain \u00e9"):
+        assert native.printable(text) == printable(text)
+    with pytest.raises(failure, match="text"):
+        native.printable(None)
+
+
 def test_printable_is_pythons(built):
     """Every code point that Unicode has assigned, and bytes that are not UTF-8, as Python has them in file names."""
 
