@@ -104,5 +104,5 @@ def test_an_export_is_told_and_has_the_precision_that_is_measured(
     arguments = ["--data", str(folder_of("mine", (24, 24))), "--backend", "onnxruntime", "--precision", "mixed", "--threads", "1"]
     assert main([name, *arguments, *options, "--json"]) == 0
     assert "onnxruntime" in capsys.readouterr().out
-    assert told[:2] == [("exporting irn x2 lite", 0), ("irn x2 lite", 1)]
+    assert told[:3] == [("looking at p0.png", 0), ("exporting irn x2 lite", 0), ("irn x2 lite", 1)]
     assert sum(count for _, count in told) == totals[0]

@@ -206,7 +206,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(corrected_pair, tmp_path,
 
 def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monkeypatch):
     net = make_net("irn_a", 2, corrections=2)
-    recipe = dataclasses.replace(load_recipe("irn_a_x2_lite", {}), net=net.config)
+    base = load_recipe("irn_a_x2_lite", {})
+    recipe = dataclasses.replace(base, net=net.config, train=dataclasses.replace(base.train, flow_frozen=True))
     checkpoint.write(tmp_path / "w.safetensors", net.state_dict(), recipe, {"step": 1, "seconds": 1.0})
     monkeypatch.chdir(tmp_path)
     run = ["--model", "irn_a", "--scale", "2", "--checkpoint", "w.safetensors", "--precision", "fp32", "--out"]

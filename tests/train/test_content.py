@@ -241,9 +241,7 @@ def test_the_robust_recipes_keep_photographs_in_the_majority(name: str) -> None:
     loss = robust.train.loss
     assert (loss.lr_clamp, loss.hr_kind, loss.luma) == (True, "psnr", 3.0)
     assert (robust.train.optimiser, robust.train.area_power, robust.train.hard_crops) == ("soap", 0.25, 0.9)
-    lr = {"dlv_irn_a_x2_lite_robust": 12.0, "dlv_irn_a_x2_full_robust": 4.0, "dlv_irn_a_x4_full_robust": 4.0}.get(
-        name, {2: 8.0, 4: 3.0}[robust.net.scale]
-    )
+    lr = {"dlv_irn_a_x2_lite_robust": 12.0, "dlv_irn_a_x4_full_robust": 4.0}.get(name, {2: 8.0, 4: 3.0}[robust.net.scale])
     assert (loss.lr, loss.hr, loss.hr_knee) == (lr, 1.0, {2: 0.0, 4: 40.0}[robust.net.scale])
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(robust.train))), "train") == robust.train
 
