@@ -30,9 +30,10 @@ from rescale_bench.parity import Size
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
-from rescale_bench.report_text import busy, findings, left_out, markdown
+from rescale_bench.report_text import busy, findings, markdown
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_plan import minutes_of
+from rescale_bench.speed_report import left_out_lines
 from rescale_bench.speed_worker import DIRECTIONS
 
 FILES = ("report.json", "report.md", "report.html")
@@ -104,7 +105,7 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
     if as_json_:
         print(text, end="")
     else:
-        notes = filter(None, (busy(found.report["machine"]), *left_out(found.report)))
+        notes = filter(None, (busy(found.report["machine"]), *left_out_lines(found.report["speed"])))
         for line in (*found.report["findings"].values(), *notes, *(str(out / name) for name in reversed(FILES))):
             print(line)
     failed = any(c["failed"] for case in found.report["speed"]["cases"] for c in case["competitors"])

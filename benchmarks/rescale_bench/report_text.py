@@ -226,7 +226,7 @@ def parity_table(report: Mapping[str, Any]) -> Table:
 
 def not_run(report: Mapping[str, Any]) -> list[str]:
     """What was left out, did not run or failed, with the reason; each once."""
-    lines: dict[str, None] = dict.fromkeys(left_out(report))
+    lines: dict[str, None] = dict.fromkeys(left_out_lines(report["speed"]))
     for case in report["speed"]["cases"]:
         for reason in dict.fromkeys(case["missing"].values()):
             names = ", ".join(label(n) for n, why in case["missing"].items() if why == reason)
@@ -250,11 +250,6 @@ def parts_check(cases: Iterable[Case]) -> str:
     kept = all(abs(s[1] - 1) <= PARTS_TOLERANCE for s in shares)
     verdict = "" if kept else f": more than {100 * PARTS_TOLERANCE:.0f} % apart, these timings are not to be trusted"
     return f"Decode, run and encode add up to {low:.2f} to {high:.2f} % of the whole of every run{verdict}."
-
-
-def left_out(report: Mapping[str, Any]) -> list[str]:
-    """Sizes whose speed was not measured for want of time, a line each."""
-    return left_out_lines(report["speed"])
 
 
 def busy(machine: Mapping[str, Any]) -> str:
