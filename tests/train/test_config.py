@@ -289,6 +289,19 @@ def test_a_wrong_recipe_names_what_is_wrong(tmp_path: Path, text: str, message: 
     assert message in str(e.value)
 
 
+def test_what_is_wrong_in_a_recipe_file_is_told_with_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("steps = 10", "steps = 0"))
+    with pytest.raises(ConfigError) as e:
+        load_recipe(path)
+    assert str(e.value) == f"{path}: train.steps: 1 to 1000000000, got 0"
+    with pytest.raises(ConfigError) as e:
+        load_recipe(write(tmp_path, GOOD), {"train.steps": "0"})
+    assert str(e.value) == f"{path} with --set: train.steps: 1 to 1000000000, got 0"
+    with pytest.raises(ConfigError) as e:
+        load_recipe("irn_x2_lite", {"train.steps": "0"})
+    assert str(e.value) == "train.steps: 1 to 1000000000, got 0"
+
+
 def test_an_unknown_recipe_lists_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"unknown recipe 'nope': give a .toml file or one of .*irn_x2_lite"):
         load_recipe("nope")

@@ -46,7 +46,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
         overrides: dotted keys and TOML values, such as ``{"train.steps": "2000"}``.
 
     Raises:
-        ConfigError: no such recipe, or its content is wrong.
+        ConfigError: no such recipe, or its content is wrong; the message names the key, and the file if it is one.
     """
     table = _recipe_table(name_or_path)
     if "net.size" in overrides:
@@ -64,6 +64,15 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
             target[name] = parse_toml(f"v = {value}")["v"]
         except ValueError:
             raise ConfigError(f"--set {key}: {value[:100]!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
+    try:
+        return _of_tables(table)
+    except ConfigError as e:
+        if not _is_file(name_or_path):
+            raise
+        raise ConfigError(f"{name_or_path}{' with --set' if overrides else ''}: {e}") from None
+
+
+def _of_tables(table: dict[str, Any]) -> Recipe:
     require(isinstance(table.get("net", {}), dict), f"net: a table was expected, got {table.get('net')!r}")
     net = dict(table.get("net", {}))
     if "size" in net:
@@ -72,7 +81,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
                 raise ConfigError(f"net.{key}: missing")
         base = to_dict(net_config(str(net["model"]), convert(net["scale"], int, "net.scale"), str(net.pop("size"))))
         net = {**base, **net}
-    require("train" in table, f"{name_or_path}: no table [train], which every recipe has")
+    require("train" in table, "no table [train], which every recipe has")
     return Recipe(from_dict(NetConfig, net, "net"), from_dict(TrainConfig, table["train"], "train"))
 
 
@@ -90,10 +99,14 @@ def _leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield f"{before}{key}", value
 
 
+def _is_file(name_or_path: str) -> bool:
+    return Path(name_or_path).suffix == ".toml"
+
+
 def _recipe_table(name_or_path: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """The tables of a recipe over those of its base; `derived` are the recipes that led here."""
     path = Path(name_or_path)
-    if path.suffix == ".toml" and not derived:
+    if _is_file(name_or_path) and not derived:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
