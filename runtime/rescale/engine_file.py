@@ -159,9 +159,10 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
     try:
         raw = read_regular(target, MAX_SIDECAR_BYTES)
     except FileNotFoundError:
-        if engine.is_dir():
+        if engine.is_dir() or (engine.exists() and engine.suffix != ENGINE_SUFFIX):
+            came = "a folder" if engine.is_dir() else "another file"
             raise EngineError(
-                f"{engine}: a folder, wanted an engine; rescale-engine list BUNDLE names a bundle's engines"
+                f"{engine}: {came}, wanted an engine, NAME{ENGINE_SUFFIX}; rescale-engine list BUNDLE names a bundle's engines"
             ) from None
         if engine.exists():
             raise EngineError(f"{engine}: half-written: its sidecar {target.name} is missing; {AGAIN}") from None

@@ -135,6 +135,15 @@ def test_inspect_without_a_sidecar_or_an_engine(bundle, capsys, tmp_path):
     assert run(capsys, "inspect", engine)[::2] == (1, f"error: {engine}: no such engine; make one with rescale-engine build\n")
 
 
+def test_inspect_of_another_file_says_that_it_is_none_of_ours(capsys, tmp_path):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    code, out, _ = run(capsys, "inspect", photo)
+    assert code == 1
+    assert f"cannot be used: {photo}: another file, wanted an engine, NAME.engine; rescale-engine list BUNDLE" in out
+    assert "half-written" not in out
+
+
 def test_a_forged_sidecar_is_shown_without_harm(bundle, capsys, tmp_path):
     run(capsys, "build", bundle, "--graph", "upscale", "--profile", "64x64", "--out", tmp_path)
     (engine,) = tmp_path.glob("*.engine")
