@@ -296,7 +296,7 @@ def test_what_is_wrong_in_a_recipe_file_is_told_with_its_name(tmp_path: Path) ->
     assert str(e.value) == f"{path}: train.steps: 1 to 1000000000, got 0"
     with pytest.raises(ConfigError) as e:
         load_recipe(write(tmp_path, GOOD), {"train.steps": "0"})
-    assert str(e.value) == f"{path} with --set: train.steps: 1 to 1000000000, got 0"
+    assert str(e.value) == f"{path} with what overrides it: train.steps: 1 to 1000000000, got 0"
     with pytest.raises(ConfigError) as e:
         load_recipe("irn_x2_lite", {"train.steps": "0"})
     assert str(e.value) == "train.steps: 1 to 1000000000, got 0"

@@ -69,7 +69,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
     except ConfigError as e:
         if not _is_file(name_or_path):
             raise
-        raise ConfigError(f"{name_or_path}{' with --set' if overrides else ''}: {e}") from None
+        raise ConfigError(f"{name_or_path}{' with what overrides it' if overrides else ''}: {e}") from None
 
 
 def _of_tables(table: dict[str, Any]) -> Recipe:
