@@ -159,14 +159,15 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
     try:
         raw = read_regular(target, MAX_SIDECAR_BYTES)
     except FileNotFoundError:
-        if engine.is_dir() or (engine.exists() and engine.suffix != ENGINE_SUFFIX):
-            came = "a folder" if engine.is_dir() else "another file"
+        if not engine.exists():
+            raise EngineError(f"{engine}: no such engine; make one with rescale-engine build") from None
+        folder = engine.is_dir()
+        if folder or engine.suffix != ENGINE_SUFFIX:
             raise EngineError(
-                f"{engine}: {came}, wanted an engine, NAME{ENGINE_SUFFIX}; rescale-engine list BUNDLE names a bundle's engines"
+                f"{engine}: {'a folder' if folder else 'another file'}, wanted an engine, NAME{ENGINE_SUFFIX}; "
+                "rescale-engine list BUNDLE names a bundle's engines"
             ) from None
-        if engine.exists():
-            raise EngineError(f"{engine}: half-written: its sidecar {target.name} is missing; {AGAIN}") from None
-        raise EngineError(f"{engine}: no such engine; make one with rescale-engine build") from None
+        raise EngineError(f"{engine}: half-written: its sidecar {target.name} is missing; {AGAIN}") from None
     except OSError as e:
         raise EngineError(f"{target}: cannot read: {e.strerror}") from None
     try:
