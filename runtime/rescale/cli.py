@@ -157,7 +157,7 @@ def down(
         if wanted is not None and source.is_dir():
             warn(f"--target {wanted}: larger pictures are resized first ({FILTER}), and come back in that size")
         verb = Verb(make, lambda job: require_small(job, net.bundle, wanted), READABLE, f".{kind}", down_text, each=check)
-        return one_or_all(net, source, target, verb, bool(overwrite), json_)
+        return one_or_all(source, target, verb, bool(overwrite), json_, net)
 
 
 @app.command()
@@ -232,7 +232,7 @@ def up(
             return facts
 
         verb = Verb(make, lambda job: require_large(job, not (force or trust_alpha)), list(SUFFIXES), ".png", up_text)
-        return one_or_all(net, source, target, verb, bool(overwrite), json_)
+        return one_or_all(source, target, verb, bool(overwrite), json_, net)
 
 
 app.command()(info)

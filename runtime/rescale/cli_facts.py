@@ -67,6 +67,11 @@ def up_text(facts: dict[str, Any]) -> str:
     return text + _compared(facts, "equal to the reference", "")
 
 
+def strip_text(facts: dict[str, Any]) -> str:
+    """One line of `strip`."""
+    return f"{facts['target']}: {facts['lr_size'][0]}x{facts['lr_size'][1]}, {facts['bytes']} bytes, nothing to restore from"
+
+
 def _compared(facts: dict[str, Any], equal: str, before: str) -> str:
     if "psnr_y" not in facts:
         return ""

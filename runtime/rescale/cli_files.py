@@ -135,15 +135,15 @@ def write_result(target: Path, data: bytes) -> None:
         atomic_write(target, data)
 
 
-def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool) -> int:
+def one_or_all(source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool, net: Rescaler | None = None) -> int:
     """One file, or every file below a folder. Returns the exit code, see `worst`.
 
     Args:
-        net: takes turns among the workers.
         source, target: as the command was given them.
         verb: what to do.
         overwrite: make a folder's targets again that exist.
         json_: tell in JSON.
+        net: what runs in it, which takes turns among the workers.
 
     Raises:
         OutputError: the target of a folder is no folder.
@@ -189,7 +189,8 @@ def one_or_all(net: Rescaler, source: Path, target: Path, verb: Verb, overwrite:
                 print(printable(verb.describe(facts)), flush=True)
             found.pop(job, None)
 
-        net.network.turn = threading.Lock()
+        if net is not None:
+            net.network.turn = threading.Lock()
         outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check, abandon=abandon)
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors), "ignored": plan.ignored}
     if outcome.left:

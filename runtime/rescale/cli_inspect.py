@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from rescale.cli_files import check_paths, open_lr, placed, stream_in, worst, write_result
-from rescale.cli_options import STREAM, Json, MaxPixels, bundle_option, path
+from rescale.cli_files import Verb, Watch, check_paths, one_or_all, open_lr, placed, stream_in, worst, write_result
+from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path
 from rescale.console import fail, print_json_line, printable, progress_bar
-from rescale.errors import InputError, LrFileError, OutputError, RescaleError
+from rescale.errors import InputError, LrFileError, RescaleError
 from rescale.limits import MAX_PIXELS
 
 Sources = Annotated[list[Path], typer.Argument(parser=path, help="LR files, folders of them, or - for standard input.")]
@@ -130,21 +130,29 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
 
 
 def strip(
-    source: Annotated[Path, typer.Argument(parser=path, help="LR file, or - for standard input.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="LR file, folder of them, or - for standard input.")],
     target: Annotated[Path, typer.Argument(parser=path, help="Ordinary picture to write (.png, .webp), folder, or -.")],
+    overwrite: Overwrite = None,
     max_pixels: MaxPixels = MAX_PIXELS,
-) -> None:
-    """Write the LR picture without its auxiliary data: nothing is left from which the HR could be restored."""
-    from rescale.container import Small, sidecar_path
+    json_: Json = False,
+) -> int:
+    """Write LR pictures without their auxiliary data: nothing is left from which the HR could be restored."""
+    from rescale.cli_facts import strip_text
+    from rescale.container import SUFFIXES, Small
+    from rescale.finished import require_bare, require_no_sidecar
     from rescale.picture import WRITABLE
 
-    if source.is_dir():
-        raise InputError(f"{source}: is a folder; strip takes one LR file")
     target = placed(source, target, ".png")
-    check_paths(source, target)
-    if target != STREAM and target.suffix.lower() not in WRITABLE:
+    check_paths(source, target, overwrite)
+    if not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
         raise InputError(f"{target}: stripped pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
-    if target != STREAM and sidecar_path(target).exists():
-        raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
-    picture = Small.open(stream_in(source), max_pixels).without_auxiliary()
-    write_result(target, picture.to_bytes(".png" if target == STREAM else target.suffix.lower()))
+
+    def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
+        if goal != STREAM:
+            require_no_sidecar(goal)
+        small = Small.open(stream_in(origin), max_pixels)
+        data = small.without_auxiliary().to_bytes(".png" if goal == STREAM else goal.suffix.lower())
+        write_result(goal, data)
+        return {"lr_size": list(small.size), "bytes": len(data)}
+
+    return one_or_all(source, target, Verb(make, require_bare, list(SUFFIXES), ".png", strip_text), bool(overwrite), json_)

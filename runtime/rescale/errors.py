@@ -17,7 +17,17 @@ class UnknownModelError(RescaleError):
 
 
 class InputError(RescaleError):
-    """A picture or a folder given by the user cannot be used."""
+    """A picture or a folder given by the user cannot be used.
+
+    Args:
+        reason: what was found and wanted.
+        advice: which option of a command helps; the message ends in it. Callers that do not have the option say something else.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}; {advice}" if advice else reason)
+        self.reason = reason
+        self.advice = advice
 
 
 class DamagedPictureError(InputError):

@@ -79,6 +79,43 @@ def require_large(job: Job, sized: bool) -> None:
     _require_later(job)
 
 
+def require_bare(job: Job) -> None:
+    """Check that a target may be the picture that is left of a source which has not changed since, and carries nothing else.
+
+    Args:
+        job: from LR file to PNG.
+
+    Raises:
+        OutputError: it is not; the message says what it is.
+    """
+    try:
+        data, name = read_bytes(job.target)
+        header = png.read_header(png.read_chunks(data, name), name)
+        copies, damaged, _ = carrier.read(data, name)
+    except InputError as e:
+        raise OutputError(f"{e}; it lies where what is left of {job.source} belongs: {CURE}") from None
+    require_no_sidecar(job.target)
+    if copies or damaged or header.colour & png.ALPHA:
+        raise OutputError(f"{job.target}: carries auxiliary data or an alpha channel: {CURE}")
+    block = None
+    with contextlib.suppress(InputError):
+        block = read_block(job.source)
+    if block is not None and block.lr_size != (header.width, header.height):
+        wanted = f"{job.source} becomes {block.lr_size[0]}x{block.lr_size[1]}"
+        raise OutputError(f"{job.target}: has {header.width}x{header.height} pixels, and {wanted}: {CURE}")
+    _require_later(job)
+
+
+def require_no_sidecar(target: Path) -> None:
+    """Check that no side-car lies beside a picture from which nothing shall be restored.
+
+    Raises:
+        OutputError: one does.
+    """
+    if sidecar_path(target).exists():
+        raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
+
+
 def _require_later(job: Job) -> None:
     if job.source.stat().st_mtime_ns > job.target.stat().st_mtime_ns:
         raise OutputError(f"{job.target}: older than {job.source}, which may have changed since: {CURE}")

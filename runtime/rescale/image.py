@@ -50,6 +50,16 @@ def check_sides(width: int, height: int, name: str = "") -> None:
         raise InputError(f"{name}: {wanted}" if name else wanted)
 
 
+def check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
+    """Check a file's size before it is decoded.
+
+    Raises:
+        InputError: more than `max_pixels` pixels.
+    """
+    if width * height > max_pixels:
+        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels", "raise it with --max-pixels")
+
+
 def check_plane(plane: Any, shape: tuple[int, ...], what: str) -> Array:
     """Return `plane` if it is uint8 and of this shape.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescale.errors import DamagedPictureError, InputError, MissingExtraError
+from rescale.image import check_pixels
 
 SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a")
 FILE_TYPE = bytes.fromhex("00000014667479706a786c20000000006a786c20")
@@ -133,8 +134,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
         MissingExtraError: imagecodecs is not installed.
     """
     width, height = picture_size(data, name)
-    if width * height > max_pixels:
-        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
+    check_pixels(width, height, max_pixels, name)
     codec = _codec()
     try:
         pixels = np.asarray(codec.jpegxl_decode(data))

@@ -22,7 +22,7 @@ from rescale.choices import AlphaRule
 from rescale.deep import eight_bits, is_deep, stored_depth
 from rescale.errors import DamagedPictureError, InputError, RescaleError
 from rescale.files import atomic_write, read_some
-from rescale.image import check_colours, check_plane, check_rgb, check_sides
+from rescale.image import check_colours, check_pixels, check_plane, check_rgb, check_sides
 from rescale.limits import MAX_PIXELS
 
 Array = npt.NDArray[np.uint8]
@@ -187,11 +187,6 @@ def _bounded(data: bytes, name: str) -> tuple[bytes, str]:
     return data, name
 
 
-def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width * height > max_pixels:
-        raise InputError(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels; raise it with --max-pixels")
-
-
 @contextlib.contextmanager
 def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open with Pillow, the size bounded before pixels are decoded; PNG without its ancillary chunks."""
@@ -199,7 +194,7 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     if data.startswith(png.SIGNATURE):
         chunks = png.read_chunks(data, name)
         header = png.read_header(chunks, name)
-        _check_pixels(header.width, header.height, max_pixels, name)
+        check_pixels(header.width, header.height, max_pixels, name)
         png.require_rows(chunks, header, name)
         data = png.critical_only(chunks)
     try:
@@ -209,7 +204,7 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
         raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
     with image:
-        _check_pixels(image.width, image.height, max_pixels, name)
+        check_pixels(image.width, image.height, max_pixels, name)
         if ImageFile.LOAD_TRUNCATED_IMAGES and image.format not in CHECKED:
             cure = "set it to False, or decode the picture yourself and pass the array"
             raise InputError(f"{name}: with PIL.ImageFile.LOAD_TRUNCATED_IMAGES nobody can tell whether it is whole: {cure}")
@@ -333,11 +328,12 @@ def open_picture(
             depth = stored_depth(data, name, image)
         if not first_frame and (frames > 1 or _is_animated_png(data, name)):
             raise InputError(
-                f"{name}: has several frames; extract the one you want as a PNG, or `down --first-frame` takes the first"
+                f"{name}: has several frames", "extract the one you want as a PNG, or `down --first-frame` takes the first"
             )
         deep = is_deep(image.mode) or depth > 8
         if deep and not to_8_bit:
-            raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold; `down --to-8-bit` rounds them")
+            reason = f"{name}: more than 8 bits a sample, which the networks cannot hold"
+            raise InputError(reason, "`down --to-8-bit` rounds them")
         if image.format == "TIFF" and _has_associated_alpha(image):
             raise InputError(f"{name}: its colours are multiplied by its alpha, which cannot be undone exactly; convert it first")
         if not is_deep(image.mode) and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
@@ -368,7 +364,7 @@ def _transparency(pixels: Array, rule: str, name: str) -> Array | None:
     if pixels.shape[2] in (1, 3) or (pixels[:, :, -1] == 255).all():
         return None
     if rule == "refuse":
-        raise InputError(f"{name}: has real transparency; keep it beside the LR with --alpha keep, or flatten it first")
+        raise InputError(f"{name}: has real transparency", "keep it beside the LR with --alpha keep, or flatten it first")
     return np.ascontiguousarray(pixels[:, :, -1])
 
 

@@ -37,6 +37,8 @@ def test_down_up_info_verify_strip(here, capsys, tmp_path):
     facts = json.loads(capsys.readouterr().out)
     assert facts["psnr_y"] == rescale.psnr_y(rescale.read_picture("again.png"), rescale.read_picture("photo.png"), 2)
     assert main(["strip", "s.png", "bare.png"]) == 0
+    size = (tmp_path / "bare.png").stat().st_size
+    assert capsys.readouterr().out == f"bare.png: 17x11, {size} bytes, nothing to restore from\n"
     assert main(["verify", "bare.png", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["state"] == "foreign"
     assert files(tmp_path) == ["again.png", "bare.png", "photo.png", "s.png"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -266,3 +267,66 @@ def test_a_full_disk_ends_the_run_and_says_what_is_left(here, capsys, monkeypatc
     monkeypatch.setattr(os, "replace", replace)
     assert main(["down", "many", "out", *here]) == 0
     assert capsys.readouterr().out.strip() == "17 done, 3 skipped, 0 errors, 0 ignored"
+
+
+def test_strip_leaves_nothing_in_a_folder_and_is_resumed(here, told, picture):
+    os.makedirs("in/below")
+    for name in ("a.png", "below/b.png"):
+        rescale.write_picture(f"in/{name}", picture(21, 33))
+    for layout, carrier in (("alpha", "chunk"), ("strip", "sidecar"), ("chunk", "text")):
+        lr = f"lr-{layout}"
+        assert told(["down", "in", lr, *here, "--layout", layout, "--carrier", carrier])[0] == 0
+        out = f"bare-{layout}"
+        code, lines, _ = told(["strip", lr, out])
+        assert (code, lines[-1]) == (0, {"done": 2, "skipped": 0, "errors": 0, "ignored": 0})
+        bare = os.path.getsize(f"{out}/a.png")
+        facts = {"source": f"{lr}/a.png", "target": f"{out}/a.png", "lr_size": [17, 11], "bytes": bare, "status": "done"}
+        assert lines[0] == facts
+        for name in ("a.png", "below/b.png"):
+            left = rescale.Small.open(f"{out}/{name}")
+            assert (left.state, left.block) == ("foreign", None)
+            assert (left.rgb == rescale.Small.open(f"{lr}/{name}").rgb).all()
+        assert told(["strip", lr, out])[1][-1] == {"done": 0, "skipped": 2, "errors": 0, "ignored": 0}
+
+
+def test_strip_takes_nothing_that_can_be_restored_for_its_result(here, told, picture):
+    os.mkdir("in")
+    for name in ("alpha", "beside", "larger", "marked", "older", "torn"):
+        rescale.write_picture(f"in/{name}.png", picture(8, 8))
+    assert told(["down", "in", "lr", *here])[0] == 0
+    assert told(["strip", "lr", "bare"])[0] == 0
+    Image.open("bare/alpha.png").convert("RGBA").save("bare/alpha.png")
+    with open("bare/beside.png.rescale", "wb") as f:
+        f.write(b"x")
+    rescale.write_picture("bare/larger.png", picture(8, 8))
+    rescale.Small.open("lr/marked.png").save("bare/marked.png", layout="chunk")
+    os.utime("bare/older.png", (0, 0))
+    with open("bare/torn.png", "wb") as f:
+        f.write(b"x")
+    code, lines, _ = told(["strip", "lr", "bare"])
+    assert (code, lines[-1]) == (1, {"done": 0, "skipped": 0, "errors": 6, "ignored": 0})
+    cure = "remove it, or --overwrite makes all again"
+    assert [line["error"] for line in lines[:-1]] == [
+        f"bare/alpha.png: carries auxiliary data or an alpha channel: {cure}",
+        "bare/beside.png.rescale: a side-car lies there and would make beside.png restorable; remove it",
+        f"bare/larger.png: has 8x8 pixels, and lr/larger.png becomes 4x4: {cure}",
+        f"bare/marked.png: carries auxiliary data or an alpha channel: {cure}",
+        f"bare/older.png: older than lr/older.png, which may have changed since: {cure}",
+        f"bare/torn.png: not a PNG file; it lies where what is left of lr/torn.png belongs: {cure}",
+    ]
+    code, lines, _ = told(["strip", "lr", "bare", "--overwrite"])
+    assert (code, lines[-1]) == (1, {"done": 5, "skipped": 0, "errors": 1, "ignored": 0})
+    os.remove("bare/beside.png.rescale")
+    assert told(["strip", "lr", "bare"])[1][-1] == {"done": 0, "skipped": 6, "errors": 0, "ignored": 0}
+
+
+def test_strip_of_a_folder_says_what_it_cannot_judge(here, told, picture):
+    os.mkdir("in")
+    rescale.write_picture("in/a.png", picture(8, 8))
+    assert told(["down", "in", "lr", *here])[0] == 0
+    rescale.write_picture("lr/foreign.png", picture(8, 8))
+    code, lines, err = told(["strip", "lr", "bare"])
+    assert (code, lines[-1]) == (3, {"done": 1, "skipped": 0, "errors": 1, "ignored": 0})
+    assert "lr/foreign.png" in err
+    assert "what of it is auxiliary data cannot be told" in err
+    assert files(Path("bare")) == ["a.png"]

@@ -87,10 +87,9 @@ def no_options_of_down() -> Iterator[None]:
     try:
         yield
     except InputError as e:
-        reason, _, advice = str(e).rpartition("; ")
-        if "--" not in advice:
+        if not e.advice:
             raise
-        raise InputError(f"{reason}; convert it first, or take it out of the folder") from None
+        raise InputError(f"{e.reason}; convert it first, or take it out of the folder") from None
 
 
 def load_all(paths: Iterable[Path], side: int | None = None) -> list[Picture]:
