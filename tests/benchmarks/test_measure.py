@@ -22,8 +22,8 @@ from rescale_export.bundles import write_bundle
 from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import NetConfig
-from rescale_train.loop import restore
 from rescale_train.models import RescalingNet, build
+from rescale_train.validation import restore
 
 MakeNet = Callable[..., RescalingNet]
 BundleOf = Callable[[str, int], Path]

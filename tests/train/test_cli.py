@@ -25,11 +25,12 @@ from rescale_train.config import Recipe
 from rescale_train.data import CropSampler
 from rescale_train.lock import sole_writer
 from rescale_train.log import read_log
-from rescale_train.loop import CEILING, Options, Trainer
+from rescale_train.loop import Options, Trainer
 from rescale_train.options import pick_device
 from rescale_train.progress import with_progress_bar
 from rescale_train.recipe import recipe_names
 from rescale_train.run import Division
+from rescale_train.validation import CEILING
 
 Run = Callable[..., int]
 

@@ -25,8 +25,9 @@ from rescale_train.content.mix import MixConfig
 from rescale_train.content.pool import LEAST, SIDE, build_pool, counts
 from rescale_train.content.report import fidelity, summary
 from rescale_train.data import CropSampler, Picture
-from rescale_train.loop import CEILING, Trainer
+from rescale_train.loop import Trainer
 from rescale_train.recipe import load_recipe, recipe_names
+from rescale_train.validation import CEILING
 
 CPU = torch.device("cpu")
 FLAT = np.full((90, 70, 3), 77, np.uint8)

@@ -15,9 +15,10 @@ from rescale_train import checkpoint
 from rescale_train.cli import main
 from rescale_train.data import file_digest, find_pictures, load_held
 from rescale_train.lock import sole_writer
-from rescale_train.loop import Options, validate
+from rescale_train.loop import Options
 from rescale_train.options import spread
 from rescale_train.study import load_study, run_arm, samplers, study_names, table
+from rescale_train.validation import validate
 
 CPU = torch.device("cpu")
 TINY = """

@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rescale.errors import CheckpointError, OutputError, RescaleError
 from rescale.json_text import without_nan
-from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train import checkpoint
-from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
 from rescale_train.log import trim_log
@@ -35,16 +32,13 @@ from rescale_train.optim import Optimiser
 from rescale_train.recipe import differences
 from rescale_train.schedule import arithmetic, crop_plan, learning_rate, subnet_arithmetic
 from rescale_train.start import Start
+from rescale_train.validation import validate
 
 MAX_SKIPPED = 50
 """Consecutive non-finite steps after which a run gives up."""
 
 CLIP_WINDOW = 101
 """Steps over which the running median of the gradient norm is taken."""
-
-
-CEILING = 80.0
-"""PSNR in dB above which a picture counts as restored exactly; without it one flat picture makes a mean infinite."""
 
 
 class DivergedError(RescaleError):
@@ -101,43 +95,6 @@ def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device
         optimiser.step()
         last = float(error.detach())
     return last
-
-
-@torch.no_grad()
-def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
-    """A uint8 picture down and up through the network as a file would carry it.
-
-    Args:
-        net: float32 network on any device.
-        picture: uint8 (H, W, 3), both sides multiples of the scale.
-
-    Returns:
-        LR RGB and restored HR, both uint8.
-    """
-    device = next(net.parameters()).device
-    x = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None].float() / 255.0
-    down = net.downscale(x)
-    up = net.upscale(down.lr, net.decode_z(down.lr, down.code))
-    both = [torch.round(t.clamp(0.0, 1.0) * 255.0)[0].permute(1, 2, 0).byte().cpu().numpy() for t in (down.lr[:, :3], up)]
-    return both[0], both[1]
-
-
-def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
-    """Mean Y- and RGB-PSNR of the restored HR, Y-PSNR of the LR against bicubic, each picture's at most `CEILING`.
-
-    `scale` (HR) and 1 (LR) border pixels are cropped.
-    """
-    scale = net.config.scale
-    hr, rgb, lr = [], [], []
-    for picture in pictures:
-        height, width = (n - n % scale for n in picture.shape[:2])
-        cut = picture[:height, :width]
-        small, again = restore(net, cut)
-        hr.append(psnr_y(again, cut, scale))
-        rgb.append(psnr(crop_border(again, scale), crop_border(cut, scale)))
-        lr.append(psnr_y(small, bicubic_picture(cut, scale), 1))
-    figures = {"hr_psnr_y": hr, "hr_psnr_rgb": rgb, "lr_psnr_y": lr}
-    return {name: statistics.fmean(min(CEILING, value) for value in values) for name, values in figures.items()}
 
 
 class Trainer:

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.content.cast import SHADOW, Cast, colour_cast
-from rescale_train.loop import CEILING, restore
 from rescale_train.models import RescalingNet
+from rescale_train.validation import cut_to_scale, psnr_figures, restore
 
 Picture = npt.NDArray[np.uint8]
 
@@ -24,9 +23,7 @@ class Fidelity:
     """What one picture suffers.
 
     Attributes:
-        hr_psnr_y: Y-PSNR of the restored HR in dB, `scale` border pixels cropped, at most `CEILING`.
-        hr_psnr_rgb: the same over R, G and B together.
-        lr_psnr_y: of the LR against bicubic, 1 border pixel cropped, at most `CEILING`.
+        hr_psnr_y, hr_psnr_rgb, lr_psnr_y: `rescale_train.validation.psnr_figures`.
         hr_cast: colour cast of the restored HR.
         lr_cast: colour cast of the LR against bicubic.
     """
@@ -46,13 +43,10 @@ def fidelity(source: Picture, lr: Picture, restored: Picture, scale: int) -> Fid
         lr: uint8 (H/scale, W/scale, 3).
         scale: 2 or 4.
     """
-    reference = bicubic_picture(source, scale)
     return Fidelity(
-        min(CEILING, psnr_y(restored, source, scale)),
-        min(CEILING, psnr(crop_border(restored, scale), crop_border(source, scale))),
-        min(CEILING, psnr_y(lr, reference, 1)),
-        colour_cast(restored, source),
-        colour_cast(lr, reference),
+        **psnr_figures(source, lr, restored, scale),
+        hr_cast=colour_cast(restored, source),
+        lr_cast=colour_cast(lr, bicubic_picture(source, scale)),
     )
 
 
@@ -61,8 +55,7 @@ def measure(net: RescalingNet, pictures: Mapping[str, Picture]) -> dict[str, Fid
     scale = net.config.scale
     found = {}
     for name, picture in pictures.items():
-        height, width = (n - n % scale for n in picture.shape[:2])
-        cut = picture[:height, :width]
+        cut = cut_to_scale(picture, scale)
         found[name] = fidelity(cut, *restore(net, cut), scale)
     return found
 
