@@ -20,9 +20,10 @@ from rescale_bench.speed_worker import BACKEND
 from rescale_export.bundles import write_bundle
 from rescale_export.probe import photograph
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZES, NetConfig, from_dict, net_config
+from rescale_train.config import DEFAULT_SIZES, NetConfig, net_config
 from rescale_train.models import RescalingNet
 from rescale_train.shipped import find_shipped, list_shipped
+from rescale_train.tables import from_dict
 
 Size = tuple[int, int]
 

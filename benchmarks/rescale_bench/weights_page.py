@@ -10,9 +10,10 @@ from typing import Any
 
 from rescale.files import atomic_write
 from rescale_bench.paper import published
-from rescale_train.config import Recipe, from_dict, size_name
+from rescale_train.config import Recipe, size_name
 from rescale_train.recipe import differences, load_recipe, recipe_names
 from rescale_train.shipped import Shipped, list_shipped
+from rescale_train.tables import from_dict
 
 SETS = ("Set5", "Set14", "BSD100", "Kodak")
 MODELS = ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_m", "dlv_irn_a")

@@ -30,9 +30,10 @@ from rescale_export.places import check_place, temporary_beside
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import flow_digest, weights_digest
-from rescale_train.config import size_name, to_dict
+from rescale_train.config import size_name
 from rescale_train.importers.convert import UNKNOWN
 from rescale_train.models import RescalingNet
+from rescale_train.tables import to_dict
 
 ort = import_library("onnxruntime")
 

@@ -16,10 +16,10 @@ from rescale_bench.speed_plan import Competitor, Options, Subject, competitors, 
 from rescale_bench.speed_report import show
 from rescale_bench.speed_worker import DIRECTIONS
 from rescale_train import checkpoint
-from rescale_train.config import to_dict
 from rescale_train.cost import correction_macs, macs_per_lr_pixel
 from rescale_train.models import RescalingNet
 from rescale_train.recipe import load_recipe
+from rescale_train.tables import to_dict
 
 
 @pytest.fixture

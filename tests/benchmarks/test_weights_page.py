@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from rescale_bench.weights_page import history, page
-from rescale_train.config import Recipe, from_dict
+from rescale_train.config import Recipe
 from rescale_train.options import overrides_of
 from rescale_train.recipe import load_recipe
 from rescale_train.shipped import list_shipped
+from rescale_train.tables import from_dict
 
 PAGE = Path(__file__).parents[2] / "docs/weights.md"
 

@@ -26,8 +26,9 @@ from rescale_export import bundles
 from rescale_export.bundles import bundle_name, check_target, replaced_folder, write_bundle
 from rescale_export.graphs import receptive_field
 from rescale_train.checkpoint import weights_digest
-from rescale_train.config import NetConfig, net_config, to_dict
+from rescale_train.config import NetConfig, net_config
 from rescale_train.models import RescalingNet
+from rescale_train.tables import to_dict
 
 MakeNet = Callable[..., RescalingNet]
 BundleOf = Callable[[str, int], Path]

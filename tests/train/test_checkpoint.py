@@ -15,8 +15,9 @@ from torch import Tensor
 from rescale.errors import CheckpointError, OutputError
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
-from rescale_train.config import NetConfig, Recipe, to_dict
+from rescale_train.config import NetConfig, Recipe
 from rescale_train.models import RescalingNet, build
+from rescale_train.tables import to_dict
 
 
 @pytest.fixture

@@ -20,12 +20,11 @@ from rescale_train.config import (
     NetConfig,
     Recipe,
     TrainConfig,
-    from_dict,
     net_config,
     size_name,
-    to_dict,
 )
 from rescale_train.recipe import load_recipe, recipe_names
+from rescale_train.tables import from_dict, to_dict
 
 GOOD = '[net]\nmodel = "dlv_irn_m"\nscale = 2\nsize = "lite"\n[train]\nsteps = 10\n'
 

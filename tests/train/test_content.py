@@ -17,7 +17,7 @@ from rescale.errors import ConfigError, MissingExtraError
 from rescale.quality import psnr
 from rescale_export.probe import photograph, probe_picture
 from rescale_train.cli import main
-from rescale_train.config import Recipe, TrainConfig, from_dict, to_dict
+from rescale_train.config import Recipe, TrainConfig
 from rescale_train.content import degraded, drawn, held, ink
 from rescale_train.content.__main__ import app
 from rescale_train.content.cast import BLOCK, block_shifts, colour_cast
@@ -27,6 +27,7 @@ from rescale_train.content.report import fidelity, summary
 from rescale_train.data import CropSampler, Picture
 from rescale_train.loop import Trainer
 from rescale_train.recipe import load_recipe, recipe_names
+from rescale_train.tables import from_dict, to_dict
 from rescale_train.validation import CEILING
 
 CPU = torch.device("cpu")

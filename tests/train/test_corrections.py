@@ -13,7 +13,7 @@ import torch
 from rescale.errors import ConfigError
 from rescale.quality import error_metric
 from rescale_train import checkpoint
-from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
+from rescale_train.config import NetConfig, Recipe, TrainConfig
 from rescale_train.cost import correction_macs, macs_per_lr_pixel, step_flop
 from rescale_train.data import CropSampler
 from rescale_train.grow import grow
@@ -24,6 +24,7 @@ from rescale_train.models.quantise import logit
 from rescale_train.recipe import load_recipe
 from rescale_train.shipped import weights_folder
 from rescale_train.start import read_start
+from rescale_train.tables import from_dict, to_dict
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from rescale.errors import CheckpointError, ConfigError, UnknownModelError
 from rescale.files import atomic_write
 from rescale.json_text import as_json, without_nan
-from rescale_train.config import NetConfig, Recipe, TrainConfig, from_dict, to_dict
+from rescale_train.config import NetConfig, Recipe, TrainConfig
 from rescale_train.models import RescalingNet, build
+from rescale_train.tables import from_dict, to_dict
 
 FORMAT = "rescale-checkpoint/1"
 PART_BYTES = 14_000_000

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rescale.errors import ConfigError
-from rescale_train.config import NetConfig, Recipe, TrainConfig, convert, from_dict, net_config, require, to_dict
+from rescale_train.config import NetConfig, Recipe, TrainConfig, net_config, require
+from rescale_train.tables import convert, from_dict, to_dict
 
 
 def recipe_names() -> list[str]:

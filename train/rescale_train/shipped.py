@@ -14,9 +14,10 @@ import torch
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name, to_dict
+from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name
 from rescale_train.importers.convert import provenance
 from rescale_train.models import RescalingNet
+from rescale_train.tables import to_dict
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
 """Sets whose PSNR ranks weights of one model and scale, in order of preference."""

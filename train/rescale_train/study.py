@@ -27,13 +27,14 @@ from rescale.errors import ConfigError, InputError, RescaleError
 from rescale.files import atomic_write
 from rescale.json_text import as_json
 from rescale_train import checkpoint
-from rescale_train.config import Recipe, to_dict
+from rescale_train.config import Recipe
 from rescale_train.cost import macs_per_lr_pixel
 from rescale_train.data import CropSampler, Picture, Sampling, pictures_digest
 from rescale_train.loop import DivergedError, Options, Trainer
 from rescale_train.models import build
 from rescale_train.recipe import load_recipe, parse_toml
 from rescale_train.start import Start
+from rescale_train.tables import to_dict
 from rescale_train.validation import validate
 
 

@@ -10,9 +10,10 @@ from rescale.errors import OutputError
 from rescale.files import atomic_write_both
 from rescale.json_text import as_json
 from rescale_train import checkpoint
-from rescale_train.config import Recipe, TrainConfig, size_name, to_dict
+from rescale_train.config import Recipe, TrainConfig, size_name
 from rescale_train.importers.layouts import translate
 from rescale_train.importers.reading import read
+from rescale_train.tables import to_dict
 
 UNKNOWN = "unknown"
 
