@@ -49,6 +49,12 @@ template <class... T>
   throw Error(code, message(cat(parts...)));
 }
 
+// Refuses an LR file that is in `state`.
+template <class... T>
+[[noreturn]] void refuse(State state, const T&... parts) {
+  throw Error(Code::lr_file, message(cat(parts...)), state);
+}
+
 // Runs `work`: nothing but `Error` leaves the library.
 template <class Work>
 auto translated(const Work& work) {

@@ -215,7 +215,7 @@ LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& 
     check("layout", layout, {"alpha", "chunk", "strip"});
     check("carrier", carrier, {"chunk", "text", "sidecar"});
     if (!has_marker || state != State::exact) {
-      throw Error(Code::lr_file, message(cat(name, ": ", detail, ": an LR file is written from an exact picture only")), state);
+      refuse(state, name, ": ", detail, ": an LR file is written from an exact picture only");
     }
     check_planes(*this);
     if (marker.model.size() > kMaxModelName || !is_sha256(marker.weights)) {
@@ -263,8 +263,7 @@ LrPicture::File LrPicture::to_png(const std::string& layout, const std::string& 
     const bool same = again.rgb == rgb && again.alpha == alpha && again.latent == latent && again.source_alpha == source_alpha &&
                       again.colour == colour;
     if (again.state != State::exact || !same) {
-      const std::string found = cat(rescale::to_string(again.state), ": ", again.detail);
-      throw Error(Code::lr_file, message(cat(name, ": reading back the encoded file gave ", found)), again.state);
+      refuse(again.state, name, ": reading back the encoded file gave ", rescale::to_string(again.state), ": ", again.detail);
     }
     return out;
   });

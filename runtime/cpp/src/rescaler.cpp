@@ -102,7 +102,7 @@ Rescaler::Impl::Basis Rescaler::Impl::basis(const LrPicture& small, const Restor
   if ((how.strict && !exact && !trusted) || other_scale) {
     const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
                                      : " (--force restores without its auxiliary data)";
-    throw Error(Code::lr_file, message(cat(small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced)), state);
+    refuse(state, small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced);
   }
   Basis out;
   // A marker of a model without alpha may lie on a picture with one.
