@@ -44,6 +44,10 @@ def test_strip_takes_one_file_to_a_lossless_one(here, error_of):
     for name in ("bare.jpg", "bare.jxl", "bare"):
         assert error_of(["strip", "s.png", name]) == (1, f"error: {name}: stripped pictures are .png or .webp; name it bare.png")
     assert sorted(os.listdir()) == ["photo.png", "s.png"]
+    assert main(["strip", "s.png", "bare.png", "--no-overwrite"]) == 0
+    code, err = error_of(["strip", "s.png", "bare.png", "--no-overwrite"])
+    assert (code, "bare.png: exists, and --no-overwrite keeps it" in err) == (1, True)
+    assert main(["strip", "s.png", "bare.png"]) == 0
 
 
 def test_one_picture_goes_into_a_folder_under_its_own_name(here, capsys, error_of):
