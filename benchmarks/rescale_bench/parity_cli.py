@@ -17,6 +17,7 @@ from rescale.errors import ConfigError
 from rescale.files import atomic_write
 from rescale.image import MAX_SIDE
 from rescale_bench import polygraphy_io
+from rescale_bench.bundles import distinct
 from rescale_bench.outputs import check_files
 from rescale_bench.parity import BACKENDS, Group, Report, Result, Size, check
 from rescale_bench.parity_report import DEFINITIONS, as_dict, show
@@ -138,7 +139,12 @@ def _print(reports: Sequence[Report]) -> None:
     console = Console()
     if console.width < LEAST_WIDTH:  # a pipe counts as 80 columns
         console = Console(width=LEAST_WIDTH)
-    for report in reports:
-        show(report, console)
+    every = [r.bundle.title for r in reports]
+    titles = distinct(every)
+    for report, title in zip(reports, titles, strict=True):
+        show(report, title, console)
+    for report, title in zip(reports, titles, strict=True):
+        if every.count(report.bundle.title) > 1:
+            console.print(f"{title}: {report.bundle.path}", markup=False, highlight=False, soft_wrap=True)
     for name, meaning in DEFINITIONS.items():
         console.print(f"  {name}: {meaning}", markup=False, highlight=False, soft_wrap=True)

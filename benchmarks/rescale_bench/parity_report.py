@@ -77,9 +77,9 @@ def histogram(found: Comparison) -> str:
     return ", ".join(shown)
 
 
-def show(report: Report, console: Console) -> None:
-    """Print one bundle's results."""
-    table = Table(title=f"{report.bundle.title}: at most {report.max_loss:g} dB may be lost", title_justify="left", box=SIMPLE)
+def show(report: Report, title: str, console: Console) -> None:
+    """Print one bundle's results under its title."""
+    table = Table(title=f"{title}: at most {report.max_loss:g} dB may be lost", title_justify="left", box=SIMPLE)
     texts, differ = ("backend", "pictures"), ("lr differ", "hr differ", *(("code differ",) if report.bundle.variant.latent else ()))
     for head in (*texts, *differ, "PSNR", "lost mean", "most", "verdict"):
         table.add_column(head, justify="left" if head in (*texts, "verdict") else "right", no_wrap=True)

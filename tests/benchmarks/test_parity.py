@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -314,3 +315,16 @@ def test_psnr_takes_a_precision(shipped_bundle: Callable[[str], Path], tmp_path:
     assert abs(found["fp32"] - found["fp16"]) < 0.05
     assert main([*command, "--precision", "half"]) == 1
     assert "unknown precision 'half': choose one of fp32, mixed, fp16" in capsys.readouterr().err
+
+
+def test_two_bundles_of_one_title_are_told_apart(full_bundle: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = full_bundle("irn", 2)
+    second = tmp_path / "again"
+    shutil.copytree(first, second)
+    assert main(["parity", str(first), str(second), "--backend", "onnxruntime", "--precision", "fp32"]) == 0
+    text = capsys.readouterr().out
+    title = Bundle(first).title
+    assert f"{title}: at most" in text
+    assert f"{title} (2): at most" in text
+    assert f"{title}: {first}\n" in text
+    assert f"{title} (2): {second}\n" in text
