@@ -41,9 +41,10 @@ def rate(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
+    from rescale_bench.pictures import look_at
     from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
-    from rescale_bench.rate_pictures import source_sets
+    from rescale_bench.rate_pictures import shown, source_sets
     from rescale_bench.rate_plots import plots
     from rescale_bench.rate_report import as_markdown
     from rescale_bench.rate_summary import summary
@@ -66,9 +67,7 @@ def rate(
         choices = bundles_of(bundles or (), model or (), scale or (), size or (), precision)
         exports = sum(not c.is_there for c in choices)
         advance = stack.enter_context(progress_bar(exports + len(lossy) * sum(len(s.pictures) for s in sets)))
-        for name, read in (item for s in sets for item in s.pictures):
-            advance(f"looking at {name}", 0)
-            read()  # what cannot be read is told before the hours, not after them
+        look_at([shown(s) for s in sets], told=lambda name: advance(f"looking at {name}", 0))
         paths = [c.path(folder, advance) for c in choices]
         nets = [stack.enter_context(load(p, backend, threads or None, precision=precision)) for p in paths]
         found = [measure_set(nets, s, tools, advance) for s in sets]

@@ -30,6 +30,15 @@ def source_sets(folders: Sequence[Path], limit: int | None = None) -> list[Sourc
     return [_opened(found, folder) for found, folder in zip(picture_sets(folders, limit), folders, strict=True)]
 
 
+def shown(found: SourceSet) -> PictureSet:
+    """The same pictures as uint8 (H, W, 3)."""
+    return PictureSet(found.name, tuple((name, _shower(load)) for name, load in found.pictures))
+
+
+def _shower(load: Callable[[], Picture]) -> Callable[[], Array]:
+    return lambda: load().shown()
+
+
 def _sources(found: PictureSet) -> SourceSet:
     """Of pictures that are all RGB."""
     return SourceSet(found.name, tuple((name, _wrapper(load)) for name, load in found.pictures))

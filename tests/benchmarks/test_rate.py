@@ -246,3 +246,15 @@ def test_the_page_shows_plots_that_are_there_and_says_how_to_draw_them() -> None
     for command in re.findall(r"`(rescale-bench (?:rate|psnr)[^`]*)`", text):
         options = {f"--{p.name}".replace("_", "-").rstrip("-") for p in get_command(app).commands[command.split()[1]].params}
         assert {w for w in command.split() if w.startswith("--")} <= options, command
+
+
+def test_all_pictures_that_cannot_be_read_are_named_at_once(
+    bundle: BundleOf, folder_of: FolderOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of("mine", (16, 16))
+    for name in ("broken.png", "cut.png"):
+        (folder / name).write_bytes(b"nothing")
+    assert main(["rate", str(bundle("irn", 2)), "--data", str(folder), "--codec", "jpeg420"]) == 1
+    message = capsys.readouterr().err
+    assert "broken.png" in message
+    assert "cut.png" in message
