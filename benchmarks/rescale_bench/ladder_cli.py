@@ -27,7 +27,7 @@ def ladder(
     from rescale.json_text import as_json
     from rescale_bench import ladder as rungs
     from rescale_bench.outputs import check_files
-    from rescale_bench.parity_cli import parse_size
+    from rescale_bench.sizes import parse_size
 
     check_files(out, plot)
     height, width = parse_size(resolution, "--resolution")

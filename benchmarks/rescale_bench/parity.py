@@ -26,6 +26,7 @@ from rescale.flavour import NAMES as ENGINES
 from rescale.network import Network
 from rescale.parity import FALL_BACK, MAX_LOSS_DB, Case, Comparison, Parity, golden_vectors, measure, worst_spot
 from rescale.quality import psnr
+from rescale_bench.sizes import Size
 from rescale_bench.store import digest
 from rescale_export.probe import photograph
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rescale_bench.pictures import PictureSet
 
 Array = npt.NDArray[np.uint8]
-Size = tuple[int, int]
 
 BACKENDS = ("half", *NAMES, *(name for name in ENGINES if name not in NAMES))
 """Measured where none is named: float16 as a device computes it (`rescale.half`), and all that runs here."""

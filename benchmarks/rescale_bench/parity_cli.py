@@ -15,12 +15,12 @@ from rescale.bundle import PRECISIONS, Bundle
 from rescale.console import progress_bar, require
 from rescale.errors import ConfigError
 from rescale.files import atomic_write
-from rescale.image import MAX_SIDE
 from rescale_bench import polygraphy_io
 from rescale_bench.bundles import distinct
 from rescale_bench.outputs import check_files
-from rescale_bench.parity import BACKENDS, Group, Report, Result, Size, check
+from rescale_bench.parity import BACKENDS, Group, Report, Result, check
 from rescale_bench.parity_report import DEFINITIONS, as_dict, show
+from rescale_bench.sizes import parse_size
 
 LEAST_WIDTH = 120
 """Columns that a table takes; a narrower terminal wraps its lines."""
@@ -120,19 +120,6 @@ def _loaded(bundle: Bundle, files: Files, options: Options) -> Report:
         result.judge(options.max_loss)
         report.results.append(result)
     return report
-
-
-def parse_size(text: str, option: str = "--size") -> Size:
-    """(height, width) of ``WIDTHxHEIGHT``.
-
-    Raises:
-        ConfigError: not such a text, or a side out of range.
-    """
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    sides = [int(n) for n in match.groups()] if match else []
-    if not sides or not all(1 <= n <= MAX_SIDE for n in sides):
-        raise ConfigError(f"{option} {text}: wanted is WIDTHxHEIGHT, such as 640x480, with sides of 1 to {MAX_SIDE}")
-    return sides[1], sides[0]
 
 
 def _print(reports: Sequence[Report]) -> None:

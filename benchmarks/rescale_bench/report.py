@@ -25,12 +25,11 @@ from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
-from rescale_bench.outputs import check_folder
-from rescale_bench.parity import Size
-from rescale_bench.parity_cli import parse_size
+from rescale_bench.outputs import check_files
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import busy, findings, markdown
+from rescale_bench.sizes import Size, parse_size
 from rescale_bench.speed_plan import Options as SpeedOptions
 from rescale_bench.speed_plan import minutes_of
 from rescale_bench.speed_report import left_out_lines
@@ -116,11 +115,13 @@ def measure(options: Options) -> Found:
     """Run everything.
 
     Raises:
-        ConfigError: no minutes.
+        ConfigError: no minutes, or a resolution is none.
         RescaleError: as the parts.
     """
     if not options.minutes > 0:
         raise ConfigError(f"--minutes {options.minutes:g}: wanted is more than 0")
+    for resolution in options.resolutions:
+        parse_size(resolution, "--resolution")
     seconds: dict[str, float] = {}
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -257,12 +258,12 @@ def _parity_sets(options: Options) -> list[PictureSet]:
 
 
 def _writable(folder: Path) -> None:
-    """Make the folder, and a file in it that vanishes again: minutes of measuring are not for nothing."""
+    """Make the folder, and check that the files can be written to it: minutes of measuring are not for nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_folder(folder)
     except OSError as e:
         raise OutputError(f"{folder}: cannot write there: {e.strerror or e}") from None
+    check_files(*(folder / name for name in FILES))
 
 
 @contextlib.contextmanager

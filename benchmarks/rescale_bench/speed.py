@@ -29,9 +29,9 @@ from rescale_bench import peers
 from rescale_bench.bundles import distinct
 from rescale_bench.machine import machine, versions
 from rescale_bench.outputs import check_files
-from rescale_bench.parity_cli import parse_size
 from rescale_bench.peers_torch import export_naive, save_net
-from rescale_bench.speed_plan import Competitor, Options, Size, Subject, competitors, sample_picture, side_lengths, subjects, within
+from rescale_bench.sizes import Size, parse_size
+from rescale_bench.speed_plan import Competitor, Options, Subject, competitors, sample_picture, side_lengths, subjects, within
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import DEFINITIONS, add_ratios, direction_report, product_report, show, spread, sweep_flatness
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS, NET, PRODUCT, Spec, arrays_file

@@ -15,6 +15,7 @@ from rescale.bundle import Bundle, check_precision
 from rescale.errors import BackendError, UnknownModelError
 from rescale_bench import peers
 from rescale_bench.peers_torch import random_net
+from rescale_bench.sizes import Size
 from rescale_bench.speed_gpu import MODES
 from rescale_bench.speed_worker import BACKEND
 from rescale_export.bundles import write_bundle
@@ -24,8 +25,6 @@ from rescale_train.config import DEFAULT_SIZES, NetConfig, net_config
 from rescale_train.models import RescalingNet
 from rescale_train.shipped import find_shipped, list_shipped
 from rescale_train.tables import from_dict
-
-Size = tuple[int, int]
 
 SWEEP_MEGAPIXELS = (0.5, 2.0, 8.0, 24.0, 50.0)
 SWEEP_MINUTES = 30.0

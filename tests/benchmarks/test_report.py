@@ -141,13 +141,17 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
     [
         (["--minutes", "0"], "--minutes 0: wanted is more than 0"),
         (["--minutes", "nan"], "--minutes nan: wanted is more than 0"),
+        (["--resolution", "64x48", "--resolution", "large"], "--resolution large: wanted is WIDTHxHEIGHT"),
         (["--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["--model", "irn_m", "--scale", "4"], "no weights ship for irn_m x4 (shipped: irn x2 lite)"),
         (["--bundle", "nonesuch"], "nonesuch"),
     ],
 )
 @pytest.mark.usefixtures("only_irn_ships")
-def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_wrong_options_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(report, "measure_speed", lambda *_: pytest.fail("measured"))
     assert main(["report", "--out", str(tmp_path / "out"), *arguments]) == 1
     err = capsys.readouterr().err
     assert message in err
@@ -161,3 +165,6 @@ def test_a_folder_that_cannot_be_written_is_told_first(
     (tmp_path / "file").write_text("")
     assert main(["report", "--out", str(tmp_path / "file")]) == 1
     assert "cannot write there" in capsys.readouterr().err
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    assert main(["report", "--out", str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'out' / 'report.html'}: cannot write: Is a directory" in capsys.readouterr().err
