@@ -93,7 +93,8 @@ def test_a_small_budget_refines_in_tiles(shipped_bundle):
     with rescale.load(shipped_bundle("dlv_irn_a"), threads=1, memory=budget) as net:
         assert len(net.network.tiles(96, 144, "upscale", budget)) == 1
         assert len(net.network.tiles(96, 144, GRADIENT, budget)) > 1
-        plain, refined = (psnr_y(net.upscale(net.downscale(image, steps)), image, 2) for steps in (0, 3))
+        # The first steps are the longest: the first few may all lead farther away (docs/refine.md).
+        plain, refined = (psnr_y(net.upscale(net.downscale(image, steps)), image, 2) for steps in (0, 10))
     assert refined > plain
 
 
