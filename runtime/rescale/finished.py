@@ -70,12 +70,8 @@ def require_large(job: Job, sized: bool) -> None:
         header = png.read_header(png.read_chunks(data, name), name)
     except InputError as e:
         raise OutputError(f"{e}; it lies where what {job.source} becomes belongs: {CURE}") from None
-    block = None
-    with contextlib.suppress(InputError):
-        block = read_block(job.source) if sized else None
-    if block is not None and block.hr_size != (header.width, header.height):
-        wanted = f"{job.source} becomes {block.hr_size[0]}x{block.hr_size[1]}"
-        raise OutputError(f"{job.target}: has {header.width}x{header.height} pixels, and {wanted}: {CURE}")
+    block = _source_block(job) if sized else None
+    _require_size(job, header, None if block is None else block.hr_size)
     _require_later(job)
 
 
@@ -97,12 +93,8 @@ def require_bare(job: Job) -> None:
     require_no_sidecar(job.target)
     if copies or damaged or header.colour & png.ALPHA:
         raise OutputError(f"{job.target}: carries auxiliary data or an alpha channel: {CURE}")
-    block = None
-    with contextlib.suppress(InputError):
-        block = read_block(job.source)
-    if block is not None and block.lr_size != (header.width, header.height):
-        wanted = f"{job.source} becomes {block.lr_size[0]}x{block.lr_size[1]}"
-        raise OutputError(f"{job.target}: has {header.width}x{header.height} pixels, and {wanted}: {CURE}")
+    block = _source_block(job)
+    _require_size(job, header, None if block is None else block.lr_size)
     _require_later(job)
 
 
@@ -114,6 +106,18 @@ def require_no_sidecar(target: Path) -> None:
     """
     if sidecar_path(target).exists():
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
+
+
+def _source_block(job: Job) -> Block | None:
+    with contextlib.suppress(InputError):
+        return read_block(job.source)
+    return None
+
+
+def _require_size(job: Job, header: png.Header, wanted: tuple[int, int] | None) -> None:
+    if wanted is not None and wanted != (header.width, header.height):
+        becomes = f"{job.source} becomes {wanted[0]}x{wanted[1]}"
+        raise OutputError(f"{job.target}: has {header.width}x{header.height} pixels, and {becomes}: {CURE}")
 
 
 def _require_later(job: Job) -> None:
