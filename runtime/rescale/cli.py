@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,19 @@ import typer
 
 from rescale.choices import AlphaRule, Carrier, Container, Layout
 from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, resized_text, up_text
-from rescale.cli_files import Verb, Watch, check_paths, one_or_all, open_lr, placed, raw_frames, stream_in, write_result
+from rescale.cli_files import (
+    Verb,
+    Watch,
+    check_paths,
+    one_or_all,
+    open_lr,
+    placed,
+    raw_frames,
+    require_writable,
+    stream_in,
+    write_picture,
+    write_result,
+)
 from rescale.cli_inspect import info, strip, verify
 from rescale.cli_options import (
     STREAM,
@@ -157,7 +170,7 @@ def down(
         if wanted is not None and source.is_dir():
             warn(f"--target {wanted}: larger pictures are resized first ({FILTER}), and come back in that size")
         verb = Verb(make, lambda job: require_small(job, net.bundle, wanted), READABLE, f".{kind}", down_text, each=check)
-        return one_or_all(source, target, verb, bool(overwrite), json_, net)
+        return one_or_all(source, target, verb, bool(overwrite), json_)
 
 
 @app.command()
@@ -188,15 +201,15 @@ def up(
     """Restore large pictures. Exit code 3: the LR file is not what `rescale down` made of a picture with this bundle."""
     from rescale.container import SUFFIXES, State
     from rescale.finished import require_large
-    from rescale.picture import WRITABLE, open_picture
+    from rescale.picture import open_picture
 
     if raw is None:
         target = placed(source, target, ".png")
     check_paths(source, target, overwrite)
     if raw is not None:
         _unused_with_raw(force=force, trust_alpha=trust_alpha, reference=reference is not None, overwrite=overwrite is True)
-    elif not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
-        raise InputError(f"{target}: restored pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
+    else:
+        require_writable(source, target, "restored")
     if reference is not None and source.is_dir():
         raise InputError(f"--reference {reference}: is one picture, and {source} a folder of many; leave it out")
     original = None if reference is None else open_picture(reference, "keep", max_pixels, to_8_bit=True, first_frame=True)
@@ -224,15 +237,11 @@ def up(
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if original is not None:
                 facts |= quality(picture.shown(), original.shown(), net.bundle.scale)
-            try:
-                data = picture.to_bytes(".png" if goal == STREAM else goal.suffix.lower())
-            except InputError as e:
-                raise InputError(f"{goal}: {e}") from None
-            write_result(goal, data)
+            write_picture(goal, picture)
             return facts
 
         verb = Verb(make, lambda job: require_large(job, not (force or trust_alpha)), list(SUFFIXES), ".png", up_text)
-        return one_or_all(source, target, verb, bool(overwrite), json_, net)
+        return one_or_all(source, target, verb, bool(overwrite), json_)
 
 
 app.command()(info)
@@ -259,7 +268,9 @@ def _load(
     from rescale.rescaler import load
 
     budget = None if memory is None else parse_memory(memory)
-    return load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
+    net = load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
+    net.network.turn = threading.Lock()  # a folder's pictures are worked on by several threads
+    return net
 
 
 def _restored_size(small: Small, net: Rescaler) -> tuple[int, int]:

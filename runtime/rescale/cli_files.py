@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rescale.batch import Job
     from rescale.container import Small
     from rescale.network import Progress
+    from rescale.picture import Picture
     from rescale.rescaler import Rescaler
 
 Watch = Callable[[str], AbstractContextManager["Progress"]]
@@ -119,6 +120,37 @@ def open_lr(source: Path, max_pixels: int) -> Small:
         raise LrFileError(f"{e}: {ADVICE[State.DAMAGED]}", State.DAMAGED) from None
 
 
+def require_writable(source: Path, target: Path, made: str) -> None:
+    """Check that the target of one picture has a suffix by which it is written.
+
+    Args:
+        source, target: as for `check_paths`; a folder's results are named by the command.
+        made: what it is, such as ``restored``.
+
+    Raises:
+        InputError: it has not.
+    """
+    from rescale.picture import WRITABLE
+
+    if not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
+        raise InputError(f"{target}: {made} pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
+
+
+def write_picture(target: Path, picture: Picture) -> int:
+    """Write a picture atomically as its suffix says, or as PNG to standard output. Returns the number of bytes.
+
+    Raises:
+        InputError: the format cannot hold it.
+        OutputError: the target cannot be written.
+    """
+    try:
+        data = picture.to_bytes(".png" if target == STREAM else target.suffix.lower())
+    except InputError as e:
+        raise InputError(f"{target}: {e}") from None
+    write_result(target, data)
+    return len(data)
+
+
 def write_result(target: Path, data: bytes) -> None:
     """Write a finished file atomically, or to standard output.
 
@@ -135,7 +167,7 @@ def write_result(target: Path, data: bytes) -> None:
         atomic_write(target, data)
 
 
-def one_or_all(source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool, net: Rescaler | None = None) -> int:
+def one_or_all(source: Path, target: Path, verb: Verb, overwrite: bool, json_: bool) -> int:
     """One file, or every file below a folder. Returns the exit code, see `worst`.
 
     Args:
@@ -143,7 +175,6 @@ def one_or_all(source: Path, target: Path, verb: Verb, overwrite: bool, json_: b
         verb: what to do.
         overwrite: make a folder's targets again that exist.
         json_: tell in JSON.
-        net: what runs in it, which takes turns among the workers.
 
     Raises:
         OutputError: the target of a folder is no folder.
@@ -189,8 +220,6 @@ def one_or_all(source: Path, target: Path, verb: Verb, overwrite: bool, json_: b
                 print(printable(verb.describe(facts)), flush=True)
             found.pop(job, None)
 
-        if net is not None:
-            net.network.turn = threading.Lock()
         outcome = batch.run(plan.jobs, make_job, overwrite, report, workers=2, check=verb.check, abandon=abandon)
     summary = {"done": outcome.done, "skipped": outcome.skipped, "errors": len(outcome.errors), "ignored": plan.ignored}
     if outcome.left:

@@ -9,10 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from rescale.cli_files import Verb, Watch, check_paths, one_or_all, open_lr, placed, stream_in, worst, write_result
+from rescale.cli_files import (
+    Verb,
+    Watch,
+    check_paths,
+    one_or_all,
+    open_lr,
+    placed,
+    require_writable,
+    stream_in,
+    worst,
+    write_picture,
+)
 from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path
 from rescale.console import fail, print_json_line, printable, progress_bar
-from rescale.errors import InputError, LrFileError, RescaleError
+from rescale.errors import LrFileError, RescaleError
 from rescale.limits import MAX_PIXELS
 
 Sources = Annotated[list[Path], typer.Argument(parser=path, help="LR files, folders of them, or - for standard input.")]
@@ -140,19 +151,15 @@ def strip(
     from rescale.cli_facts import strip_text
     from rescale.container import SUFFIXES, Small
     from rescale.finished import require_bare, require_no_sidecar
-    from rescale.picture import WRITABLE
 
     target = placed(source, target, ".png")
     check_paths(source, target, overwrite)
-    if not source.is_dir() and target != STREAM and target.suffix.lower() not in WRITABLE:
-        raise InputError(f"{target}: stripped pictures are {' or '.join(WRITABLE)}; name it {target.stem}.png")
+    require_writable(source, target, "stripped")
 
     def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
         if goal != STREAM:
             require_no_sidecar(goal)
         small = Small.open(stream_in(origin), max_pixels)
-        data = small.without_auxiliary().to_bytes(".png" if goal == STREAM else goal.suffix.lower())
-        write_result(goal, data)
-        return {"lr_size": list(small.size), "bytes": len(data)}
+        return {"lr_size": list(small.size), "bytes": write_picture(goal, small.without_auxiliary())}
 
     return one_or_all(source, target, Verb(make, require_bare, list(SUFFIXES), ".png", strip_text), bool(overwrite), json_)

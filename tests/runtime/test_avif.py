@@ -98,6 +98,10 @@ def test_the_command_that_cannot_keep_it_names_the_file(here, error_of):
     )
     assert main(["up", "s.webp", "o.png", *here]) == 0
     assert rescale.open_picture("o.png").colour == ((b"cICP", P3),)
+    assert error_of(["strip", "s.webp", "bare.webp"]) == (
+        1,
+        "error: bare.webp: its colours are those of a chunk cICP, which WebP has no place for; write it as .png",
+    )
 
 
 @pytest.mark.parametrize("wide", [False, True])
