@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rescale.errors import InputError
 from rescale.picture import read_picture
-from rescale_train.data import find_pictures, no_options_of_down, refuse
+from rescale_train.data import cut_to_multiple, find_pictures, no_options_of_down, refuse
 
 Picture = npt.NDArray[np.uint8]
 
@@ -103,10 +103,10 @@ def crop_to_multiple(picture: Picture, multiple: int, name: str) -> Picture:
     Raises:
         InputError: a side is smaller; the message names the picture.
     """
-    height, width = (n - n % multiple for n in picture.shape[:2])
-    if not (height and width):
+    cut = cut_to_multiple(picture, multiple)
+    if not cut.size:
         raise InputError(f"{name}: {picture.shape[1]}x{picture.shape[0]} is smaller than the scale {multiple}; take it out")
-    return picture[:height, :width]
+    return cut
 
 
 def _reader(path: Path) -> Callable[[], Picture]:

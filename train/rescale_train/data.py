@@ -81,6 +81,12 @@ def load_picture(path: Path) -> Picture:
     return found.pixels
 
 
+def cut_to_multiple(picture: Picture, multiple: int) -> Picture:
+    """The upper left part whose sides are multiples; empty where a side is smaller."""
+    height, width = (n - n % multiple for n in picture.shape[:2])
+    return picture[:height, :width]
+
+
 @contextlib.contextmanager
 def no_options_of_down() -> Iterator[None]:
     """Where a picture is refused with the advice to give `rescale down` an option, say what helps in a folder of pictures."""

@@ -9,7 +9,7 @@ import torch
 
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train.bicubic import bicubic_picture
-from rescale_train.data import Picture
+from rescale_train.data import Picture, cut_to_multiple
 from rescale_train.models import RescalingNet
 
 CEILING = 80.0
@@ -35,26 +35,20 @@ def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
     return both[0], both[1]
 
 
-def cut_to_scale(picture: Picture, scale: int) -> Picture:
-    """The upper left part whose sides are multiples of the scale."""
-    height, width = (n - n % scale for n in picture.shape[:2])
-    return picture[:height, :width]
-
-
-def psnr_figures(source: Picture, lr: Picture, restored: Picture, scale: int) -> dict[str, float]:
+def psnr_figures(source: Picture, lr: Picture, restored: Picture, reference: Picture) -> dict[str, float]:
     """Y- and RGB-PSNR of the restored HR, Y-PSNR of the LR against bicubic, in dB, each at most `CEILING`.
 
     `scale` (HR) and 1 (LR) border pixels are cropped.
 
     Args:
         source, restored: uint8 (H, W, 3), both sides multiples of the scale.
-        lr: uint8 (H / scale, W / scale, 3).
-        scale: 2 or 4.
+        lr, reference: uint8 (H / scale, W / scale, 3), the latter by bicubic reduction.
     """
+    scale = source.shape[0] // reference.shape[0]
     figures = {
         "hr_psnr_y": psnr_y(restored, source, scale),
         "hr_psnr_rgb": psnr(crop_border(restored, scale), crop_border(source, scale)),
-        "lr_psnr_y": psnr_y(lr, bicubic_picture(source, scale), 1),
+        "lr_psnr_y": psnr_y(lr, reference, 1),
     }
     return {name: min(CEILING, value) for name, value in figures.items()}
 
@@ -62,6 +56,6 @@ def psnr_figures(source: Picture, lr: Picture, restored: Picture, scale: int) ->
 def validate(net: RescalingNet, pictures: list[Picture]) -> dict[str, float]:
     """Means of `psnr_figures` over pictures of any size, each cut to a multiple of the scale."""
     scale = net.config.scale
-    cuts = [cut_to_scale(picture, scale) for picture in pictures]
-    found = [psnr_figures(cut, *restore(net, cut), scale) for cut in cuts]
+    cuts = [cut_to_multiple(picture, scale) for picture in pictures]
+    found = [psnr_figures(cut, *restore(net, cut), bicubic_picture(cut, scale)) for cut in cuts]
     return {name: statistics.fmean(figures[name] for figures in found) for name in found[0]}

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.content.cast import SHADOW, Cast, colour_cast
+from rescale_train.data import cut_to_multiple
 from rescale_train.models import RescalingNet
-from rescale_train.validation import cut_to_scale, psnr_figures, restore
+from rescale_train.validation import psnr_figures, restore
 
 Picture = npt.NDArray[np.uint8]
 
@@ -43,10 +44,11 @@ def fidelity(source: Picture, lr: Picture, restored: Picture, scale: int) -> Fid
         lr: uint8 (H/scale, W/scale, 3).
         scale: 2 or 4.
     """
+    reference = bicubic_picture(source, scale)
     return Fidelity(
-        **psnr_figures(source, lr, restored, scale),
+        **psnr_figures(source, lr, restored, reference),
         hr_cast=colour_cast(restored, source),
-        lr_cast=colour_cast(lr, bicubic_picture(source, scale)),
+        lr_cast=colour_cast(lr, reference),
     )
 
 
@@ -55,7 +57,7 @@ def measure(net: RescalingNet, pictures: Mapping[str, Picture]) -> dict[str, Fid
     scale = net.config.scale
     found = {}
     for name, picture in pictures.items():
-        cut = cut_to_scale(picture, scale)
+        cut = cut_to_multiple(picture, scale)
         found[name] = fidelity(cut, *restore(net, cut), scale)
     return found
 
