@@ -1,4 +1,4 @@
-"""Under AddressSanitizer and UndefinedBehaviorSanitizer: mutated LR files, pictures and manifests, and whole runs with threads."""
+"""Under sanitizers: mutated LR files, pictures and manifests, whole runs with threads, allocations that fail."""
 
 from __future__ import annotations
 
@@ -34,26 +34,46 @@ files = load(HERE / "test_files.py")
 mutations = files.mutations
 
 
-@pytest.fixture(scope="module")
-def instrumented(cmake, tmp_path_factory) -> Path:
-    """Folder of the instrumented programs."""
+def instrument(cmake, folder: Path, sanitizers: str, *programs: str) -> Path:
+    """Folder of the programs, built into it with the library under sanitizers."""
     conftest = load(HERE / "conftest.py")
-    build: Path = cmake(
-        tmp_path_factory.mktemp("sanitized"),
+    return cmake(
+        folder,
         f"-DRESCALE_SOURCE={conftest.SOURCE}",
         f"-DONNXRUNTIME_INCLUDE_DIR={conftest.ort_include()}",
-        "-DRESCALE_SANITIZE=address,undefined",
+        f"-DRESCALE_SANITIZE={sanitizers}",
         "-DRESCALE_PROGRAMS=OFF",
         "-DBUILD_SHARED_LIBS=OFF",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",
         source=HERE / "sanitized",
-        targets=("corpus", "scarce"),
+        targets=programs,
     )
-    symbols = subprocess.run(["nm", "-C", str(build / "rescale" / "librescale.a")], capture_output=True, text=True).stdout
-    assert "__asan_report_store" in symbols
-    assert "__ubsan_handle" in symbols
+
+
+def symbols(build: Path) -> str:
+    return subprocess.run(["nm", "-C", str(build / "rescale" / "librescale.a")], capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def instrumented(cmake, tmp_path_factory) -> Path:
+    """Folder of the programs under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    build = instrument(cmake, tmp_path_factory.mktemp("sanitized"), "address,undefined", "corpus", "scarce")
+    assert "__asan_report_store" in symbols(build)
+    assert "__ubsan_handle" in symbols(build)
     return build
+
+
+def outcomes(build: Path, folder: Path, records: list[tuple[bytes, bytes, bytes | None]], environment: dict[str, str]) -> list[str]:
+    """What `corpus` says of each record: kind, bytes, side-car."""
+    fed = b"".join(
+        kind + struct.pack("<I", len(data)) + data + (b"\xff" * 4 if beside is None else struct.pack("<I", len(beside)) + beside)
+        for kind, data, beside in records
+    )
+    command = [str(build / "corpus"), str(folder), str(load(HERE / "conftest.py").ort_library())]
+    done = subprocess.run(command, input=fed, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-6000:]
+    return done.stdout.decode().split("\n")[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +84,9 @@ def corpus(instrumented, tmp_path_factory):
     (scratch / "suppressions").write_text("leak:libonnxruntime\n")
 
     def run(records: list[tuple[bytes, bytes, bytes | None]], folder: Path = scratch) -> list[str]:
-        fed = b"".join(
-            kind
-            + struct.pack("<I", len(data))
-            + data
-            + (b"\xff" * 4 if beside is None else struct.pack("<I", len(beside)) + beside)
-            for kind, data, beside in records
-        )
         # A third of ONNX Runtime's address space is not instrumented: allocations that fail are errors of ours, not the end.
         environment = {"ASAN_OPTIONS": "allocator_may_return_null=1", "LSAN_OPTIONS": f"suppressions={scratch / 'suppressions'}"}
-        command = [str(instrumented / "corpus"), str(folder), str(load(HERE / "conftest.py").ort_library())]
-        done = subprocess.run(command, input=fed, capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr.decode()[-6000:]
-        return done.stdout.decode().split("\n")[:-1]
+        return outcomes(instrumented, folder, records, environment)
 
     return run
 
@@ -155,6 +165,19 @@ def test_mutated_manifests(corpus, bundle, tmp_path):
 @pytest.mark.parametrize(("model", "scale"), [("irn", 4), ("dlv_irn_a", 2), ("irn_m", 2)])
 def test_whole_runs_with_threads(corpus, bundle, model, scale):
     assert corpus([(b"B", str(bundle(model, scale)).encode(), None)]) == ["ran"]
+
+
+@pytest.mark.slow
+def test_threads_race_for_nothing(cmake, bundle, tmp_path):
+    """Under ThreadSanitizer: one `Rescaler` and jobs of it, in four threads at once."""
+    build = instrument(cmake, tmp_path / "build", "thread", "corpus")
+    assert "__tsan_write" in symbols(build)
+    # ONNX Runtime is not instrumented: what its threads do with memory of its own looks unordered.
+    (tmp_path / "suppressions").write_text("called_from_lib:libonnxruntime.so\n")
+    environment = {"TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:suppressions={tmp_path / 'suppressions'}"}
+    for model, scale in (("irn", 4), ("dlv_irn_a", 2), ("irn_m", 2)):
+        record = (b"B", str(bundle(model, scale)).encode(), None)
+        assert outcomes(build, tmp_path, [record] * 5, environment) == ["ran"] * 5
 
 
 def test_every_allocation_may_fail(instrumented, tmp_path):
