@@ -51,6 +51,13 @@ def test_write_and_read_round_trip(weights_file: Path, net: RescalingNet, recipe
     assert not checkpoint.load_net(found, "w").training
 
 
+def test_equal_weights_make_equal_files(weights_file: Path, net: RescalingNet, recipe: Recipe) -> None:
+    written = {checkpoint.to_bytes(net.state_dict(), recipe, {"step": 3}) for _ in range(20)}
+    assert written == {weights_file.read_bytes()}
+    length = int.from_bytes(weights_file.read_bytes()[:8], "little")
+    assert length % 8 == 0
+
+
 def test_the_average_is_preferred_to_the_raw_weights(net: RescalingNet, recipe: Recipe) -> None:
     state = net.state_dict()
     raw = {f"model.{k}": v for k, v in state.items()}

@@ -65,7 +65,17 @@ class Checkpoint:
 def to_bytes(tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint or weights file."""
     metadata = {"format": FORMAT, "recipe": json.dumps(to_dict(recipe)), "progress": json.dumps(without_nan(dict(progress)))}
-    return save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, metadata)
+    return _ordered(save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, metadata))
+
+
+def _ordered(file: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes it in another one each time."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe, progress: Mapping[str, Any]) -> None:
