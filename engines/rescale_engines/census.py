@@ -27,10 +27,14 @@ class Layer(NamedTuple):
     helper: bool = False
 
 
-# Names as rescale_export.graphs gives them; the first pattern that fits decides.
+# Names as rescale_export.graphs gives them; the first pattern that fits decides. What a correction's adjoint adds up behind a cast
+# out of a subnet has that cast in its name.
 _PARTS = {
+    "subnet": re.compile(
+        r"(correction\d+\.)?level\d+\.block\d+\.(F|G|H|GH)\.(?!.*\.float32)[\w.]+|correction\d+\.(conv|act|cat)\d[\w.]*"
+        r"|(correction\.)?(encoder|decoder)\.[\w.]+"
+    ),
     "correction": re.compile(r"correction\d*\.[\w.]+"),
-    "subnet": re.compile(r"level\d+\.block\d+\.(F|G|H|GH)\.[\w.]+|(encoder|decoder)\.[\w.]+"),
     "stream": re.compile(r"level\d+\.[\w.]+"),
     "edge": re.compile(r"(input|alpha|lr|hr|latent)\.[\w.]+"),
 }
@@ -64,7 +68,7 @@ def count(found: Iterable[Layer]) -> dict[str, dict[str, int]]:
 
 
 def part(name: str) -> str | None:
-    """The part that an ONNX node belongs to: ``correction``, ``subnet``, ``stream`` or ``edge``; None for an unknown name."""
+    """The part that an ONNX node belongs to, None for an unknown name; ``correction`` is what of one is outside of its subnets."""
     return next((kind for kind, pattern in _PARTS.items() if pattern.fullmatch(name)), None)
 
 
@@ -73,8 +77,8 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
 
     Subnets (and the -M autoencoder) are float16 in ``mixed`` and ``fp16``; the coupling stream, exp, tanh and Haar are float16 in
     ``fp16`` only; what stands between bytes and the stream (scaling, sigmoid, logit, clamping, rounding) is float32 in all, and so
-    are an encoder's corrections. Casts change dtype and comparisons give none, so both are left out, and so are the sizes that
-    corrections of -M compute; in ``fp32`` no layer at all is float16.
+    is what an encoder's corrections have outside of subnets. Casts change dtype and comparisons give none, so both are left out,
+    and so are the sizes that corrections of -M compute; in ``fp32`` no layer at all is float16.
 
     Raises:
         EngineError: a layer of another dtype, a layer of unknown part, or none that computes, naming the first.
@@ -94,7 +98,8 @@ def require_precision(found: Iterable[Layer], precision: str, what: str) -> None
             continue  # of sizes
         if layer.dtype != expected[belongs]:
             message = f"is of the {belongs} and gives {layer.dtype}, {precision} wants {expected[belongs]}"
-            raise EngineError(f"{what}: layer {layer.name} ({layer.type}) {message}: the graph is not what its name says")
+            cure = "the graph is not what its name says; export the bundle again"
+            raise EngineError(f"{what}: layer {layer.name} ({layer.type}) {message}: {cure}")
         convolutions += layer.type == "CONVOLUTION"
     if not convolutions:
         raise EngineError(f"{what}: no convolution in the network; it is not one of ours")

@@ -1,6 +1,7 @@
 """The adjoint of a graph's operators, written into the same graph: gradients without a framework that differentiates.
 
-Used twice: for the graph that `rescale.refine` descends, and inside a downscale graph with corrections.
+Used twice: for the graph that `rescale.refine` descends, and inside a downscale graph with corrections. The adjoint of an operator
+computes in that operator's dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Adjoint:
     """
 
     def __init__(self, g: GraphWriter, nodes: list[onnx.NodeProto], alpha_gain: float) -> None:
-        self._g, self._nodes, self._channels, self._alpha_gain = g, nodes, g.channels(), alpha_gain
+        self._g, self._nodes, self._alpha_gain = g, nodes, alpha_gain
+        self._channels, self._elements = g.channels(), g.elements()
         self._found: dict[str, str] = {}
 
     def of(self, source: str, seeds: dict[str, str]) -> str:
@@ -43,9 +45,15 @@ class Adjoint:
                 depends.update(node.output)
         for node in reversed(self._nodes):
             if any(name in self._found for name in node.output):
-                for value, part in self._node(node, depends):
+                with self._g.using(self._element(node.output[0])):
+                    parts = self._node(node, depends)
+                for value, part in parts:
                     self._add(value, part)
         return self._found[source]
+
+    def _element(self, value: str) -> str:
+        """Dtype of a value's gradient: its own, or of a code float32."""
+        return self._elements.get(value, "float32")
 
     def _add(self, value: str, part: str) -> None:
         before = self._found.get(value)
@@ -90,7 +98,7 @@ class Adjoint:
                 slope = g.op("Gather", [slopes, node.input[1]], f"{name}.slope", axis=0)
                 return [(node.input[1], g.op("Mul", [by_out, slope], name))]
             case "Cast":
-                return [(inputs[0], by_out)]
+                return [(inputs[0], g.cast(by_out, self._element(node.output[0]), self._element(inputs[0])))]
         raise TypeError(f"no adjoint for {node.op_type}")
 
     def _conv(self, node: onnx.NodeProto, by_out: str, name: str) -> str:

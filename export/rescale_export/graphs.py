@@ -7,11 +7,12 @@
 
 Rounding and clamping are inside, so the bytes come from the graph. z = 0 is not fed: the last block's G and H are absent
 from a downscale that drops z, and the first inverse block reduces to -G * exp(-s). A downscale with corrections holds the way
-up and its adjoint too, in float32 in every precision.
+up and its adjoint too.
 
 Precision is part of the graph, for runtimes that are strongly typed: in ``mixed`` the subnets (and the -M autoencoder's layers)
-are float16 and the coupling stream, exp, tanh, sigmoid, Haar and quantiser float32; in ``fp16`` the stream is float16 too. Casts
-from and to bytes, division by 255, alpha's sigmoid and logit, clamping and rounding stay float32 in all of them.
+are float16 and the coupling stream, exp, tanh, sigmoid, Haar and quantiser float32; in ``fp16`` the stream is float16 too, but for
+that of the corrections. Casts from and to bytes, division by 255, alpha's sigmoid and logit, clamping and rounding stay float32 in
+all of them.
 """
 
 from __future__ import annotations
@@ -184,11 +185,11 @@ def downscale(net: RescalingNet, precision: str = "fp32") -> GraphWriter:
 
 
 def _correct(g: GraphWriter, net: RescalingNet, x: str, y: str, z_hat: str = "") -> str:
-    """`RescalingNet.correct`, in float32: x is the picture in [0, 1], y the flow's, z-hat what is decoded (empty: zero)."""
+    """`RescalingNet.correct`: x is the picture in [0, 1], y the flow's, z-hat what is decoded (empty: zero), all float32."""
     c = net.config
     for k, block in enumerate(net.corrections):
         name = f"correction{k}"
-        with g.in_float32():
+        with g.stream_in_float32():
             low, high = code_range(c)
             least = g.constant("codes.least", np.reshape(low, (1, -1, 1, 1)))
             most = g.constant("codes.most", np.reshape(high, (1, -1, 1, 1)))
@@ -316,9 +317,9 @@ def _decode(g: GraphWriter, net: RescalingNet, levels: str, prefix: str = "") ->
 
 
 def _as_decoded(g: GraphWriter, net: RescalingNet, z: str) -> str:
-    """z-hat from z of any size, as encoder and decoder make it of a file, in float32."""
+    """z-hat from z of any size, as encoder and decoder make it of a file."""
     count, name = net.config.z_channels, "correction.z"
-    with g.in_float32():
+    with g.stream_in_float32():
         stride = g.constant(f"{name}.stride", [LATENT_STRIDE] * 2, np.int64)
         size = g.op("Shape", [z], f"{name}.size", start=2)
         more = g.op("Add", [size, g.constant(f"{name}.most", [LATENT_STRIDE - 1] * 2, np.int64)], f"{name}.more")

@@ -73,14 +73,13 @@ class GraphWriter:
         return value
 
     @contextlib.contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """What is added in the block is float32 throughout, whatever the graph's precision."""
-        before = self.stream, self.inner
-        self.stream = self.inner = "float32"
+    def stream_in_float32(self) -> Iterator[None]:
+        """What is added in the block has a float32 stream, whatever the graph's precision."""
+        before, self.stream = self.stream, "float32"
         try:
             yield
         finally:
-            self.stream, self.inner = before
+            self.stream = before
 
     @contextlib.contextmanager
     def using(self, element: str) -> Iterator[None]:
@@ -160,9 +159,17 @@ class GraphWriter:
 
     def channels(self) -> dict[str, int]:
         """Channels of each NCHW value that has been made so far."""
+        kinds = self._kinds()
+        return {name: kind.shape.dim[1].dim_value for name, kind in kinds.items() if len(kind.shape.dim) == 4}
+
+    def elements(self) -> dict[str, str]:
+        """Dtype of each floating-point value that has been made so far."""
+        names: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+        return {name: names[kind.elem_type] for name, kind in self._kinds().items() if kind.elem_type in names}
+
+    def _kinds(self) -> dict[str, onnx.TypeProto.Tensor]:
         inferred = shape_inference.infer_shapes(self._unchecked(), strict_mode=True, data_prop=True).graph
-        values = (*inferred.input, *inferred.output, *inferred.value_info)
-        return {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in values if len(v.type.tensor_type.shape.dim) == 4}
+        return {v.name: v.type.tensor_type for v in (*inferred.input, *inferred.output, *inferred.value_info)}
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model, checked with full shape inference."""

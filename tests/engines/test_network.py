@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from rescale.bundle import Bundle
 from rescale.contract import Tensor
 from rescale.errors import ConfigError, EngineError
 from rescale.flavour import collected, device_count, errors, logger
@@ -249,10 +250,27 @@ def test_no_graph_passes_for_another_precision(rtx, full_bundle, graph):
                     require_precision(layers, claimed, "x")
 
 
-def test_one_layer_of_another_dtype_is_found(rtx, full_bundle):
-    layers = parse(rtx, full_bundle("irn_a", 4).read_graph("upscale", "mixed"), "x").layers
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_corrections_have_float16_subnets(rtx, corrected_pair_of, model):
+    bundle = Bundle(corrected_pair_of(model)[0])
+    found = {p: parse(rtx, bundle.read_graph("downscale", p), "x").layers for p in bundle.precisions}
+    for precision, layers in found.items():
+        require_precision(layers, precision, "x")
+        own = [layer for layer in layers if layer.name.startswith("correction") and layer.type == "CONVOLUTION"]
+        subnets = [layer for layer in own if part(layer.name) == "subnet"]
+        assert len(subnets) > 0.8 * len(own) > 0
+        assert {layer.dtype for layer in subnets} == {"FLOAT" if precision == "fp32" else "HALF"}
+        assert {layer.dtype for layer in own if part(layer.name) == "correction"} == {"FLOAT"}
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("graph", ["upscale", "corrected"])
+def test_one_layer_of_another_dtype_is_found(rtx, full_bundle, corrected_pair_of, graph):
+    bundle = full_bundle("irn_a", 4) if graph == "upscale" else Bundle(corrected_pair_of("irn_a")[0])
+    layers = parse(rtx, bundle.read_graph("upscale" if graph == "upscale" else "downscale", "mixed"), "x").layers
     other = {"HALF": "FLOAT", "FLOAT": "HALF"}
-    computing = [i for i, layer in enumerate(layers) if part(layer.name) and layer.type != "CAST" and not layer.helper]
+    computing = [i for i, layer in enumerate(layers) if part(layer.name) and layer.dtype in other]
+    computing = [i for i in computing if layers[i].type != "CAST" and not layers[i].helper]
     assert len(computing) > 50
     for i in computing:
         changed = [*layers]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
 import rescale
+from rescale.backends import create
 from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import BundleError
+from rescale.half import HalfRunner
 from rescale.network import LATENT_HALO
 from rescale.variants import LATENT_STRIDE
 from rescale_export import graphs
+from rescale_export.bundles import write_bundle
 from rescale_export.cli import main
 from rescale_export.halo import LIMIT, RMS_LIMIT
 from rescale_export.memory import bytes_per_lr_pixel
@@ -31,6 +36,10 @@ from rescale_train.recipe import load_recipe
 CASES = [(m, s, {}) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 CASES += [("irn_a", 2, {"alpha_split": "post"}), ("irn_a", 4, {"alpha_split": "post"}), ("dlv_irn_a", 2, {"shared_trunk": False})]
 CASES += [("irn_a", 4, {"blocks": (0, 1)}), ("irn_a", 2, {"alpha_basis": "orthonormal"})]
+
+SUBNET = re.compile(
+    r"level\d+\.block\d+\.(F|G|H|GH)\.(conv|act|cat)\d(?!.*\.float32)|correction\d+\.(conv|act|cat)\d|correction\.(encoder|decoder)\."
+)
 
 
 @pytest.mark.parametrize(("model", "scale", "changes"), CASES)
@@ -68,13 +77,37 @@ def test_no_step_is_longer_than_the_limit(make_net, picture):
 
 
 @pytest.mark.parametrize("precision", ["mixed", "fp16"])
-def test_they_are_in_float32_in_every_precision(make_net, precision):
-    g = graphs.downscale(make_net("irn_a", 2, corrections=2), precision)
-    kinds = {name: t.data_type for name, t in g.constants.items()}
-    own = {kind for name, kind in kinds.items() if name.startswith("correction")}
-    assert onnx.TensorProto.FLOAT in own
-    assert onnx.TensorProto.FLOAT16 not in own
-    assert onnx.TensorProto.FLOAT16 in kinds.values()
+@pytest.mark.parametrize("model", ["irn_a", "irn_m"])
+def test_their_subnets_are_float16_and_their_stream_is_not(make_net, model, precision):
+    graph = graphs.downscale(make_net(model, 2, corrections=2), precision).model({})
+    inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+    kinds |= {t.name: t.data_type for t in graph.graph.initializer}
+    own = [n for n in graph.graph.node if n.name.startswith("correction") and n.op_type != "Cast"]
+    found = {}
+    for node in own:
+        given = {kinds[i] for i in node.input if kinds.get(i) in (TensorProto.FLOAT, TensorProto.FLOAT16)}
+        assert len(given) <= 1 or node.op_type == "Resize", f"{node.name} takes both: a strongly typed parser refuses it"
+        found.setdefault(SUBNET.search(node.name) is not None, set()).add(kinds[node.output[0]])
+    others = {TensorProto.BOOL, TensorProto.INT64}
+    assert found[True] - others == {TensorProto.FLOAT16}
+    assert found[False] - others == {TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize(("model", "scale"), [("irn_a", 2), ("irn_m", 4), ("dlv_irn", 2)])
+def test_float16_moves_no_code_far(make_net, tmp_path, picture, model, scale):
+    """Rounded as a device rounds; pictures of noise and of black and white, whose slopes are far beyond those of photographs."""
+    write_bundle(make_net(model, scale, corrections=2), tmp_path / "b", None, ("mixed",))
+    bundle = Bundle(tmp_path / "b")
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (32, 48, 3), np.uint8)
+    for image in (picture(32, 48, 1), noise, np.where(noise < 128, np.uint8(0), np.uint8(255))):
+        exact, rounded = (
+            run("downscale", {"hr": image[None]})["lr"].astype(int)
+            for run in (create(bundle, "onnxruntime", 1, "fp32").run, HalfRunner(bundle, "mixed", 1).run)
+        )
+        assert np.abs(exact - rounded).max() <= 2
+        assert (exact != rounded).mean() < 0.1
 
 
 def test_filters_that_corrections_share_are_stored_once(make_net):
