@@ -29,7 +29,7 @@ from rescale.files import atomic_write_both
 from rescale.flavour import Flavour, device, load
 from rescale_engines.cache import engine_key, locked
 from rescale_engines.census import count, require_precision
-from rescale_engines.network import Progress, capability_enum, check_interface, parse, serialize
+from rescale_engines.network import Progress, capability_enum, capability_name, check_interface, parse, serialize
 from rescale_engines.profiles import Profile, Size
 
 MAX_MEMORY = 16 << 30
@@ -168,7 +168,7 @@ def _plan(
     """The sidecar as far as it is known before the build."""
     built_for = None if flavour.name == "tensorrt-rtx" else device()
     sizes = {"min": _sides(profile.smallest), "opt": _sides(profile.best), "max": _sides(profile.largest)}
-    capabilities = sorted({c if "." in c else f"{c[:-1]}.{c[-1]}" for c in options.compute_capabilities})
+    capabilities = sorted({capability_name(c) for c in options.compute_capabilities})
     chosen = {"compute_capabilities": capabilities, "workspace": options.workspace, "tf32": False}
     parts = {
         "format": FORMAT,
@@ -236,7 +236,7 @@ def _compile(
         parsed,
         {t.name: profile.shapes(t, info.graph) for t in entry.inputs},
         what,
-        capabilities=options.compute_capabilities,
+        capabilities=info.options["compute_capabilities"],
         workspace=options.workspace,
         progress=progress,
         cancel=cancel,

@@ -9,7 +9,6 @@ import importlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,11 @@ from rescale.console import PACKAGE
 from rescale.contract import graph_names
 from rescale.engine_file import ENGINE_SUFFIX, SIDECAR_SUFFIX, EngineInfo, check_belongs, read_info, read_whole, sidecar
 from rescale.errors import EngineError, ForeignEngineError, MissingExtraError, OutputError
-from rescale.files import TEMPORARY_GLOB
+from rescale.files import TEMPORARY_GLOB, is_left_over
 from rescale.flavour import NAMES
 from rescale.variants import VARIANTS
 
 POLL_SECONDS = 0.1
-ABANDONED_SECONDS = 3600.0
-"""Age after which a temporary file belongs to nobody."""
 
 _GRAPHS = sorted({name for v in VARIANTS.values() for name in graph_names(v)})
 _SIZE = r"\d+x\d+x\d+"
@@ -155,12 +152,6 @@ def _already() -> threading.Event:
     return event
 
 
-def abandoned(folder: Path, now: float | None = None) -> list[Path]:
-    """Temporary files that a killed process left behind, at least an hour old."""
-    limit = (time.time() if now is None else now) - ABANDONED_SECONDS
-    out = []
-    for path in sorted(folder.glob(TEMPORARY_GLOB)):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime <= limit:
-                out.append(path)
-    return out
+def abandoned(folder: Path) -> list[Path]:
+    """Temporary files that a killed process left behind."""
+    return [path for path in sorted(folder.glob(TEMPORARY_GLOB)) if is_left_over(path)]

@@ -20,7 +20,7 @@ from rescale.memory import parse_memory
 from rescale_engines import inspect as inspection
 from rescale_engines.build import MAX_MEMORY, Built, Options
 from rescale_engines.cache import Entry, abandoned, remove, scan
-from rescale_engines.network import Progress
+from rescale_engines.network import Progress, capability_enum
 from rescale_engines.profiles import CLASSES, parse_profile
 
 app = new_app("Build TensorRT engines from bundles, and look after them.")
@@ -64,21 +64,25 @@ def build(
     options = Options(
         folder=out,
         compute_capabilities=tuple(compute_capability or ()),
-        workspace=None if workspace is None else parse_memory(workspace),
-        max_memory=parse_memory(max_memory),
+        workspace=None if workspace is None else parse_memory(workspace, "--workspace"),
+        max_memory=parse_memory(max_memory, "--max-memory"),
         force=force,
     )
     # Before the gate, which takes seconds: what cannot be built is known now.
     for name in graphs:
         for one in profiles:
             one.require_memory(opened.graph(name, precision), options.max_memory)
-    load(backend, needs_device=backend != "tensorrt-rtx")
+    flavour = load(backend, needs_device=backend != "tensorrt-rtx")
+    for capability in options.compute_capabilities:
+        capability_enum(flavour, capability)
     with _bar() as (progress, done):
         outcome = build_checked(
             opened, profiles, graphs, backend, precision, options, exact=exact_precision, progress=progress, done=done
         )
     if outcome.precision != precision:
-        warn(f"{opened.title}: {outcome.choice}" if outcome.choice.refused else f"{opened.title}: {_refused(outcome.refused)}")
+        reasons = [f"{p} engines refused {why}" for p, why in outcome.refused.items()]
+        reasons += [str(outcome.choice)] if outcome.choice.refused else []
+        warn(f"{opened.title}: {'; '.join(reasons)}")
     if json_:
         print_json({"bundle": str(bundle), "backend": backend, "wanted": precision, **outcome.to_dict()})
         return
@@ -89,10 +93,6 @@ def build(
         print(f"the engines of profile {words} lose {found.lost:.3f} dB against PyTorch")
     for words, why in outcome.unmeasured.items():
         print(f"the engines of profile {words} were not run: {why}")
-
-
-def _refused(reasons: dict[str, str]) -> str:
-    return "; ".join(f"{precision} engines refused {why}" for precision, why in reasons.items())
 
 
 def _line(built: Built) -> str:
@@ -143,6 +143,7 @@ def list_(
 ) -> None:
     """A bundle's engines, and what is wrong with those that cannot be used."""
     opened = Bundle(bundle)
+    _require_folder(out)
     folder = engines_folder(opened, out)
     entries = scan(folder, opened, _versions())
     if json_:
@@ -151,7 +152,13 @@ def list_(
     for entry in entries:
         print(printable(f"{entry.path.name}: {'ready' if entry.problem is None else _short(entry)}"))
     if not entries:
-        print(f"{folder}: no engines; make some with rescale-engine build {bundle}")
+        chosen = "" if out is None else f" --out {out}"
+        print(printable(f"{folder}: no engines; make some with rescale-engine build {bundle}{chosen}"))
+
+
+def _require_folder(out: Path | None) -> None:
+    if out is not None and not out.is_dir():
+        raise OutputError(f"--out {out}: no such folder")
 
 
 def _short(entry: Entry) -> str:
@@ -181,11 +188,10 @@ def clean(
     With BUNDLE, engines of other bundles stay, wherever they lie.
     """
     opened = None if bundle is None else Bundle(bundle)
+    _require_folder(out)
     if opened is not None:
         folders = [engines_folder(opened, out)]
     elif out is not None:
-        if not out.is_dir():
-            raise OutputError(f"--out {out}: no such folder")
         folders = [out]
     else:
         root = cache_folder() / "engines"

@@ -6,6 +6,7 @@ should not (garbage that parses to nothing, other names and dtypes, profiles it 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from rescale_engines.census import Layer, layers
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Progress = Callable[[str, int, int], None]
 """Called with a phase's name, steps done, steps in all; from a thread of the builder."""
+
+_CAPABILITY = re.compile(r"(\d{1,2})\.?(\d)")
 
 _DTYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
@@ -90,6 +93,11 @@ def _axes(axes: Sequence[int | str]) -> str:
     return "(" + ", ".join(str(a) if isinstance(a, int) and a >= 0 else "?" for a in axes) + ")"
 
 
+def capability_name(text: str) -> str:
+    """``8.9`` of ``8.9`` or ``89``; what is neither is returned as it is."""
+    return ".".join(found.groups()) if (found := _CAPABILITY.fullmatch(text)) else text
+
+
 def capability_enum(flavour: Flavour, text: str) -> Any:
     """``8.9`` or ``89`` as the library's enumeration.
 
@@ -99,7 +107,8 @@ def capability_enum(flavour: Flavour, text: str) -> Any:
     known = getattr(flavour.module, "ComputeCapability", None)
     if known is None or flavour.name != "tensorrt-rtx":
         raise ConfigError(f"compute capability {text!r}: {flavour.name} builds for the GPU it runs on; leave it out")
-    member = known.__members__.get(f"SM{text.replace('.', '')}")
+    found = _CAPABILITY.fullmatch(text)
+    member = known.__members__.get(f"SM{''.join(found.groups())}") if found else None
     if member is None:
         names = [m.removeprefix("SM") for m in known.__members__ if m.startswith("SM")]
         choices = ", ".join(f"{n[:-1]}.{n[-1]}" for n in names)

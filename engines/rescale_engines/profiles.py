@@ -65,7 +65,7 @@ class Profile:
         """Raises ConfigError if a graph needs more than `limit` bytes at the largest size."""
         need = self.memory(graph)
         if need > limit:
-            message = f"{graph.file} needs about {need / 2**30:.1f} GiB at {self.largest}, allowed are {limit / 2**30:.1f} GiB"
+            message = f"{graph.file} needs about {(need >> 20) + 1:,} MB at {self.largest}, allowed are {limit >> 20:,} MB"
             raise ConfigError(f"profile: {message}: choose a smaller largest size, or a larger --max-memory")
 
     def shapes(self, tensor: Tensor, graph: str = "") -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

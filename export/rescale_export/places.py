@@ -9,9 +9,8 @@ import shutil
 import stat
 from pathlib import Path
 
-from rescale.batch import is_left_over
 from rescale.errors import OutputError
-from rescale.files import machine_mark
+from rescale.files import is_left_over, machine_mark
 
 
 def check_place(target: Path, what: str, option: str) -> Path:
@@ -54,8 +53,7 @@ _TEMPORARY = re.compile(r"\.rescale-export\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp
 def temporary_beside(place: Path) -> Path:
     """A new name in the same folder, which no server or program looks for. What killed processes left under such names goes."""
     for path in place.parent.glob(".rescale-export.*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and is_left_over(path, match.group(1), int(match.group(2))):
+        if is_left_over(path, _TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)
     # Not the place's name with something added: that could be too long.
     return place.with_name(f".rescale-export.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")

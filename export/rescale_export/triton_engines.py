@@ -24,7 +24,8 @@ def plans(bundle: Bundle, precision: str, folder: Path | None) -> tuple[dict[str
         BackendError: no complete set, or more than one; an engine that is damaged.
     """
     where, names = engines_folder(bundle, folder), graph_names(bundle.variant)
-    build = f"rescale-engine build {bundle.path} --backend {BACKEND} --precision {precision}"
+    chosen = "" if folder is None else f" --out {folder}"
+    build = f"rescale-engine build {bundle.path} --backend {BACKEND} --precision {precision}{chosen}"
     sets: defaultdict[tuple[Any, ...], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     rtx = False
     for name in names:

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +14,7 @@ from pathlib import Path
 
 from rescale.container import sidecar_path
 from rescale.errors import InputError, OutputError, RescaleError
-from rescale.files import TEMPORARY_GLOB, TEMPORARY_NAME, machine_mark
-
-ABANDONED = 3600.0
-"""Seconds without a write after which a temporary file of another machine, whose processes cannot be asked for, is left over."""
+from rescale.files import TEMPORARY_GLOB, is_left_over
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """What the system says where no further file could be written either."""
@@ -259,36 +255,7 @@ def remove_leftovers(folder: Path) -> int:
     """Remove temporary files of ours below a folder that nothing writes any more (after SIGKILL). Returns how many."""
     count = 0
     for path in folder.rglob(TEMPORARY_GLOB):
-        match = TEMPORARY_NAME.fullmatch(path.name)
-        if match and is_left_over(path, match.group(1), int(match.group(2))):
+        if is_left_over(path):
             path.unlink(missing_ok=True)
             count += 1
     return count
-
-
-def is_left_over(path: Path, machine: str, pid: int) -> bool:
-    """Whether the process that made a temporary file or folder is gone.
-
-    Args:
-        path: of another machine's, age decides.
-        machine: `rescale.files.machine_mark` there.
-        pid: number of the process.
-    """
-    if machine == machine_mark():
-        return not _alive(pid)
-    try:
-        return time.time() - path.stat().st_mtime > ABANDONED
-    except OSError:  # finished in the meantime
-        return False
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 is Ctrl-C there; leftovers stay
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

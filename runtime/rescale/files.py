@@ -11,6 +11,7 @@ import re
 import secrets
 import select
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,9 @@ TEMPORARY_GLOB = ".rescale.*.tmp"
 TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 """Names of the files that become results: the machine and the process that write one, and chance."""
 
+ABANDONED = 3600.0
+"""Seconds without a write after which a temporary file of another machine, whose processes cannot be asked for, is left over."""
+
 
 def machine_mark() -> str:
     """Eight hexadecimal digits that tell this machine or container from others that write to the same folder."""
@@ -32,6 +36,36 @@ def machine_mark() -> str:
     except OSError:
         processes = 0
     return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:8]
+
+
+def is_left_over(path: Path, names: re.Pattern[str] = TEMPORARY_NAME) -> bool:
+    """Whether a file or folder is temporary and the process that made it is gone; of another machine's, age decides.
+
+    Args:
+        path: of anything.
+        names: of what is temporary; its groups are the machine and the process.
+    """
+    match = names.fullmatch(path.name)
+    if match is None:
+        return False
+    if match.group(1) == machine_mark():
+        return not _alive(int(match.group(2)))
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except OSError:  # finished in the meantime
+        return False
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 is Ctrl-C there; leftovers stay
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def read_some(source: BinaryIO, size: int) -> bytes:

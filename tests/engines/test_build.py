@@ -20,6 +20,7 @@ import rescale.flavour
 from rescale.bundle import MANIFEST, Bundle
 from rescale.engine_file import AGAIN, find_engines, read_engine, read_info, sidecar
 from rescale.errors import BackendError, BundleError, ConfigError, EngineError, MissingExtraError, OutputError
+from rescale.files import machine_mark
 from rescale.flavour import Device
 from rescale_engines import build as module
 from rescale_engines.build import Options, build, ensure
@@ -157,7 +158,7 @@ def test_requests_that_are_refused(own_bundle, full_bundle, profile, options):
     with pytest.raises(BackendError, match="unknown backend 'cuda'"):
         build(own_bundle, "upscale", profile, backend="cuda", options=options)
     huge = Profile(2, Size(1, 2, 2), Size(1, 64, 64), Size(1, 32768, 32768))
-    with pytest.raises(ConfigError, match=r"upscale.mixed.onnx needs about \d+\.\d GiB at 1x32768x32768, allowed are 16.0 GiB"):
+    with pytest.raises(ConfigError, match=r"upscale.mixed.onnx needs about \d+,\d+ MB at 1x32768x32768, allowed are 16,384 MB"):
         build(own_bundle, "upscale", huge, options=options)
     with pytest.raises(ConfigError, match="--max-memory"):
         build(own_bundle, "upscale", profile, options=replace(options, max_memory=1000))
@@ -344,11 +345,18 @@ def test_scan_and_remove(own_bundle, profile, options):
 
 
 def test_temporary_files_of_the_dead(tmp_path):
-    old, young, other = (tmp_path / n for n in (".rescale.1-aa.tmp", ".rescale.2-bb.tmp", "mine.tmp"))
-    for path in (old, young, other):
+    """A build's file of a process that lives is nobody's leftover, however old."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    mine = machine_mark()
+    dead, alive, old, young = (
+        tmp_path / f".rescale.{machine}-{pid}-0123abcd.tmp"
+        for machine, pid in ((mine, process.pid), (mine, os.getpid()), ("0" * 8, 1), ("1" * 8, 1))
+    )
+    for path in (dead, alive, old, young, tmp_path / "mine.tmp", tmp_path / ".rescale.mine.tmp"):
         path.write_text("")
-    os.utime(old, (time.time() - 7200,) * 2)
-    assert abandoned(tmp_path) == [old]
+        os.utime(path, (time.time() - (0 if path in (dead, young) else 7200),) * 2)
+    assert set(abandoned(tmp_path)) == ({old} if os.name == "nt" else {dead, old})
 
 
 def test_copies_of_a_bundle_share_engines(own_bundle, profile, options, tmp_path):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rescale.parity import Choice, Parity
 from rescale_engines.cli import main
 
 pytestmark = pytest.mark.usefixtures("rtx")
@@ -165,7 +166,7 @@ def test_a_forged_manifest_is_shown_without_harm(bundle, capsys, tmp_path, monke
     shutil.copytree(bundle, forged)
     manifest = json.loads((forged / "manifest.json").read_text())
     (forged / "manifest.json").write_text(json.dumps(manifest | {"size": "\x1b[2Jlite\nfake line"}))
-    outcome = SimpleNamespace(choice="mixed, as wanted", precision="mixed", engines=(), parity={}, unmeasured={})
+    outcome = SimpleNamespace(choice="mixed, as wanted", precision="mixed", engines=(), parity={}, unmeasured={}, refused={})
     monkeypatch.setattr("rescale_engines.gate.build_checked", lambda *a, **k: outcome)
     monkeypatch.setattr("rescale_engines.cli.load", lambda *a, **k: None)
     code, out, err = run(capsys, "build", forged)
@@ -183,12 +184,19 @@ def test_a_forged_manifest_is_shown_without_harm(bundle, capsys, tmp_path, monke
         (["build", "{}", "--profile", "64x64:32x32:64x64"], 1, "must not decrease"),
         (["build", "{}", "--profile", "32768x32768"], 1, "--max-memory"),
         (["build", "{}", "--max-memory", "many"], 1, "a size is wanted"),
+        (["build", "{}", "--max-memory", "1"], 1, "MB at 1x1088x1920, allowed are 0 MB: choose a smaller largest size"),
+        (["build", "{}", "--workspace", "0"], 1, "--workspace '0': a size is wanted"),
         (["build", "{}", "--compute-capability", "9.0"], 1, "can target"),
+        (["build", "{}", "--compute-capability", "8..9"], 1, "compute capability '8..9'"),
         (["build", "{}", "--backend", "cuda"], 1, "unknown backend 'cuda'"),
         (["build", "{}", "--fp16"], 2, "No such option"),
         (["inspect", "nowhere.engine"], 1, "no such engine"),
         (["inspect", "{}"], 1, "a folder, wanted an engine"),
         (["list", "nowhere"], 1, "no bundle here"),
+        (["list", "{}", "--out", "nowhere"], 1, "--out nowhere: no such folder"),
+        (["list", "{}", "--out", "{}/manifest.json"], 1, "manifest.json: no such folder"),
+        (["clean", "{}", "--out", "nowhere"], 1, "--out nowhere: no such folder"),
+        (["clean", "--out", "nowhere"], 1, "--out nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_one_line(bundle, capsys, cache, argv, code, message):
@@ -198,6 +206,28 @@ def test_mistakes_are_one_line(bundle, capsys, cache, argv, code, message):
     assert "Traceback" not in err
     assert code == 2 or err.count("\n") == 1
     assert not [*cache.rglob("*.engine")] if cache.exists() else True
+
+
+def test_what_cannot_be_built_is_known_before_the_gate(bundle, capsys, monkeypatch):
+    monkeypatch.setattr("rescale_engines.gate.build_checked", lambda *a, **k: pytest.fail("the gate takes seconds"))
+    code, _, err = run(capsys, "build", bundle, "--compute-capability", "9.0")
+    assert (code, "can target 7.5, 8.0" in err) == (1, True)
+
+
+def test_a_hint_builds_where_one_looked(bundle, capsys, tmp_path):
+    code, out, _ = run(capsys, "list", bundle, "--out", tmp_path)
+    assert (code, out) == (0, f"{tmp_path}: no engines; make some with rescale-engine build {bundle} --out {tmp_path}\n")
+
+
+def test_all_that_was_refused_is_told(bundle, capsys, monkeypatch):
+    """Engines of fp16 on the device, then the mixed graphs by the gate."""
+    choice = Choice("mixed", "fp32", "a runner", {"fp32": Parity()}, {"mixed": "x"})
+    outcome = SimpleNamespace(choice=choice, precision="fp32", engines=(), parity={}, unmeasured={}, refused={"fp16": "at 2x2"})
+    monkeypatch.setattr("rescale_engines.gate.build_checked", lambda *a, **k: outcome)
+    code, _, err = run(capsys, "build", bundle, "--precision", "mixed")
+    assert code == 0
+    said = "fp16 engines refused at 2x2; mixed refused x; use fp32: 0.000 dB lost against PyTorch (a runner)"
+    assert err.replace("\n", " ").rstrip().endswith(said)
 
 
 INTERRUPTED = """

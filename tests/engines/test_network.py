@@ -166,7 +166,7 @@ def test_compute_capabilities(rtx, down):
     # An H200 is a 9.0: not a target of this library.
     with pytest.raises(ConfigError, match=r"compute capability '9.0': tensorrt-rtx .* can target 7.5, 8.0, 8.6, 8.9"):
         build(rtx, down, {"hr": fixed(1, 64, 64, 3)}, capabilities=["9.0"])
-    for bad in ("", "CURRENT", "NONE", "8.9; drop"):
+    for bad in ("", "CURRENT", "NONE", "8.9; drop", "8..9", "8.9.", ".89"):
         with pytest.raises(ConfigError, match="compute capability"):
             capability_enum(rtx, bad)
     with pytest.raises(ConfigError, match="tensorrt builds for the GPU it runs on"):

@@ -18,7 +18,7 @@ import rescale
 from rescale import batch
 from rescale.cli import main
 from rescale.errors import RescaleError
-from rescale.files import atomic_write, machine_mark
+from rescale.files import ABANDONED, atomic_write, machine_mark
 
 posix = pytest.mark.skipif(os.name == "nt", reason="pipes, links and signals of POSIX")
 
@@ -64,8 +64,8 @@ def test_only_files_of_ours_that_nothing_writes_are_removed(tmp_path):
         "left over": (f".rescale.{mine}-{gone}-0123abcd.tmp", 0.0),
         "being written": (f".rescale.{mine}-{os.getpid()}-0123abcd.tmp", 0.0),
         "of another machine, young": (f".rescale.{other}-{gone}-0123abcd.tmp", 0.0),
-        "of another machine, old": (f".rescale.{other}-{gone}-9123abcd.tmp", 2 * batch.ABANDONED),
-        "of another program": (f".notes.{gone}-0123abcd.tmp", 2 * batch.ABANDONED),
+        "of another machine, old": (f".rescale.{other}-{gone}-9123abcd.tmp", 2 * ABANDONED),
+        "of another program": (f".notes.{gone}-0123abcd.tmp", 2 * ABANDONED),
     }
     for name, age in made.values():
         (tmp_path / name).write_bytes(b"")
