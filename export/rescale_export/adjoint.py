@@ -32,8 +32,7 @@ class Adjoint:
     """
 
     def __init__(self, g: GraphWriter, nodes: list[onnx.NodeProto], alpha_gain: float) -> None:
-        self._g, self._nodes, self._alpha_gain = g, nodes, alpha_gain
-        self._channels, self._elements = g.channels(), g.elements()
+        self._g, self._nodes, self._values, self._alpha_gain = g, nodes, g.values(), alpha_gain
         self._found: dict[str, str] = {}
 
     def of(self, source: str, seeds: dict[str, str]) -> str:
@@ -53,7 +52,7 @@ class Adjoint:
 
     def _element(self, value: str) -> str:
         """Dtype of a value's gradient: its own, or of a code float32."""
-        return self._elements.get(value, "float32")
+        return self._values[value][0] if value in self._values else "float32"
 
     def _add(self, value: str, part: str) -> None:
         before = self._found.get(value)
@@ -86,10 +85,10 @@ class Adjoint:
             case "Exp":
                 return [(inputs[0], g.op("Mul", [by_out, node.output[0]], name))]
             case "Concat":
-                parts = g.split(by_out, [self._channels[i] for i in node.input], name)
+                parts = g.split(by_out, [self._values[i][1] for i in node.input], name)
                 return [(i, part) for i, part in zip(node.input, parts, strict=True) if i in depends]
             case "DepthToSpace":
-                return [(inputs[0], self._to_depth(by_out, self._channels[node.output[0]], name))]
+                return [(inputs[0], self._to_depth(by_out, self._values[node.output[0]][1], name))]
             case "Transpose":
                 order = [int(k) for k in np.argsort(attributes["perm"])]
                 return [(inputs[0], g.op("Transpose", [by_out], name, perm=order))]

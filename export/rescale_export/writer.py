@@ -157,19 +157,16 @@ class GraphWriter:
         pad = (kernel - 1) // 2 if stride == 1 else 0
         return self.op("Conv", inputs, name, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4, group=1)
 
-    def channels(self) -> dict[str, int]:
-        """Channels of each NCHW value that has been made so far."""
-        kinds = self._kinds()
-        return {name: kind.shape.dim[1].dim_value for name, kind in kinds.items() if len(kind.shape.dim) == 4}
-
-    def elements(self) -> dict[str, str]:
-        """Dtype of each floating-point value that has been made so far."""
-        names: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
-        return {name: names[kind.elem_type] for name, kind in self._kinds().items() if kind.elem_type in names}
-
-    def _kinds(self) -> dict[str, onnx.TypeProto.Tensor]:
+    def values(self) -> dict[str, tuple[str, int]]:
+        """Dtype and channels of each floating-point NCHW value that has been made so far."""
         inferred = shape_inference.infer_shapes(self._unchecked(), strict_mode=True, data_prop=True).graph
-        return {v.name: v.type.tensor_type for v in (*inferred.input, *inferred.output, *inferred.value_info)}
+        names: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+        kinds = {v.name: v.type.tensor_type for v in (*inferred.input, *inferred.output, *inferred.value_info)}
+        return {
+            name: (names[kind.elem_type], kind.shape.dim[1].dim_value)
+            for name, kind in kinds.items()
+            if len(kind.shape.dim) == 4 and kind.elem_type in names
+        }
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model, checked with full shape inference."""
