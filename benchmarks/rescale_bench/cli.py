@@ -47,7 +47,7 @@ def parity(
     limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
     size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT of a probe picture; repeat for several.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
-    graph: Annotated[str, typer.Option(help="Which graph Polygraphy's files are of.")] = "downscale",
+    graph: Annotated[str | None, typer.Option(help="Which graph Polygraphy's files are of. Default: downscale.")] = None,
     save_inputs: Annotated[Path | None, typer.Option(help="Write the golden inputs as Polygraphy's, and stop.")] = None,
     save_outputs: Annotated[Path | None, typer.Option(help="Write PyTorch's outputs as Polygraphy's, and stop.")] = None,
     load_outputs: Annotated[Path | None, typer.Option(help="Judge what polygraphy run --save-outputs wrote, and stop.")] = None,
@@ -112,6 +112,8 @@ def speed(
 
     if minutes is not None and not sizes_sweep:
         raise typer.BadParameter("--minutes is for --sizes-sweep, which is missing; --repeats says how many runs there are")
+    if sizes_sweep and resolution:
+        raise typer.BadParameter("--resolution is not for --sizes-sweep, which has sizes of its own; leave one of them out")
     options = Options(
         bundles=bundles or (),
         models=model or (),
@@ -174,18 +176,22 @@ def survival(
 @app.command()
 def showcase(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by rescale-export.")],
-    target: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    target: Annotated[Path, typer.Argument(help="PNG or WebP file to write.")],
     picture: Annotated[Path | None, typer.Option(help="HR picture. Default: scikit-image's chelsea.")] = None,
     x: Annotated[int | None, typer.Option(help="Column of the crop's centre; by default the middle.")] = None,
     y: Annotated[int | None, typer.Option(help="Row of the crop's centre; by default the middle.")] = None,
 ) -> None:
     """Crops side by side: source, LR, bicubic down and up, restored, and the error."""
     require(("skimage", "torch"), "bench")
+    from rescale.cli_files import require_writable
     from rescale.picture import read_picture, write_picture
     from rescale.rescaler import load
+    from rescale_bench.outputs import check_files
     from rescale_bench.pictures import sample
     from rescale_bench.showcase import showcase as draw
 
+    check_files(target)
+    require_writable(target, target, "showcase")
     hr = read_picture(picture) if picture else sample("chelsea.png")
     centre = (hr.shape[1] // 2 if x is None else x, hr.shape[0] // 2 if y is None else y)
     with load(bundle) as net:

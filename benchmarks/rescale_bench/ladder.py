@@ -136,7 +136,7 @@ def gpu_milliseconds(net: RescalingNet, resolution: tuple[int, int], repeats: in
     moved = net.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.rand(1, 3, height, width, device="cuda").contiguous(memory_format=torch.channels_last)
     taken: dict[str, list[float]] = {"down": [], "up": []}
-    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):  # not inference_mode: corrections take a gradient
         for turn in range(repeats + 3):
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
             marks[0].record()

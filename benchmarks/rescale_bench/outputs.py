@@ -14,10 +14,14 @@ def check_files(*paths: Path | None) -> None:
     """Check that files can be written later. What is there stays as it is; None is no file.
 
     Raises:
-        OutputError: a path is a folder, or its own folder does not exist or is not writable.
+        OutputError: a path is a folder, or its own folder does not exist or is not writable, or two are of one file.
     """
+    places: list[Path] = []
     for path in (p for p in paths if p is not None):
         place = Path(os.path.realpath(path))
+        if place in places and (place.is_file() or not place.exists()):
+            raise OutputError(f"{path}: two outputs would be written to it, the second over the first; name another file")
+        places.append(place)
         try:
             if place.is_dir():
                 raise OSError(EISDIR, os.strerror(EISDIR))
@@ -25,6 +29,19 @@ def check_files(*paths: Path | None) -> None:
                 check_folder(place.parent)
         except OSError as e:
             raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+
+
+def make_folder(folder: Path, *names: str) -> None:
+    """Make a folder that is not there yet, and check that files of these names can be written to it later.
+
+    Raises:
+        OutputError: it cannot be made, or as `check_files`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{folder}: cannot make this folder: {e.strerror or e}") from None
+    check_files(*(folder / name for name in names))
 
 
 def check_folder(folder: Path) -> None:

@@ -43,10 +43,15 @@ class Options:
 class Files:
     """Polygraphy's files of one graph."""
 
-    graph: str
+    named: str | None
     save_inputs: Path | None
     save_outputs: Path | None
     load_outputs: Path | None
+
+    @property
+    def graph(self) -> str:
+        """Name of the graph."""
+        return self.named or "downscale"
 
     @property
     def writes(self) -> bool:
@@ -67,21 +72,43 @@ def run(paths: Sequence[Path], options: Options, files: Files, out: Path | None,
         raise ConfigError(f"Polygraphy's files are of one bundle, {len(paths)} were given")
     if files.writes and files.load_outputs:
         raise ConfigError("--load-outputs judges results; give it without --save-inputs and --save-outputs")
-    check_files(out)
+    _no_idle_options(options, files, out is not None, as_json)
+    check_files(out, files.save_inputs, files.save_outputs)
     bundles = [Bundle(path) for path in paths]
     if files.writes:
         _write(bundles[0], files)
         return True
     reports = [_loaded(bundles[0], files, options)] if files.load_outputs else _checked(bundles, options)
-    report = {"definitions": DEFINITIONS, "bundles": [as_dict(r) for r in reports]}
+    titles = distinct([r.bundle.title for r in reports])
+    report = {"definitions": DEFINITIONS, "bundles": [as_dict(r, title) for r, title in zip(reports, titles, strict=True)]}
     text = json.dumps(report, indent=2, allow_nan=False)
     if out is not None:
         atomic_write(out, (text + "\n").encode())
     if as_json:
         print(text)
     else:
-        _print(reports)
+        _print(reports, titles)
     return not any(r.refused for r in reports)
+
+
+def _no_idle_options(options: Options, files: Files, out: bool, as_json: bool) -> None:
+    """Raises ConfigError for an option that would do nothing."""
+    chosen: dict[str, object] = {
+        "--backend": options.backends,
+        "--precision": options.precisions,
+        "--data": options.data,
+        "--size": options.sizes,
+    }
+    idle: dict[str, dict[str, object]] = {"is for --data": {"--limit": options.limit and not options.data}}
+    if files.writes:
+        idle["does nothing where Polygraphy's files are written"] = {**chosen, "--out": out, "--json": as_json}
+    elif files.load_outputs:
+        idle["does nothing where Polygraphy's outputs are judged"] = chosen
+    else:
+        idle["is for Polygraphy's files"] = {"--graph": files.named}
+    for why, found in idle.items():
+        if names := [name for name, given in found.items() if given]:
+            raise ConfigError(f"{names[0]} {why}; leave it out")
 
 
 def _checked(bundles: Sequence[Bundle], options: Options) -> list[Report]:
@@ -122,12 +149,11 @@ def _loaded(bundle: Bundle, files: Files, options: Options) -> Report:
     return report
 
 
-def _print(reports: Sequence[Report]) -> None:
+def _print(reports: Sequence[Report], titles: Sequence[str]) -> None:
     console = Console()
     if console.width < LEAST_WIDTH:  # a pipe counts as 80 columns
         console = Console(width=LEAST_WIDTH)
     every = [r.bundle.title for r in reports]
-    titles = distinct(every)
     for report, title in zip(reports, titles, strict=True):
         show(report, title, console)
     for report, title in zip(reports, titles, strict=True):

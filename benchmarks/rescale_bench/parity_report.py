@@ -24,12 +24,12 @@ DEFINITIONS = {
 }
 
 
-def as_dict(report: Report) -> dict[str, Any]:
-    """One bundle's results for JSON; an infinite PSNR is None."""
+def as_dict(report: Report, title: str) -> dict[str, Any]:
+    """One bundle's results for JSON, under its title; an infinite PSNR is None."""
     bundle = report.bundle
     return {
         "bundle": str(bundle.path),
-        "model": bundle.title,
+        "model": title,
         "weights": bundle.network,
         "max_loss": report.max_loss,
         "refused": report.refused,

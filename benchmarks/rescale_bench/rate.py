@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rescale import __version__
 from rescale.container import Small
 from rescale.picture import Picture as Source
 from rescale.quality import psnr, psnr_y
@@ -131,7 +132,7 @@ def _rescale(net: Rescaler, title: str, hr: Picture, gray: bool, identity: str, 
     lr_size = [-(-n // bundle.scale) for n in (hr.shape[1], hr.shape[0])]
     versions = [c.need.version() for c in tools.lossless if c.name in tools.containers]
     key: dict[str, Any] = {"what": "rescaled", "picture": identity, "weights": bundle.network, "model": bundle.title}
-    key |= {"runner": net.runner.name, "containers": list(tools.containers), "by": versions}
+    key |= {"runner": net.runner.name, "containers": list(tools.containers), "by": [*versions, f"rescale {__version__}"]}
     key |= {"gray": True} if gray else {}
     found: dict[str, Any] | None = tools.store.get(key, lambda value: read_rescaled(value, tools.containers, lr_size))
     if found is None:

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from rescale.console import progress_bar, require, warn
-from rescale.errors import ConfigError, MissingExtraError, OutputError
+from rescale.errors import ConfigError, MissingExtraError
 from rescale.files import atomic_write
 from rescale_bench import options
+
+REPORT, PAGE = "rate.json", "rate.md"
 
 
 def rate(
@@ -41,6 +43,7 @@ def rate(
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
     from rescale_bench.machine import versions
+    from rescale_bench.outputs import make_folder
     from rescale_bench.pictures import look_at
     from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
@@ -61,6 +64,8 @@ def rate(
     for line in missing():
         warn(f"not measured: {line}")
     sets = source_sets(data or (), limit or None)
+    if out is not None:
+        make_folder(out, REPORT, PAGE)
     tools = Tools(lossy, lossless, lr_containers(), Store(None if out is None else out / "points"))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -82,15 +87,11 @@ def rate(
         "sets": found,
     }
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OutputError(f"{out}: cannot make this folder: {e.strerror or e}") from None
         # First what took hours, and only then what is made of it.
-        atomic_write(out / "rate.json", as_json(report).encode())
+        atomic_write(out / REPORT, as_json(report).encode())
         drawn = plots(report)
         for file, svg in drawn.values():
             atomic_write(out / file, svg)
         text = as_markdown(report, {k: file for k, (file, _) in drawn.items()})
-        atomic_write(out / "rate.md", text.encode(errors="backslashreplace"))  # names of files need not be text
+        atomic_write(out / PAGE, text.encode(errors="backslashreplace"))  # names of files need not be text
     print(as_json(report) if json_ else as_markdown(report), end="")

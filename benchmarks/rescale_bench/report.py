@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rescale.bundle import Bundle
 from rescale.console import progress_bar
-from rescale.errors import ConfigError, OutputError
+from rescale.errors import ConfigError
 from rescale.files import atomic_write
 from rescale.json_text import as_json
 from rescale.rescaler import load
@@ -25,7 +25,7 @@ from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
-from rescale_bench.outputs import check_files
+from rescale_bench.outputs import make_folder
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
 from rescale_bench.report_text import busy, findings, markdown
@@ -40,6 +40,9 @@ FILES = ("report.json", "report.md", "report.html")
 RESOLUTIONS = (("640x360", 0.4), ("1280x720", 0.25), ("1920x1080", 0.35))
 """HR sizes, with the share of the time for speed that each gets. The first also shows how single runs vary."""
 
+MODEL, SCALE = "dlv_irn_a", 2
+"""Measured where nothing is named."""
+
 MOST_RUNS, QUICK_RUNS = 40, 5
 PARITY_PICTURES = ("chelsea.png", "rocket.jpg")
 """Compared beside the golden vectors; also those of a quick report."""
@@ -50,8 +53,8 @@ class Options:
     """The command's options; see its help. Empty lists and None stand for defaults."""
 
     bundle: Path | None = None
-    model: str = "dlv_irn_a"
-    scale: int = 2
+    model: str | None = None
+    scale: int | None = None
     size: str | None = None
     backends: Sequence[str] = ()
     resolutions: Sequence[str] = ()
@@ -93,7 +96,7 @@ def run(options: Options, out: Path, as_json_: bool) -> bool:
         OutputError: the folder cannot be written to; told before anything is measured.
         RescaleError: a wrong option, or a backend that was named does not run here.
     """
-    _writable(out)
+    make_folder(out, *FILES)
     found = measure(options)
     from rescale_bench.report_html import page
 
@@ -115,11 +118,13 @@ def measure(options: Options) -> Found:
     """Run everything.
 
     Raises:
-        ConfigError: no minutes, or a resolution is none.
+        ConfigError: no minutes, a resolution is none, or a bundle and what it is to be exported from.
         RescaleError: as the parts.
     """
     if not options.minutes > 0:
         raise ConfigError(f"--minutes {options.minutes:g}: wanted is more than 0")
+    if options.bundle is not None and (options.model, options.scale, options.size) != (None, None, None):
+        raise ConfigError("--bundle is the network that is measured: leave it out, or --model, --scale and --size")
     for resolution in options.resolutions:
         parse_size(resolution, "--resolution")
     seconds: dict[str, float] = {}
@@ -142,7 +147,10 @@ def measure(options: Options) -> Found:
             with progress_bar(len(parity.BACKENDS) * len(bundle.precisions) + len(PARITY_PICTURES) + 1) as advance:
                 checked = parity.check(bundle, backends, (), sets, (), threads=options.threads, progress=advance)
             heat = heat_map(bundle, checked, sets, options.threads)
-            report["parity"] = {"definitions": parity_report.DEFINITIONS, "bundles": [parity_report.as_dict(checked)]}
+            report["parity"] = {
+                "definitions": parity_report.DEFINITIONS,
+                "bundles": [parity_report.as_dict(checked, checked.bundle.title)],
+            }
             report["parity"]["worst"] = None if heat is None else heat.to_dict()
         with _stage("quality", seconds):
             report["quality"], pictures = measure_quality(bundle, options)
@@ -158,7 +166,8 @@ def measure_speed(bundle: Bundle, options: Options) -> dict[str, Any]:
     """
     plan: Sequence[tuple[str, float]] = RESOLUTIONS[:1] if options.quick else RESOLUTIONS
     if options.resolutions:
-        plan = [(r, 1.0 / len(options.resolutions)) for r in options.resolutions]
+        named = list(dict.fromkeys(options.resolutions))
+        plan = [(r, 1.0 / len(named)) for r in named]
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
     for i, (resolution, share) in enumerate(plan):
@@ -225,7 +234,7 @@ def _bundle(options: Options, folder: Path) -> Path:
     from rescale_train import checkpoint
     from rescale_train.shipped import find_shipped
 
-    found = find_shipped(options.model, options.scale, options.size)
+    found = find_shipped(options.model or MODEL, options.scale or SCALE, options.size)
     net = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval()
     return write_bundle(net, folder / bundle_name(net), found.card, ("mixed",)).path
 
@@ -255,15 +264,6 @@ def _some(pictures: PictureSet) -> PictureSet:
 
 def _parity_sets(options: Options) -> list[PictureSet]:
     return [] if options.quick else [_some(sample_set())]
-
-
-def _writable(folder: Path) -> None:
-    """Make the folder, and check that the files can be written to it: minutes of measuring are not for nothing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{folder}: cannot write there: {e.strerror or e}") from None
-    check_files(*(folder / name for name in FILES))
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ FOLDER = Path("rescale-report")
 def report(
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")] = FOLDER,
     bundle: Annotated[Path | None, typer.Option(help="Bundle made by rescale-export. Default: the model below, exported.")] = None,
-    model: Annotated[str, typer.Option(help="Model whose shipped weights are measured.")] = "dlv_irn_a",
-    scale: Annotated[int, typer.Option(help="Its scale, 2 or 4.")] = 2,
+    model: Annotated[str | None, typer.Option(help="Model whose shipped weights are measured. Default: dlv_irn_a.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Its scale, 2 or 4. Default: 2.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Its size, lite, medium or full; without it that which rescale-export takes.")
     ] = None,

@@ -97,7 +97,7 @@ def measure(options: Options) -> dict[str, Any]:
         RescaleError: a backend that was named does not run here.
     """
     wanted = competitors(options)
-    sizes = [parse_size(text, "--resolution") for text in options.resolutions or ("1280x720",)]
+    sizes = [parse_size(text, "--resolution") for text in dict.fromkeys(options.resolutions or ("1280x720",))]
     repeats = options.repeats or (SWEEP_REPEATS if options.sweep else REPEATS)
     threads = options.threads or usable_threads()
     memory = parse_memory(options.memory) if options.memory else None

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.errors import InputError, OutputError
+from rescale.errors import InputError
 from rescale.files import atomic_write
 from rescale.json_text import without_nan
+from rescale_bench.outputs import make_folder
 
 
 class Store:
@@ -31,10 +32,7 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise OutputError(f"{folder}: cannot make this folder: {e.strerror or e}") from None
+            make_folder(folder)
 
     def get(self, key: Mapping[str, Any], read: Callable[[Any], Any] | None = None) -> Any:
         """The value of a key, as JSON has it or as `read` makes it; None if there is none.

@@ -86,7 +86,7 @@ def matrix(
         picture: uint8 (H, W, 3) HR picture.
         states_only: names whose weights are not worth a PSNR, such as random ones.
         tools: what to run.
-        progress: called with each tool's name when it is done.
+        progress: called with each tool's name when it is done, or missing.
 
     Returns:
         A row for each tool, container, model and form: ``tool``, ``version``, ``container``, ``model``, ``form``, for each
@@ -106,6 +106,7 @@ def matrix(
     for tool in tools:
         if reason := tool.missing():
             rows.append({"tool": tool.name, "missing": reason})
+            progress(tool.name)
             continue
         version = tool.needs.version()
         for container, name, form, small, data, sidecar in files:

@@ -321,9 +321,12 @@ def test_two_bundles_of_one_title_are_told_apart(full_bundle: BundleOf, tmp_path
     first = full_bundle("irn", 2)
     second = tmp_path / "again"
     shutil.copytree(first, second)
-    assert main(["parity", str(first), str(second), "--backend", "onnxruntime", "--precision", "fp32"]) == 0
+    report = tmp_path / "report.json"
+    assert main(["parity", str(first), str(second), "--backend", "onnxruntime", "--precision", "fp32", "--out", str(report)]) == 0
     text = capsys.readouterr().out
     title = Bundle(first).title
+    assert [b["model"] for b in json.loads(report.read_text())["bundles"]] == [title, f"{title} (2)"]
+    assert main(["compare", str(report), str(report)]) == 0
     assert f"{title}: at most" in text
     assert f"{title} (2): at most" in text
     assert f"{title}: {first}\n" in text

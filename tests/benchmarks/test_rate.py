@@ -215,7 +215,7 @@ def test_what_the_command_cannot_do_is_said(
         ((bundle("irn", 2), *data, "--codec", "gif"), "unknown codec 'gif': choose one of jpeg420, jpeg444, webp, avif420"),
         ((bundle("irn", 2), "--data", tmp_path / "gone"), "gone: not a folder"),
         ((tmp_path / "gone", *data), "gone: no bundle here"),
-        ((bundle("irn", 2), *data, "--out", tmp_path / "file"), "points: cannot make this folder"),
+        ((bundle("irn", 2), *data, "--out", tmp_path / "file"), "file: cannot make this folder"),
         (("--model", "irn_z", *data), "unknown model 'irn_z'"),
         (("--model", "dlv_irn_m", *data), "no weights ship for dlv_irn_m (shipped: "),
         (("--scale", "3", *data), "scale"),

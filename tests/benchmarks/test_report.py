@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_told_first(
     monkeypatch.setattr(report, "measure", lambda options: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     assert main(["report", "--out", str(tmp_path / "file")]) == 1
-    assert "cannot write there" in capsys.readouterr().err
+    assert "cannot make this folder" in capsys.readouterr().err
     (tmp_path / "out" / "report.html").mkdir(parents=True)
     assert main(["report", "--out", str(tmp_path / "out")]) == 1
     assert f"{tmp_path / 'out' / 'report.html'}: cannot write: Is a directory" in capsys.readouterr().err

@@ -274,7 +274,12 @@ def test_an_execution_provider_by_name(bundle: BundleOf) -> None:
     name = "onnxruntime:CPUExecutionProvider,use_arena=0"
     found = speed.measure(
         Options(
-            [bundle("irn", 2)], resolutions=["64x48"], backends=["onnxruntime", name], precisions=["fp32"], repeats=1, peers=False
+            [bundle("irn", 2)],
+            resolutions=["64x48"] * 2,
+            backends=["onnxruntime", name],
+            precisions=["fp32"],
+            repeats=1,
+            peers=False,
         )
     )
     (case,) = found["cases"]
