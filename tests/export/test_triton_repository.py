@@ -224,7 +224,7 @@ def test_tensorrt_refuses_what_triton_could_not_serve(bundle, tmp_path: Path) ->
         assert not repository.exists()
         return str(e.value)
 
-    command = f"rescale-engine build {b.path} --backend tensorrt --precision mixed"
+    command = f"rescale-engine build {b.path} --backend tensorrt --precision mixed --out {engines}"
     assert refusal() == (
         f"{engines}: no tensorrt engines of {b.title} in mixed for downscale, upscale; build them on the server's GPU with the "
         f"server's version of TensorRT: {command}"
