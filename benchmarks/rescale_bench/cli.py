@@ -15,6 +15,7 @@ from rescale.errors import InputError
 from rescale.files import atomic_write
 from rescale.json_text import without_nan
 from rescale_bench import ladder_cli, psnr_cli, rate_cli, report_cli
+from rescale_bench.options import MODEL, SCALE
 
 app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival. Without a command: report.")
 
@@ -69,9 +70,9 @@ def speed(
         list[Path] | None, typer.Argument(help="Bundles made by rescale-export. Default: the model below.", metavar="[BUNDLE...]")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Model to export and measure; repeat for several. Default: dlv_irn_a.")
+        list[str] | None, typer.Option(help=f"Model to export and measure; repeat for several. Default: {MODEL}.")
     ] = None,
-    scale: Annotated[list[int] | None, typer.Option(help="Its scale, 2 or 4; repeat for several. Default: 2.")] = None,
+    scale: Annotated[list[int] | None, typer.Option(help=f"Its scale, 2 or 4; repeat for several. Default: {SCALE}.")] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+MODEL, SCALE = "dlv_irn_a", 2
+"""What speed and report measure where nothing is named."""
+
 Bundles = Annotated[
     list[Path] | None,
     typer.Argument(help="Bundles made by rescale-export. Default: all weights that ship.", metavar="[BUNDLE...]"),

@@ -25,6 +25,7 @@ from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
+from rescale_bench.options import MODEL, SCALE
 from rescale_bench.outputs import make_folder
 from rescale_bench.pictures import PictureSet, sample_set
 from rescale_bench.report_pictures import HeatMap, Panels, heat_map, panels
@@ -39,9 +40,6 @@ FILES = ("report.json", "report.md", "report.html")
 
 RESOLUTIONS = (("640x360", 0.4), ("1280x720", 0.25), ("1920x1080", 0.35))
 """HR sizes, with the share of the time for speed that each gets. The first also shows how single runs vary."""
-
-MODEL, SCALE = "dlv_irn_a", 2
-"""Measured where nothing is named."""
 
 MOST_RUNS, QUICK_RUNS = 40, 5
 PARITY_PICTURES = ("chelsea.png", "rocket.jpg")

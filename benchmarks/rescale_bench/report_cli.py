@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale.console import require
+from rescale_bench.options import MODEL, SCALE
 
 REGRESSION = 4
 """Exit code of `compare` for a regression."""
@@ -20,8 +21,8 @@ FOLDER = Path("rescale-report")
 def report(
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")] = FOLDER,
     bundle: Annotated[Path | None, typer.Option(help="Bundle made by rescale-export. Default: the model below, exported.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model whose shipped weights are measured. Default: dlv_irn_a.")] = None,
-    scale: Annotated[int | None, typer.Option(help="Its scale, 2 or 4. Default: 2.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Model whose shipped weights are measured. Default: {MODEL}.")] = None,
+    scale: Annotated[int | None, typer.Option(help=f"Its scale, 2 or 4. Default: {SCALE}.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Its size, lite, medium or full; without it that which rescale-export takes.")
     ] = None,

@@ -14,6 +14,7 @@ from rescale.backends import NAMES
 from rescale.bundle import Bundle, check_precision
 from rescale.errors import BackendError, UnknownModelError
 from rescale_bench import peers
+from rescale_bench.options import MODEL, SCALE
 from rescale_bench.peers_torch import random_net
 from rescale_bench.sizes import Size
 from rescale_bench.speed_gpu import MODES
@@ -147,8 +148,8 @@ def subjects(
     if bundles and not (options.models or options.sizes or options.scales):
         return
     precisions = sorted({c.precision for c in wanted if c.kind == BACKEND} - {"fp32"})
-    for model in options.models or ("dlv_irn_a",):
-        for scale in options.scales or (2,):
+    for model in options.models or (MODEL,):
+        for scale in options.scales or (SCALE,):
             for size in options.sizes or (_usual_size(model, scale),):
                 config = net_config(model, scale, size)
                 try:
