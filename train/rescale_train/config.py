@@ -143,8 +143,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """Named sizes. Data, so that a new one is a new row."""
 
 DEFAULT_SIZES = ("medium", "lite")
-"""The first of these that ships is what a user gets who names no size: the small gain of full over medium is not worth three
-times the time, that of medium over lite is worth a third more at x4, and 2.4 times at x2 (docs/experiments.md, the ladder)."""
+"""The first of these that ships is what a user gets who names no size: the small gain of full over medium is not worth 2.8
+times the time at x2, that of medium over lite is worth 2.4 times at x2 and a third more at x4 (docs/experiments.md, the ladder)."""
 
 
 def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig:
