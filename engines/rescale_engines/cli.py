@@ -13,7 +13,7 @@ import typer
 from rescale.bundle import PRECISIONS, Bundle
 from rescale.console import Version, new_app, print_json, printable, run_app, warn
 from rescale.contract import graph_names
-from rescale.engine_file import cache_folder, engines_folder
+from rescale.engine_file import build_command, cache_folder, engines_folder
 from rescale.errors import BackendError, MissingExtraError, OutputError
 from rescale.flavour import NAMES, load
 from rescale.memory import parse_memory
@@ -152,8 +152,7 @@ def list_(
     for entry in entries:
         print(printable(f"{entry.path.name}: {'ready' if entry.problem is None else _short(entry)}"))
     if not entries:
-        chosen = "" if out is None else f" --out {out}"
-        print(printable(f"{folder}: no engines; make some with rescale-engine build {bundle}{chosen}"))
+        print(printable(f"{folder}: no engines; make some with {build_command(opened, out)}"))
 
 
 def _require_folder(out: Path | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rescale.bundle import Bundle
 from rescale.contract import graph_names
-from rescale.engine_file import engines_folder, find_engines, read_engine
+from rescale.engine_file import build_command, engines_folder, find_engines, read_engine
 from rescale.errors import BackendError
 
 BACKEND = "tensorrt"
@@ -24,8 +24,7 @@ def plans(bundle: Bundle, precision: str, folder: Path | None) -> tuple[dict[str
         BackendError: no complete set, or more than one; an engine that is damaged.
     """
     where, names = engines_folder(bundle, folder), graph_names(bundle.variant)
-    chosen = "" if folder is None else f" --out {folder}"
-    build = f"rescale-engine build {bundle.path} --backend {BACKEND} --precision {precision}{chosen}"
+    build = build_command(bundle, folder, BACKEND, precision)
     sets: defaultdict[tuple[Any, ...], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     rtx = False
     for name in names:

@@ -325,6 +325,14 @@ def engines_folder(bundle: Bundle, folder: str | os.PathLike[str] | None = None)
     return cache_folder() / "engines" / f"{bundle.variant.name}_x{bundle.scale}_{size}-{bundle.network[:12]}"
 
 
+def build_command(
+    bundle: Bundle, folder: str | os.PathLike[str] | None = None, backend: str = "", precision: str = "", profile: str = ""
+) -> str:
+    """The line that builds a bundle's engines into `folder`, the one that who lacks them named; None for the cache."""
+    options = {"backend": backend, "precision": precision, "profile": profile, "out": "" if folder is None else os.fspath(folder)}
+    return " ".join([f"rescale-engine build {bundle.path}", *(f"--{name} {value}" for name, value in options.items() if value)])
+
+
 def engine_name(graph: str, precision: str, backend: str, profile: str, key: str) -> str:
     """File name of an engine; `profile` is in words, `key` as in `EngineInfo`."""
     return f"{graph}.{precision}.{backend}.{profile}.{key[:12]}{ENGINE_SUFFIX}"

@@ -135,15 +135,19 @@ def test_short_memory_is_tried_again_in_smaller_tiles(bundle, picture, tmp_path,
         assert api.executed.count("execute") > 1
 
 
-def test_engines_that_cannot_be_used_are_named(bundle, tmp_path):
+def test_engines_that_cannot_be_used_are_named(bundle, tmp_path, monkeypatch):
     path = Bundle(bundle("irn", 2))
     api = FakeCuda()
     (x,) = frames((1, 16, 16))
     with installed(Library(api), "tensorrt"):
-        with pytest.raises(
-            EngineError, match=r"no fp32 engine of .* for tensorrt; build one with rescale-engine build .* --profile hd"
-        ):
+        command = f"rescale-engine build {path.path} --backend tensorrt --precision fp32 --profile hd"
+        with pytest.raises(EngineError, match=r"no fp32 engine of .* for tensorrt; ") as error:
             TensorRTRunner(path, "tensorrt", "fp32", engines=tmp_path, cuda=api)
+        assert str(error.value).endswith(f"; build one with {command} --out {tmp_path}")
+        monkeypatch.setenv("RESCALE_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(EngineError) as error:
+            TensorRTRunner(path, "tensorrt", "fp32", cuda=api)
+        assert str(error.value).endswith(f"; build one with {command}")
         write_engine(tmp_path, path, "downscale", "16x16", library="1.2.3")
         runner = TensorRTRunner(path, "tensorrt", "fp32", engines=tmp_path, cuda=api)
         with pytest.raises(EngineError, match=f"built by version 1.2.3, installed is {VERSION}.*; build one with"):

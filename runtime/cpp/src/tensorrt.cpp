@@ -175,7 +175,11 @@ struct Engine {
 class TensorRtRunner : public Runner {
  public:
   TensorRtRunner(const Bundle& bundle, const std::string& precision, const Options& options)
-      : bundle_(bundle), precision_(precision), folder_(engines_folder(bundle, options.engines)), device_(options.device) {
+      : bundle_(bundle),
+        precision_(precision),
+        named_(options.engines),
+        folder_(engines_folder(bundle, options.engines)),
+        device_(options.device) {
     bundle_.graph(GraphId::downscale, precision_);
     // Asked first: without a driver the library's objects are not what they seem.
     int count = 0;
@@ -317,7 +321,7 @@ class TensorRtRunner : public Runner {
     fail(Code::backend, folder_, ": no ", precision_, " ", kBackend, " engine of ", name_of(graph), " covers ",
          text(inputs[0].name), " of ", s[0], "x", s[1], "x", s[2], "x", s[3], passed, "; build one with rescale-engine build ",
          bundle_.path, " --backend ", kBackend, " --precision ", precision_, " --profile ", hr.sides[0], "x", hr.sides[1], "x",
-         hr.sides[2], ", or run in smaller tiles");
+         hr.sides[2], named_.empty() ? "" : " --out ", named_, ", or run in smaller tiles");
   }
 
   // An engine of the library's that is here; null, with the reason in `passed`, where it refuses one: such as another version's.
@@ -352,7 +356,7 @@ class TensorRtRunner : public Runner {
   }
 
   const Bundle& bundle_;
-  const std::string precision_, folder_;
+  const std::string precision_, named_, folder_;
   const int device_;
   std::string gpu_;
   std::mutex lock_;

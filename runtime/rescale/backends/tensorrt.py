@@ -26,7 +26,7 @@ from rescale.cuda.engine import LoadedEngine, Shape, told
 from rescale.cuda.executor import Executor, Ticket
 from rescale.cuda.notes import Notes
 from rescale.cuda.rtx import STRATEGIES
-from rescale.engine_file import EngineInfo, engines_folder, find_engines, read_engine
+from rescale.engine_file import EngineInfo, build_command, engines_folder, find_engines, read_engine
 from rescale.errors import BackendError, EngineError, OutOfMemoryError, RescaleError
 from rescale.variants import LATENT_STRIDE
 
@@ -81,7 +81,7 @@ class TensorRTRunner:
             raise BackendError(f"unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
         bundle.graph("downscale", precision)
         self._bundle, self._backend, self._precision = bundle, backend, precision
-        self._folder = engines_folder(bundle, engines)
+        self._named, self._folder = engines, engines_folder(bundle, engines)
         self._only = None if only is None else frozenset(Path(p).name for p in only)
         self._options: dict[str, Any] = {"strategy": strategy, "cuda_graphs": cuda_graphs, "runtime_cache": runtime_cache}
         self._flavour = libraries.load(backend)
@@ -342,8 +342,7 @@ class TensorRTRunner:
         return found["batch"], found["height"], found["width"]
 
     def _build(self, profile: str) -> str:
-        command = f"rescale-engine build {self._bundle.path} --backend {self._backend} --precision {self._precision}"
-        return f"build one with {command} --profile {profile}"
+        return f"build one with {build_command(self._bundle, self._named, self._backend, self._precision, profile)}"
 
 
 def _remember(table: dict[Any, Any], key: Any, value: Any) -> None:
