@@ -21,6 +21,7 @@ from rescale.bundle import FORMAT, GOLDEN, MAJOR, MANIFEST, MINOR, PRECISIONS, B
 from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.errors import OutputError
 from rescale.extras import import_library
+from rescale.files import write_synced
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 from rescale_export.gradient import compare_gradient, gradient
 from rescale_export.graphs import receptive_field, split_graphs
@@ -159,7 +160,7 @@ def write_bundle(
     }
     with replaced_folder(target) as folder:
         for name, data in files.items():
-            (folder / name).write_bytes(data)
+            write_synced(folder / name, data)
         _write_manifest(folder, manifest)
         written = Bundle(folder)
         found = {}
@@ -201,7 +202,7 @@ def _graphs(net: RescalingNet, writers: dict[str, GraphWriter], precision: str, 
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+    write_synced(folder / MANIFEST, manifest_bytes(manifest))
 
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:

@@ -30,6 +30,7 @@ from rescale import __version__, contract
 from rescale.bundle import GOLDEN, MANIFEST, Bundle, check_precision
 from rescale.contract import GRADIENT, Tensor, graph_names
 from rescale.errors import ConfigError, OutputError
+from rescale.files import write_synced
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
 from rescale_export.bundles import manifest_bytes
@@ -96,7 +97,7 @@ def check_repository(target: Path, bundle: Path | None = None) -> Path:
         bundle: folder of the bundle whose models are to be written, if it is known yet.
 
     Raises:
-        OutputError: it is or lies in a bundle, is a file, is not writable, or see `check_place`.
+        OutputError: it is or lies in a bundle, holds the one to be served, is a file, is not writable, or see `check_place`.
     """
     target = check_place(target, "model repository", "--triton")
     if target.exists() and not target.is_dir():
@@ -105,8 +106,17 @@ def check_repository(target: Path, bundle: Path | None = None) -> Path:
         raise OutputError(f"{target}: is not writable; choose another folder for --triton")
     if (target / MANIFEST).exists():
         raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
-    if bundle is not None and target.is_relative_to(os.path.realpath(bundle)):
-        raise OutputError(f"{target}: is or lies in the folder of the bundle, {bundle}; choose another folder for --triton")
+    if around := next((p for p in target.parents if (p / MANIFEST).exists()), None):
+        raise OutputError(f"{target}: lies in a bundle, {around}; choose another folder for --triton")
+    if bundle is not None:
+        place = Path(os.path.realpath(bundle))
+        if target.is_relative_to(place):
+            raise OutputError(f"{target}: is or lies in the folder of the bundle, {bundle}; choose another folder for --triton")
+        if place.is_relative_to(target):
+            raise OutputError(
+                f"{target}: holds the bundle, {bundle}, which Triton would take for a broken model; choose another folder for "
+                "--triton or --out"
+            )
     return target
 
 
@@ -277,8 +287,8 @@ def _write_model(folder: Path, model: Model) -> None:
     for name, data in model.files.items():
         path = version / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-    (folder / CONFIG).write_text(model.config(), encoding="utf-8")
+        write_synced(path, data)
+    write_synced(folder / CONFIG, model.config().encode())
 
 
 def _is_ours(folder: Path, name: str) -> bool:

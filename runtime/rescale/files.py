@@ -108,6 +108,19 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file, or over one, and flush it to disk: for a folder that takes its place by one renaming once all is in it, which
+    a power failure must not leave with empty files.
+
+    Raises:
+        OSError: as `open`, or the disk is full.
+    """
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, flush it to disk and rename it over `path`.
 

@@ -25,6 +25,7 @@ from rescale.variants import SCALES, VARIANTS
 from rescale_export import bundles
 from rescale_export.bundles import bundle_name, check_target, replaced_folder, write_bundle
 from rescale_export.graphs import receptive_field
+from rescale_export.triton import write_repository
 from rescale_train.checkpoint import weights_digest
 from rescale_train.config import NetConfig, net_config
 from rescale_train.models import RescalingNet
@@ -319,6 +320,33 @@ def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeyp
         (folder / "manifest.json").write_text("new")
     assert "rescale-bundle" in (target / "manifest.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_every_file_is_on_the_disk_before_its_folder_takes_the_place(
+    tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure would leave a bundle, or a model of a server, of empty files."""
+    rename, fsync, synced = Path.rename, os.fsync, dict[int, int]()
+
+    def watched_sync(handle: int) -> None:
+        fsync(handle)
+        found = os.fstat(handle)
+        synced[found.st_ino] = found.st_size
+
+    def watched(self: Path, goal: Path) -> Path:
+        files = [p for p in self.rglob("*") if p.is_file()]
+        assert [p.name for p in files if synced.get(p.stat().st_ino) != p.stat().st_size] == []
+        moved.extend(files)
+        return rename(self, goal)
+
+    moved: list[Path] = []
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "rename", watched)
+    made = write_bundle(make_net("irn", 2), tmp_path / "b")
+    assert {p.name for p in moved} == {p.name for p in made.path.iterdir()}
+    moved.clear()
+    write_repository(made, tmp_path / "models", "python")
+    assert {p.name for p in moved} >= {MANIFEST, "model.py", "config.pbtxt"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nobody knows there whether a process lives")

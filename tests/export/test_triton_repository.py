@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,6 +114,11 @@ def test_places_that_cannot_be_a_repository(bundle, tmp_path: Path, monkeypatch:
     b = Bundle(bundle("irn", 2))
     with pytest.raises(OutputError, match="is a bundle; choose another folder"):
         write_repository(b, b.path)
+    with pytest.raises(OutputError, match=f"models: lies in a bundle, {re.escape(str(b.path))}; choose another folder"):
+        check_repository(b.path / "models")
+    with pytest.raises(OutputError, match=r"holds the bundle, .*, which Triton would take for a broken model; choose another"):
+        write_repository(b, b.path.parent)
+    assert not list(b.path.parent.glob("*_downscale"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is not a folder"):
         write_repository(b, tmp_path / "file")
@@ -274,6 +280,7 @@ def test_what_triton_cannot_have_is_said_before_the_export(tmp_path: Path, capsy
         (["--triton", str(tmp_path / "file")], 1, "file: is not a folder; choose another one for --triton"),
         (["--triton", "/"], 1, "/: cannot write the model repository: it is the root folder"),
         (["--triton", str(tmp_path / "b")], 1, "b: is or lies in the folder of the bundle"),
+        (["--triton", str(tmp_path)], 1, "choose another folder for --triton or --out"),
         (
             ["--triton-engines", "/none", "--triton-backend", "python", "--triton", str(tmp_path / "r")],
             2,
