@@ -58,13 +58,14 @@ def test_sides_make_the_megapixels(megapixels: float) -> None:
         assert height * width / 1e6 == pytest.approx(megapixels, rel=0.1)
 
 
+@pytest.mark.usefixtures("only_irn_ships")
 def test_subjects_are_bundles_and_models(bundle: BundleOf, tmp_path: Path) -> None:
     path = bundle("irn", 2)
     only = list(subjects(Options(bundles=[path]), competitors(Options()), tmp_path))
     assert [(s.bundle.path, s.weights) for s in only] == [(path, "unknown")]
     wanted = competitors(Options(backends=["onnxruntime"], precisions=["fp32"]))
     both = list(subjects(Options(models=["irn"], scales=[2]), wanted, tmp_path))
-    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 medium", "same")]
+    assert [(s.bundle.title, s.weights) for s in both] == [("irn x2 lite", "same")]
     again = list(subjects(Options(bundles=[both[0].bundle.path]), wanted, tmp_path))
     assert again[0].weights == "same"
     assert all(torch.equal(p, q) for p, q in zip(again[0].net.parameters(), both[0].net.parameters(), strict=True))

@@ -150,7 +150,8 @@ def test_lite_networks_at_x4_pass_the_check(net_of: NetOf, model: str) -> None:
 
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", "irn", "--scale", "2", "--precision", "fp32", "--refine", "--out", str(tmp_path / "b"), "--json"]) == 0
+    arguments = ["--model", "irn", "--scale", "2", "--size", "lite", "--precision", "fp32", "--refine"]
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--json"]) == 0
     said, made = json.loads(capsys.readouterr().out), Bundle(tmp_path / "b")
     assert "relative_error" in said["parity"][GRADIENT]
     assert said[GRADIENT] == made.manifest[GRADIENT]
