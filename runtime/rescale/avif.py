@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from rescale.boxes import bodies
 from rescale.colour import SRGB
 
 UNSPECIFIED = 2
@@ -26,23 +27,8 @@ def cicp(data: bytes) -> bytes | None:
     return None if space == SRGB else space + b"\0\1"
 
 
-def _boxes(data: bytes, at: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    """Name and body of each box in the bytes from `at` on."""
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", data, start)
-            start += 8
-        end = at + length if length else len(data)
-        if end < start:
-            return
-        yield kind, data[start:end]
-        at = end
-
-
 def _first(data: bytes, kind: bytes, at: int = 0) -> bytes:
-    for name, body in _boxes(data, at):
+    for name, body in bodies(data, at):
         if name == kind:
             return body
     raise LookupError(kind)
@@ -58,7 +44,7 @@ def _properties(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     main = _first(meta, b"pitm", 4)
     (picture,) = struct.unpack_from(">I" if main[0] else ">H", main, 4)
     properties = _first(meta, b"iprp", 4)
-    described = list(_boxes(_first(properties, b"ipco")))
+    described = list(bodies(_first(properties, b"ipco")))
     table = _first(properties, b"ipma")
     item, place = (">I" if table[0] else ">H"), (">H" if table[3] & 1 else ">B")
     (entries,), at = struct.unpack_from(">I", table, 4), 8

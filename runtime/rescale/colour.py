@@ -26,6 +26,8 @@ _EXIF_PREFIX = b"Exif\0\0"
 _ICC_SPACE = slice(16, 20)
 """Where a profile's header names the colour space that it is for."""
 _INCH = 0.0254
+_MOST_DENSITY = 0x7FFFFFFF
+"""A PNG's whole numbers have 31 bits."""
 
 
 def from_png(chunks: list[png.Chunk], name: str) -> Chunks:
@@ -38,17 +40,20 @@ def from_png(chunks: list[png.Chunk], name: str) -> Chunks:
 
 
 def from_info(info: Mapping[Any, Any], name: str) -> Chunks:
-    """The same from what Pillow knows of another format, and under ``cicp`` the body of that chunk."""
+    """The same from what Pillow knows of another format; under ``cicp`` the body of that chunk, under ``density`` pixels a metre in
+    x and y."""
     found: list[tuple[bytes, bytes]] = []
     icc, exif = info.get("icc_profile"), info.get("exif")
     if isinstance(icc, bytes) and icc:
         found.append((b"iCCP", _ICC_PREFIX + zlib.compress(icc, 9)))
     elif cicp := info.get("cicp"):
         found.append((b"cICP", cicp))
-    if info.get("jfif_unit") in (1, 2) and min(info.get("jfif_density", (0, 0))) > 0:
+    density = info.get("density", (0, 0))
+    if info.get("jfif_unit") in (1, 2):
         metres = _INCH if info["jfif_unit"] == 1 else 0.01
-        x, y = (round(v / metres) for v in info["jfif_density"])
-        found.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
+        density = [v / metres for v in info.get("jfif_density", (0, 0))]
+    if 0.5 < min(density) <= max(density) < _MOST_DENSITY:
+        found.append((b"pHYs", struct.pack(">IIB", *map(round, density), 1)))
     if isinstance(exif, bytes) and exif:
         found.append((b"eXIf", exif.removeprefix(_EXIF_PREFIX)))
     return _bounded(tuple(found), name)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from rescale import png
+from rescale import jp2, png
 from rescale.errors import InputError
 
 Array = npt.NDArray[np.uint8]
@@ -34,10 +34,10 @@ def is_deep(mode: str) -> bool:
 
 
 def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
-    """Bits a sample that a file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF and PPM.
+    """Bits a sample that a file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF, PPM and JPEG 2000.
 
     Raises:
-        InputError: a PPM whose samples do not reach to 255.
+        InputError: a PPM whose samples do not reach to 255; see `rescale.jp2.read_header`.
     """
     if image.format == "TIFF":
         bits = image.tag_v2.get(TIFF_BITS, 8)  # type: ignore[attr-defined]
@@ -50,6 +50,8 @@ def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
         return {255: 8, 65535: 16}.get(most, 15)
     if image.format == "PNG":
         return png.read_header(png.read_chunks(data, name), name).depth
+    if image.format == "JPEG2000":
+        return jp2.read_header(data, name).depth
     return avif_depth(data) if image.format == "AVIF" else 8
 
 

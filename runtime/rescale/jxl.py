@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rescale.boxes import walk
 from rescale.errors import DamagedPictureError, InputError, MissingExtraError
 from rescale.image import check_pixels
 
@@ -46,14 +48,8 @@ def read_boxes(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
         return [(b"jxlc", data)]
     boxes: list[tuple[bytes, bytes]] = []
     at = 0
-    while at + 8 <= len(data) and len(boxes) < MAX_BOXES:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if length == 1 and at + 16 <= len(data):
-            (length,) = struct.unpack_from(">Q", data, start)
-            start += 8
-        end = len(data) if length == 0 else at + length
-        if end > len(data) or end < start:
+    for kind, start, end in islice(walk(data), MAX_BOXES):
+        if not start <= end <= len(data):
             raise DamagedPictureError(f"{name}: truncated JPEG XL: a {kind!r} box ends after the file")
         boxes.append((kind, data[start:end]))
         at = end

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from rescale import avif, colour, jxl, png, riff
+from rescale import avif, colour, jp2, jxl, png, riff
 from rescale.choices import AlphaRule
 from rescale.deep import eight_bits, is_deep, stored_depth
 from rescale.errors import DamagedPictureError, InputError, RescaleError
@@ -33,7 +33,8 @@ PIECE_BYTES = 16 << 20
 ALPHA_RULES = tuple(rule.value for rule in AlphaRule)
 
 READABLE = [".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif", ".gif"]
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO")
+READABLE += [".jp2", ".jpx", ".j2k", ".j2c"]
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "GIF", "MPO", "JPEG2000")
 """Decoders of Pillow that may see a file; others run foreign programs or hold no pictures."""
 WRITABLE = (".png", ".webp")
 _TOO_LARGE = f"above {MAX_PIXELS} pixels in a format that is not read beyond; convert it to PNG, or cut it into parts"
@@ -190,7 +191,9 @@ def _bounded(data: bytes, name: str) -> tuple[bytes, str]:
 @contextlib.contextmanager
 def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open with Pillow, the size bounded before pixels are decoded; PNG without its ancillary chunks."""
-    header = None
+    header, described = None, jp2.read_header(data, name) if jp2.is_jp2(data) else None
+    if described is not None:
+        check_pixels(described.width, described.height, max_pixels, name)
     if data.startswith(png.SIGNATURE):
         chunks = png.read_chunks(data, name)
         header = png.read_header(chunks, name)
@@ -212,6 +215,8 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
             # Pillow widens these samples to 8 bits, but not the level that is transparent.
             most = (1 << header.depth) - 1
             image.info["transparency"] = (image.info["transparency"] & most) * 255 // most
+        if described is not None:
+            image.info.update(described.info)
         yield image
 
 

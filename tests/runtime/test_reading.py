@@ -43,7 +43,7 @@ def test_every_truncation_is_refused(picture, format):
         assert np.array_equal(found, rescale.read_picture(data))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "TIFF", "BMP", "GIF", "PPM", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "BMP", "GIF", "PPM", "PNG", "WEBP", "AVIF", "JPEG2000"])
 def test_no_half_picture_is_taken_where_the_program_lets_pillow_take_them(picture, format, monkeypatch):
     """Many programs set this once for all their pictures."""
     data = encoded(Image.fromarray(picture(40, 40)), format)
