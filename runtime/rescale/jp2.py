@@ -6,6 +6,7 @@ Sources: ITU-T T.800 (ISO/IEC 15444-1), annex A.5.1 for the codestream's marker 
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import Any, NamedTuple
 
 from PIL import features
@@ -83,7 +84,7 @@ def _file(data: bytes, name: str) -> Header:
         raise DamagedPictureError(f"{name}: damaged JPEG 2000: {found}, wanted is one of each")
     if len(pictures) > 1:
         raise InputError(f"{name}: holds {len(pictures)} pictures; {_CURE}, the one you want")
-    described = dict(reversed(list(bodies(headers[0]))))  # the first of each kind counts
+    described = dict(reversed(list(islice(bodies(headers[0]), MAX_BOXES))))  # the first of each kind counts
     read = _codestream(pictures[0], name, described.get(b"cdef"))
     height, width, components = struct.unpack_from(">IIH", described.get(b"ihdr", b""))
     if (width, height, components) != (read.width, read.height, _components(pictures[0])):
