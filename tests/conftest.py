@@ -119,7 +119,7 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         if model not in made:
             found = find_shipped(model, 2, "lite")
             made[model] = tmp_path_factory.mktemp("shipped") / f"{model}_x2_lite"
-            net = checkpoint.load_net(checkpoint.read(found.path), str(found.path))
+            net = checkpoint.read_net(found.path)
             write_bundle(net, made[model], found.card, PRECISIONS, refine=True)
         return made[model]
 

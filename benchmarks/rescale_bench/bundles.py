@@ -44,16 +44,19 @@ class Choice:
         """The bundle's folder; shipped weights are exported into `folder`, which is told before and counts as one item."""
         if isinstance(self.source, Path):
             return self.source
-        from rescale_export.bundles import bundle_name, write_bundle
-        from rescale_train import checkpoint
-
-        shipped = self.source
         advance(f"exporting {self.title}", 0)
-        net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path)).eval()
-        precisions = () if self.precision == "fp32" else (self.precision,)
-        path = write_bundle(net, folder / bundle_name(net), shipped.card, precisions, self.refine).path
+        path = export_shipped(self.source, folder, () if self.precision == "fp32" else (self.precision,), self.refine)
         advance(self.title)
         return path
+
+
+def export_shipped(shipped: Shipped, folder: Path, precisions: Sequence[str], refine: bool = False) -> Path:
+    """The bundle of shipped weights, written into `folder` under its usual name; see `rescale_export.bundles.write_bundle`."""
+    from rescale_export.bundles import bundle_name, write_bundle
+    from rescale_train import checkpoint
+
+    net = checkpoint.read_net(shipped.path)
+    return write_bundle(net, folder / bundle_name(net), shipped.card, precisions, refine).path
 
 
 def bundles_of(

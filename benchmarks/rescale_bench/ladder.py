@@ -94,7 +94,7 @@ def measure(
             path = arm_folder(folder, arm["name"]) / "checkpoint.safetensors"
             if not path.exists():
                 raise InputError(f"{path}: missing; the ladder is measured on the folder of the runs")
-            net = checkpoint.load_net(checkpoint.read(path), str(path)).eval()
+            net = checkpoint.read_net(path)
             bundle = write_bundle(net, Path(work) / str(number), None, () if precision is None else (precision,))
             runner = backends.create(bundle, backend, threads, precision)
             runs.append((Network(bundle, runner), net, runner))

@@ -111,10 +111,5 @@ def random_net(config: NetConfig, seed: int = 0) -> RescalingNet:
 
 
 def save_net(net: RescalingNet, path: Path) -> None:
-    """Write a network for another process; `load_net` reads it."""
+    """Write a network for another process, which reads it as `rescale_train.checkpoint.read_net` does."""
     checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1, flow_frozen=bool(net.corrections))), {})
-
-
-def load_net(path: Path) -> RescalingNet:
-    """What `save_net` wrote, in evaluation mode."""
-    return checkpoint.load_net(checkpoint.read(path), str(path)).eval()

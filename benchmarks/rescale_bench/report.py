@@ -23,6 +23,7 @@ from rescale.json_text import as_json
 from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
+from rescale_bench.bundles import export_shipped
 from rescale_bench.formats import FORMAT, LEAST
 from rescale_bench.machine import machine, versions
 from rescale_bench.options import MODEL, SCALE
@@ -228,13 +229,9 @@ def _bundle(options: Options, folder: Path) -> Path:
     """The given bundle, or the shipped weights of a model exported with `mixed`, which some backends want."""
     if options.bundle is not None:
         return options.bundle
-    from rescale_export.bundles import bundle_name, write_bundle
-    from rescale_train import checkpoint
     from rescale_train.shipped import find_shipped
 
-    found = find_shipped(options.model or MODEL, options.scale or SCALE, options.size)
-    net = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval()
-    return write_bundle(net, folder / bundle_name(net), found.card, ("mixed",)).path
+    return export_shipped(find_shipped(options.model or MODEL, options.scale or SCALE, options.size), folder, ("mixed",))
 
 
 def _precision(backend: str, bundle: Bundle) -> str | None:

@@ -157,7 +157,7 @@ def subjects(
                 except UnknownModelError:  # the names were checked above: none ship
                     net, weights = random_net(config), "random"
                 else:
-                    net, weights = checkpoint.load_net(checkpoint.read(found.path), str(found.path)).eval(), "same"
+                    net, weights = checkpoint.read_net(found.path), "same"
 
                 def told(done: int, count: int, stage: str, name: str = f"{model} x{scale} {size}") -> None:
                     progress(done, count, f"{name}: {stage}")
@@ -183,7 +183,7 @@ def _weights_of(bundle: Bundle) -> RescalingNet | None:
     for shipped in list_shipped():
         same = shipped.card.get("weights_sha256") == bundle.network
         if same or (shipped.card["recipe"]["net"].get("corrections") and not bundle.corrections):
-            net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path))
+            net = checkpoint.read_net(shipped.path)
             if same or checkpoint.flow_digest(net) == bundle.network:
                 return net if same else net.without_corrections()
     return None

@@ -170,9 +170,9 @@ def _peer(spec: Spec, bundle: Bundle) -> tuple[str, Peer]:
         return name, naive(folder, bundle.variant.name, bundle.scale, spec.threads)
     import torch
 
-    from rescale_bench.peers_torch import load_net
+    from rescale_train import checkpoint
 
-    net, how = load_net(folder / NET), f"{torch.__version__} CPU, {spec.threads} thread(s)"
+    net, how = checkpoint.read_net(folder / NET), f"{torch.__version__} CPU, {spec.threads} thread(s)"
     if spec.kind == "compiled":
         return f"torch.compile of torch {how}", compiled(net, spec.threads, folder.parent / COMPILED)
     return f"torch {how}", eager(net, spec.threads)

@@ -205,7 +205,7 @@ def shipped(tmp_path_factory):
     from rescale_train.shipped import list_shipped
 
     weights = next(s for s in list_shipped() if s.model == "dlv_irn_a")
-    net = checkpoint.load_net(checkpoint.read(weights.path), str(weights.path))
+    net = checkpoint.read_net(weights.path)
     return write_bundle(net, tmp_path_factory.mktemp("gpu") / "bundle", weights.card)
 
 

@@ -38,7 +38,7 @@ def opened(tmp_path_factory):
 
     def get(shipped):
         if shipped.title not in made:
-            net = checkpoint.load_net(checkpoint.read(shipped.path), str(shipped.path))
+            net = checkpoint.read_net(shipped.path)
             path = tmp_path_factory.mktemp("shipped") / "bundle"
             write_bundle(net, path, shipped.card)
             runtime = rescale.load(path)
@@ -71,7 +71,7 @@ def test_quality_does_not_fall(opened, shipped_weights, recorded):
 
 @pytest.mark.parametrize("weights", list_shipped(), ids=lambda s: s.title)
 def test_every_card_is_true(weights):
-    net = checkpoint.load_net(checkpoint.read(weights.path), str(weights.path))
+    net = checkpoint.read_net(weights.path)
     assert weights.card["weights_sha256"] == checkpoint.weights_digest(net)
     assert weights.card["parameters"] == sum(p.numel() for p in net.parameters())
     assert {"data", "machine", "steps", "minutes", "recipe", "figures"} <= set(weights.card)

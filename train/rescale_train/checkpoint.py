@@ -153,6 +153,11 @@ def held_out(checkpoint: Checkpoint, name: str) -> list[str] | None:
     return found
 
 
+def read_net(path: Path) -> RescalingNet:
+    """The network of a file alone; see `read` and `load_net`."""
+    return load_net(read(path), str(path))
+
+
 def load_net(checkpoint: Checkpoint, name: str) -> RescalingNet:
     """Network with a checkpoint's weights, in evaluation mode, float32 on the CPU.
 

@@ -92,7 +92,7 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held
     from rescale_train.data import file_digest, find_pictures, load_held
     from rescale_train.replace import judge
 
-    before = checkpoint.load_net(checkpoint.read(target), str(target))
+    before = checkpoint.read_net(target)
     if checkpoint.weights_digest(before) == checkpoint.weights_digest(new):
         return
     there, wanted = (f"{n.config.model} x{n.config.scale} {size_name(n.config)}" for n in (before, new))

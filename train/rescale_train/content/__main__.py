@@ -45,7 +45,7 @@ def report(
     result: dict[str, object] = {}
     for name in weights:
         path = weights_file(name)
-        net = checkpoint.load_net(checkpoint.read(path), str(path))
+        net = checkpoint.read_net(path)
         found = {title: measure(net, pictures) for title, pictures in sets.items()}
         result[name] = {t: {"summary": summary(f), "each": {k: asdict(v) for k, v in f.items()}} for t, f in found.items()}
         if not json_:
