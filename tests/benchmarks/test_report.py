@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+import rescale
+from rescale import Rescaler
+from rescale.bundle import Bundle
 from rescale_bench import report
 from rescale_bench.cli import main
 from rescale_bench.compare import Options as Limits
@@ -142,6 +145,7 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
         (["--minutes", "0"], "--minutes 0: wanted is more than 0"),
         (["--minutes", "nan"], "--minutes nan: wanted is more than 0"),
         (["--resolution", "64x48", "--resolution", "large"], "--resolution large: wanted is WIDTHxHEIGHT"),
+        (["--memory", "plenty"], "--memory 'plenty': a size is wanted, such as 2GB or 512MB"),
         (["--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["--model", "irn_m", "--scale", "4"], "no weights ship for irn_m x4 (shipped: irn x2 lite)"),
         (["--bundle", "nonesuch"], "nonesuch"),
@@ -156,6 +160,20 @@ def test_wrong_options_are_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_budget_is_that_of_the_quality_too(bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[int | None] = []
+
+    def load(*arguments: Any, memory: int | None, **others: Any) -> Rescaler:
+        budgets.append(memory)
+        return rescale.load(*arguments, memory=memory, **others)
+
+    monkeypatch.setattr(report, "load", load)
+    options = Options(quick=True, memory="96MB", backends=("onnxruntime",))
+    found, _ = report.measure_quality(Bundle(bundle("irn", 2)), options)
+    assert budgets == [96 << 20]
+    assert len(found["results"][0]["pictures"]) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_told_first(
