@@ -243,12 +243,16 @@ def _is_bundle_or_empty(folder: Path) -> bool:
     if not names:
         return True
     graphs = {graph_file(g, p) for v in VARIANTS.values() for g in (*graph_names(v), GRADIENT) for p in PRECISIONS}
+    return is_bundle(folder) and names <= {MANIFEST, GOLDEN, *graphs}
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has the manifest of a bundle, of whatever version; other programs have files of that name too."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    ours = isinstance(manifest, dict) and str(manifest.get("format", "")).startswith(f"{FORMAT}/")
-    return ours and names <= {MANIFEST, GOLDEN, *graphs}
+    return isinstance(manifest, dict) and str(manifest.get("format", "")).startswith(f"{FORMAT}/")
 
 
 def check_target(target: Path) -> Path:

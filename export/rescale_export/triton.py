@@ -33,7 +33,7 @@ from rescale.errors import ConfigError, OutputError
 from rescale.files import write_synced
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
-from rescale_export.bundles import manifest_bytes
+from rescale_export.bundles import is_bundle, manifest_bytes
 from rescale_export.places import check_place, temporary_beside
 from rescale_export.triton_config import CONFIG, VERSION, Model, Step
 
@@ -106,7 +106,7 @@ def check_repository(target: Path, bundle: Path | None = None) -> Path:
         raise OutputError(f"{target}: is not writable; choose another folder for --triton")
     if (target / MANIFEST).exists():
         raise OutputError(f"{target}: is a bundle; choose another folder for --triton")
-    if around := next((p for p in target.parents if (p / MANIFEST).exists()), None):
+    if around := next(filter(is_bundle, target.parents), None):
         raise OutputError(f"{target}: lies in a bundle, {around}; choose another folder for --triton")
     if bundle is not None:
         place = Path(os.path.realpath(bundle))

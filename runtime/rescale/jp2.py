@@ -74,7 +74,7 @@ def _file(data: bytes, name: str) -> Header:
     boxes: dict[bytes, list[bytes]] = {}
     for number, (kind, start, end) in enumerate(walk(data)):
         if not start <= end <= len(data) or number == MAX_BOXES:
-            raise DamagedPictureError(f"{name}: truncated or damaged JPEG 2000: a {kind!r} box ends after the file")
+            raise DamagedPictureError(f"{name}: truncated or damaged JPEG 2000 at its box {kind!r}")
         if kind == b"jp2c":
             _check_end(data, end, name)
         boxes.setdefault(kind, []).append(data[start : min(end, start + _SIZES) if kind == b"jp2c" else end])
@@ -164,8 +164,9 @@ def _colour(body: bytes, colours: int, name: str) -> dict[str, Any]:
         space = profile[16:20]
         if _COLOURS.get(space) == colours:
             return {"icc_profile": profile}
-    said = _SPACES.get(space, f"colour space {space!r}, where {colours} of sRGB, gray or a profile were wanted")
-    raise InputError(f"{name}: JPEG 2000 in {said}; {_CURE}, as gray or RGB")
+    said = "a colour space that it does not name" if space is None else f"colour space {space!r}"
+    kind = "gray" if colours == 1 else "RGB"
+    raise InputError(f"{name}: JPEG 2000 with {kind} components in {_SPACES.get(space, said)}; {_CURE}, as gray or RGB")
 
 
 def _density(body: bytes) -> dict[str, Any]:

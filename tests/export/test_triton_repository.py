@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rescale import engine_file
-from rescale.bundle import Bundle
+from rescale.bundle import MANIFEST, Bundle
 from rescale.errors import BackendError, ConfigError, EngineError, OutputError
 from rescale_export import bundles, triton
 from rescale_export.cli import main
@@ -116,6 +116,7 @@ def test_places_that_cannot_be_a_repository(bundle, tmp_path: Path, monkeypatch:
         write_repository(b, b.path)
     with pytest.raises(OutputError, match=f"models: lies in a bundle, {re.escape(str(b.path))}; choose another folder"):
         check_repository(b.path / "models")
+    (tmp_path / MANIFEST).write_text('{"name": "a page that can be installed"}')
     with pytest.raises(OutputError, match=r"holds the bundle, .*, which Triton would take for a broken model; choose another"):
         write_repository(b, b.path.parent)
     assert not list(b.path.parent.glob("*_downscale"))
