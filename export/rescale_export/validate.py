@@ -42,9 +42,9 @@ GOLDEN_SIZE = (60, 92)
 PHOTOGRAPH_SIZE = (192, 288)
 
 
-@torch.no_grad()
 def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-    """What PyTorch makes of a batch, in the graphs' terms.
+    """What PyTorch makes of a batch, in the graphs' terms. One picture at a time: a correction keeps all that its gradient needs,
+    gigabytes for a large network.
 
     Args:
         net: float32 network on the CPU.
@@ -56,6 +56,12 @@ def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
     Raises:
         ParityError: a value is infinite or not a number: bytes would hide it, on both sides of a comparison.
     """
+    each = [_reference(net, hr[i : i + 1]) for i in range(len(hr))]
+    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+
+
+@torch.no_grad()
+def _reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
     x = torch.from_numpy(hr).permute(0, 3, 1, 2).float() / 255.0
     down = net.downscale(x)
     rgb = torch.round(down.lr[:, :3] * 255.0)
