@@ -57,7 +57,7 @@ def reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
         ParityError: a value is infinite or not a number: bytes would hide it, on both sides of a comparison.
     """
     each = [_reference(net, hr[i : i + 1]) for i in range(len(hr))]
-    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+    return {"hr": hr} | {name: np.concatenate([one[name] for one in each]) for name in each[0]}
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def _reference(net: RescalingNet, hr: npt.NDArray[np.uint8]) -> dict[str, npt.ND
     parts = [rgb]
     if net.config.variant.alpha:
         parts.append(torch.round(down.lr[:, 3:4] * 254.0) + 1.0)
-    out: dict[str, npt.NDArray[Any]] = {"hr": hr, "lr": _nhwc(torch.cat(parts, 1))}
+    out: dict[str, npt.NDArray[Any]] = {"lr": _nhwc(torch.cat(parts, 1))}
     z_hat = net.decode_z(down.lr, down.code)
     restored = net.upscale(down.lr, z_hat)
     for name, values in (("LR", down.lr), ("z", down.z), ("decoded z", z_hat), ("restored HR", restored)):
