@@ -18,13 +18,14 @@ from rescale_train.cost import correction_macs, macs_per_lr_pixel, step_flop
 from rescale_train.data import CropSampler
 from rescale_train.grow import grow
 from rescale_train.loop import Trainer
-from rescale_train.models import RescalingNet
+from rescale_train.models import RescalingNet, spared
 from rescale_train.models.irn import code_range
 from rescale_train.models.quantise import logit
 from rescale_train.recipe import load_recipe
 from rescale_train.shipped import weights_folder
 from rescale_train.start import read_start
 from rescale_train.tables import from_dict, to_dict
+from rescale_train.validation import validate
 
 ALL = [(m, s) for m in ("irn", "irn_a", "irn_m", "dlv_irn", "dlv_irn_a", "dlv_irn_m") for s in (2, 4)]
 
@@ -53,6 +54,43 @@ def test_the_slope_is_that_of_the_restored_error(make_net, model, scale):
     way = torch.randn(y.shape, generator=g, dtype=torch.float64)
     found = float((net.slope(x, y, z_hat) * way).sum())
     assert found == pytest.approx((error(y + 1e-6 * way) - error(y - 1e-6 * way)) / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize(("model", "scale"), [("irn_a", 4), ("dlv_irn_m", 2)])
+@torch.no_grad()
+def test_a_spared_slope_is_the_same_and_keeps_little(make_net, model, scale):
+    net = make_net(model, scale, corrections=1, blocks=(3,) * (scale // 2))
+    x = torch.rand(1, 3, 8 * scale, 8 * scale, generator=torch.Generator().manual_seed(0))
+    y, z = net(x)
+    kept = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[-1] += t.nbytes
+        return t
+
+    def slope() -> torch.Tensor:
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            return net.slope(x, y, z)
+
+    plain = slope()
+    with spared(net):
+        assert torch.equal(slope(), plain)
+    assert torch.equal(slope(), plain)
+    assert kept[1] < kept[0] / 5
+    assert kept[2] == kept[0]
+
+
+@torch.no_grad()
+def test_validation_spares_memory(make_net, picture, monkeypatch):
+    net = make_net("irn_a", 2, corrections=1)
+    found = []
+    monkeypatch.setattr(type(net), "slope", lambda net, x, y, z: found.append(net.sparing) or torch.zeros_like(y))
+    validate(net, [picture(16, 16)])
+    assert found == [True]
+    assert not net.sparing
+    net.downscale(torch.rand(1, 3, 8, 8))
+    assert found == [True, False]
 
 
 @pytest.mark.parametrize(("model", "scale"), ALL)

@@ -10,7 +10,7 @@ import torch
 from rescale.quality import crop_border, psnr, psnr_y
 from rescale_train.bicubic import bicubic_picture
 from rescale_train.data import Picture, cut_to_multiple
-from rescale_train.models import RescalingNet
+from rescale_train.models import RescalingNet, spared
 
 CEILING = 80.0
 """PSNR in dB above which a picture counts as restored exactly; without it one flat picture makes a mean infinite."""
@@ -29,7 +29,8 @@ def restore(net: RescalingNet, picture: Picture) -> tuple[Picture, Picture]:
     """
     device = next(net.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None].float() / 255.0
-    down = net.downscale(x)
+    with spared(net):
+        down = net.downscale(x)
     up = net.upscale(down.lr, net.decode_z(down.lr, down.code))
     both = [torch.round(t.clamp(0.0, 1.0) * 255.0)[0].permute(1, 2, 0).byte().cpu().numpy() for t in (down.lr[:, :3], up)]
     return both[0], both[1]

@@ -19,11 +19,14 @@ ours and said in place.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from rescale.quality import LUMA_WEIGHT
 from rescale_train.config import NetConfig
@@ -69,7 +72,12 @@ class RescalingNet(nn.Module):
 
     `forward` and `inverse` are the exact flow on floats; `downscale` and `upscale` add what a file does to it: 8 bits and
     a lost (or coded) z. H and W are multiples of the scale.
+
+    Attributes:
+        sparing: of a slope, keep what goes into each block alone and compute the rest again; see `spared`.
     """
+
+    sparing = False
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -114,7 +122,10 @@ class RescalingNet(nn.Module):
         for transform, blocks in reversed(self.stages()):
             a, b = state[:, :low], state[:, low:]
             for block in reversed(blocks):
-                a, b = block.inverse(a, b)
+                if self.sparing and torch.is_grad_enabled():
+                    a, b = recomputed(block.inverse, a, b, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    a, b = block.inverse(a, b)
             state = transform.inverse(torch.cat((a, b), 1))
         return state
 
@@ -189,6 +200,19 @@ class RescalingNet(nn.Module):
         if self.config.variant.alpha:
             y = torch.cat((lr[:, :3], logit(lr[:, 3:4]) / self.config.alpha_gain), 1)
         return self.inverse(y, z)
+
+
+@contextlib.contextmanager
+def spared(net: RescalingNet) -> Iterator[None]:
+    """Within it a slope computes the features of each invertible block again when their turn comes, and keeps none before.
+
+    For whole pictures: of dlv_irn_a x4 full features take 0.3 MB a LR pixel, so 0.05 MB, and a slope 1.4 times as long.
+    """
+    before, net.sparing = net.sparing, True
+    try:
+        yield
+    finally:
+        net.sparing = before
 
 
 def build(config: NetConfig) -> RescalingNet:
