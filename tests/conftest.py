@@ -126,8 +126,9 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return get
 
 
-FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 medium", "dlv_irn_m x2 lite", "irn x2 lite")
-"""Shipped weights whose figures every test run checks. All of them would take many minutes more: `pytest -m slow`."""
+FAST = ("dlv_irn_a x2 lite", "dlv_irn_a x4 lite", "dlv_irn_m x2 lite", "irn x2 lite")
+"""Shipped weights whose figures every test run checks. All of them would take many minutes more, above all those with corrections:
+`pytest -m slow`. README's first command checks one of these."""
 
 
 @pytest.fixture

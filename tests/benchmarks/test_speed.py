@@ -24,11 +24,12 @@ from rescale_bench import speed
 from rescale_bench.cli import main
 from rescale_bench.machine import PRODUCT_FLOPS
 from rescale_bench.peers import eager, naive, naive_file
-from rescale_bench.peers_torch import export_naive, load_net, save_net
+from rescale_bench.peers_torch import export_naive, save_net
 from rescale_bench.speed_plan import Competitor, Options, Subject, sample_picture
 from rescale_bench.speed_processes import Job, Process, Timing, run_in_turn
 from rescale_bench.speed_report import left_out_lines, show
 from rescale_bench.speed_worker import DIRECTIONS, PARTS, Spec, arrays_file, downscale, serve, timed, upscale
+from rescale_train import checkpoint
 from rescale_train.models import RescalingNet
 
 BundleOf = Callable[[str, int], Path]
@@ -132,7 +133,7 @@ def test_peers_give_the_bundles_bytes(model: str, scale: int, bundle: BundleOf, 
         lr, latent = opened.network.down(picture)
         alpha = lr[:, :, 3] if opened.bundle.variant.alpha else None
         hr = opened.network.up(lr[:, :, :3], alpha, latent)
-        for peer in (eager(load_net(tmp_path / "net.safetensors"), 1), naive(tmp_path, model, scale, 1)):
+        for peer in (eager(checkpoint.read_net(tmp_path / "net.safetensors"), 1), naive(tmp_path, model, scale, 1)):
             found_lr, found_latent = peer.down(picture)
             found = [(found_lr, lr), (peer.up(lr[:, :, :3], alpha, latent), hr)]
             if latent is not None:

@@ -40,7 +40,7 @@ def opened(tmp_path_factory):
         if shipped.title not in made:
             net = checkpoint.read_net(shipped.path)
             path = tmp_path_factory.mktemp("shipped") / "bundle"
-            write_bundle(net, path, shipped.card)
+            write_bundle(net, path, shipped.card, precisions=())
             runtime = rescale.load(path)
             small = [Small.from_bytes(runtime.downscale(p).to_bytes()) for p in photographs()]
             made[shipped.title] = Opened(net, runtime, small, [runtime.upscale(s) for s in small])
