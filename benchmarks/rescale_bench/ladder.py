@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rescale import backends
+from rescale.bundle import check_precision
 from rescale.errors import InputError
 from rescale.network import Network
 from rescale_bench.speed_plan import sample_picture
@@ -82,9 +83,12 @@ def measure(
 
     Raises:
         InputError: the study or a checkpoint is not there.
-        ConfigError: an unknown precision.
+        ConfigError, BackendError: an unknown precision or backend.
         ParityError: a network loses more in this precision than the gate of the export allows.
     """
+    backends.check_name(backend)
+    if precision is not None:
+        check_precision(precision)
     study = read_study(folder)
     picture = sample_picture(resolution[1], resolution[0])
     rungs: list[Rung] = []

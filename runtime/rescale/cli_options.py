@@ -39,11 +39,9 @@ def _checked(check: Callable[[Any], None]) -> Callable[[Any], Any]:
 
 
 def _check_backend(text: str) -> None:
-    from rescale.backends import NAMES
+    from rescale.backends import check_name
 
-    name = text.partition(":")[0]
-    if name not in ("auto", "half", *NAMES):
-        raise typer.BadParameter(f"unknown backend {name!r}: choose auto or one of {', '.join(NAMES)}")
+    check_name(text)
 
 
 def _check_precision(text: str) -> None:

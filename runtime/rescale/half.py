@@ -20,8 +20,6 @@ from rescale.bundle import Bundle
 from rescale.console import require
 from rescale.errors import BackendError
 
-NAME = "half"
-
 _MOVES = ("Concat", "Split", "Transpose", "DepthToSpace", "Identity")
 """Operators that give values they took."""
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rescale.errors import InputError
+from rescale_bench import ladder
 from rescale_bench.cli import main
 from rescale_bench.ladder import mark_knee, quality, read_study
 from rescale_export.probe import probe_picture
@@ -64,6 +65,18 @@ def test_table_json_and_plot(study: Path, tmp_path: Path, capsys: pytest.Capture
     assert plot.read_text().lstrip().startswith("<?xml")
     assert main(["ladder", str(study), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["resolution"] == "64x48"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--backend", "abacus", "unknown backend 'abacus': choose auto or one of"), ("--precision", "fp8", "unknown precision 'fp8'")],
+)
+def test_a_wrong_name_is_told_before_anything_is_exported(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    monkeypatch.setattr(ladder, "write_bundle", lambda *_: pytest.fail("exported"))
+    assert main(["ladder", str(study), option, value]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["mixed", "fp16"])

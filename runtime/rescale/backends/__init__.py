@@ -13,6 +13,8 @@ from rescale.bundle import Bundle
 from rescale.errors import BackendError
 
 NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+HALF = "half"
+"""A measuring instrument that `create` knows too; see `rescale.half`."""
 
 
 class Runner(Protocol):
@@ -59,6 +61,19 @@ def auto_backend(precision: str = "fp32") -> str:
     return "openvino" if importlib.util.find_spec("openvino") and precision in ("fp32", "mixed") else "onnxruntime"
 
 
+def check_name(backend: str) -> None:
+    """Check what names a backend, for who would learn of it after long work only.
+
+    Args:
+        backend: as for `create`.
+
+    Raises:
+        BackendError: unknown.
+    """
+    if backend.partition(":")[0] not in ("auto", HALF, *NAMES):
+        raise BackendError(f"unknown backend {backend!r}: choose auto or one of {', '.join(NAMES)}")
+
+
 def create(
     bundle: Bundle,
     backend: str = "auto",
@@ -86,6 +101,7 @@ def create(
     """
     if threads is not None and threads > MAX_THREADS:
         raise BackendError(f"threads: at most {MAX_THREADS}, got {threads}")
+    check_name(backend)
     backend, colon, rest = backend.partition(":")
     if colon:
         provider, *pairs = rest.split(",")
@@ -115,8 +131,6 @@ def create(
         from rescale.backends.tensorrt import TensorRTRunner
 
         return TensorRTRunner(bundle, backend, precision)
-    if backend == "half":  # a measuring instrument, not one of `NAMES`
-        from rescale.half import HalfRunner
+    from rescale.half import HalfRunner
 
-        return HalfRunner(bundle, precision, threads)
-    raise BackendError(f"unknown backend {backend!r}: choose auto or one of {', '.join(NAMES)}")
+    return HalfRunner(bundle, precision, threads)
