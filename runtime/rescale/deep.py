@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from rescale import jp2, png
+from rescale import png
 from rescale.errors import InputError
 
 Array = npt.NDArray[np.uint8]
@@ -37,7 +37,7 @@ def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
     """Bits a sample that a file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF, PPM and JPEG 2000.
 
     Raises:
-        InputError: a PPM whose samples do not reach to 255; see `rescale.jp2.read_header`.
+        InputError: a PPM whose samples do not reach to 255.
     """
     if image.format == "TIFF":
         bits = image.tag_v2.get(TIFF_BITS, 8)  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
     if image.format == "PNG":
         return png.read_header(png.read_chunks(data, name), name).depth
     if image.format == "JPEG2000":
-        return jp2.read_header(data, name).depth
+        return int(image.info["depth"])  # of `rescale.jp2`, which has read the header
     return avif_depth(data) if image.format == "AVIF" else 8
 
 

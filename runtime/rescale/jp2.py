@@ -35,14 +35,12 @@ class Header(NamedTuple):
 
     Attributes:
         width, height: in pixels.
-        depth: bits of the deepest component.
-        info: under Pillow's names ``icc_profile`` and ``exif``, and under ``density`` pixels a metre in x and y, where the file
-            has them.
+        info: for that of Pillow's picture: under ``depth`` bits a sample; where the file has them ``icc_profile`` and ``exif``, and
+            under ``density`` pixels a metre in x and y.
     """
 
     width: int
     height: int
-    depth: int
     info: dict[str, Any]
 
 
@@ -93,7 +91,7 @@ def _file(data: bytes, name: str) -> Header:
         raise InputError(f"{name}: JPEG 2000 with a palette; {_CURE}")
     info = _colour(described.get(b"colr", b""), (components - 1) // 2 * 2 + 1, name) | _density(described.get(b"res ", b""))
     exif = next((body[16:] for body in boxes.get(b"uuid", []) if body.startswith(_EXIF)), b"")
-    return read._replace(info=info | ({"exif": exif} if exif else {}))
+    return read._replace(info=read.info | info | ({"exif": exif} if exif else {}))
 
 
 def _check_end(data: bytes, end: int, name: str) -> None:
@@ -128,7 +126,7 @@ def _codestream(data: bytes, name: str, channels: bytes | None = None) -> Header
             f"{name}: JPEG 2000 with {', '.join(map(str, sorted(depths)))} bits a sample; {_CURE}, with 8 bits a sample"
         )
     _check_channels(channels, count, name)
-    return Header(right - left, bottom - top, max(depths), {})
+    return Header(right - left, bottom - top, {"depth": max(depths)})
 
 
 def _check_channels(body: bytes | None, count: int, name: str) -> None:
