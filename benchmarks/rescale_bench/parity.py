@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.backends import NAMES, create
+from rescale.backends import HALF, NAMES, create
 from rescale.bundle import Bundle
 from rescale.contract import graph_names
 from rescale.engine_file import engines_folder, find_engines
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.uint8]
 
-BACKENDS = ("half", *NAMES, *(name for name in ENGINES if name not in NAMES))
+BACKENDS = (HALF, *NAMES, *(name for name in ENGINES if name not in NAMES))
 """Measured where none is named: float16 as a device computes it (`rescale.half`), and all that runs here."""
 
 GOLDEN, PROBES = "golden", "probes"
@@ -170,7 +170,7 @@ def check(
     report = Report(bundle, max_loss)
     wanted = [p for p in FALL_BACK if p in (precisions or bundle.precisions)]
     # Float32 graphs hold nothing to round: on `half` they would only be ONNX Runtime's results again.
-    pairs = [(b, p) for b in backends or BACKENDS for p in wanted if backends or (b, p) != ("half", "fp32")]
+    pairs = [(b, p) for b in backends or BACKENDS for p in wanted if backends or (b, p) != (HALF, "fp32")]
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(contextlib.closing(create(bundle, "onnxruntime", threads)))
         reference = Network(bundle, opened)
@@ -319,7 +319,7 @@ def advice(report: Report, result: Result) -> str:
         if precision not in report.bundle.precisions:
             continue
         # Without float16 there is nothing that `half` would do otherwise.
-        same = (result.backend, "onnxruntime") if result.backend == "half" and precision == "fp32" else (result.backend,)
+        same = (result.backend, "onnxruntime") if result.backend == HALF and precision == "fp32" else (result.backend,)
         found = next((r for r in report.results if r.backend in same and r.precision == precision), None)
         if found is None:
             return f"use {precision}, which was not measured: add --precision {precision}"

@@ -117,8 +117,12 @@ def write_synced(path: Path, data: bytes) -> None:
     """
     with open(path, "wb") as f:
         f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+        _flush_to_disk(f)
+
+
+def _flush_to_disk(f: BinaryIO) -> None:
+    f.flush()
+    os.fsync(f.fileno())
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -142,8 +146,7 @@ def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> 
     # Left in reverse order: the first takes its place first.
     with atomic_stream(second[0]) as b, atomic_stream(first[0]) as a:
         b.write(second[1])
-        b.flush()
-        os.fsync(b.fileno())
+        _flush_to_disk(b)
         a.write(first[1])
 
 
@@ -173,8 +176,7 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     try:
         with open(name, "xb", buffering) as f:
             yield f
-            f.flush()
-            os.fsync(f.fileno())
+            _flush_to_disk(f)
         os.replace(name, place)
     except OSError as e:
         raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
