@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rescale.variants import SCALES, VARIANTS
 from rescale_export.probe import probe_picture
-from rescale_train.config import SIZES, NetConfig, net_config
+from rescale_train.config import DENSE_MODES, SIZES, NetConfig, net_config
 from rescale_train.models import AutoEncoder, DenseBlock, InvBlock, RescalingNet, build
 from rescale_train.models.auxiliary import pad_z
 
@@ -262,15 +262,17 @@ def test_the_same_seed_builds_the_same_net() -> None:
     assert not torch.equal(nets[0], nets[2])
 
 
-def test_sums_of_convolutions_are_convolutions_of_joined_features() -> None:
+@pytest.mark.parametrize("growth", [6, 8])
+def test_every_way_to_compute_a_dense_block_is_the_same_block(growth: int) -> None:
     torch.manual_seed(0)
-    block = DenseBlock(5, 7, 6).double()
+    block = DenseBlock(5, 7, growth).double()
     for p in block.parameters():
         torch.nn.init.normal_(p, std=0.2)
     x = torch.randn(2, 5, 9, 11, dtype=torch.float64, requires_grad=True)
     results = []
-    for block.sums in (False, True):
+    for block.mode in DENSE_MODES:
         out = block(x)
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)

@@ -75,6 +75,12 @@ def _applied(picture: npt.NDArray[np.uint8], rows: npt.NDArray[np.float64], cols
 
 def bicubic_batch(x: Tensor, scale: int) -> Tensor:
     """Reduce (B, C, H, W) floats; neither rounded nor clamped, as IRN does while training."""
-    rows = torch.from_numpy(bicubic_matrix(x.shape[2], scale).copy()).to(x)
-    cols = torch.from_numpy(bicubic_matrix(x.shape[3], scale).copy()).to(x)
+    rows, cols = (_matrix_on(n, scale, x.dtype, x.device) for n in x.shape[2:])
     return rows @ x @ cols.T
+
+
+@functools.lru_cache(maxsize=16)
+def _matrix_on(size: int, scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`bicubic_matrix`, kept on the device: a copy to it waits for all that is under way there."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(bicubic_matrix(size, scale).copy()).to(device, dtype)

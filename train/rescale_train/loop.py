@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rescale.errors import CheckpointError, OutputError, RescaleError
 from rescale.json_text import without_nan
 from rescale_train import checkpoint
+from rescale_train.captured import CapturedPass
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
 from rescale_train.log import trim_log
@@ -137,11 +138,16 @@ class Trainer:
         self._skipped_in_a_row = 0
         self.norms: list[float] = []
         self._compiled_for: str | None = None
+        self._ahead: tuple[int, tuple[Tensor, Tensor]] | None = None
+        captured = recipe.train.compile == "cuda-graph"
+        if captured and (device.type != "cuda" or world > 1):
+            where = f"{world} processes" if world > 1 else f"a {device.type} device"
+            raise RescaleError(f'train.compile: "cuda-graph" is for one CUDA device, not {where}; --set train.compile="none"')
         torch.manual_seed(recipe.train.seed)
         self.net = build(recipe.net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for block in self.net.modules():
             if isinstance(block, DenseBlock):
-                block.sums = recipe.train.dense == "sum"
+                block.mode = recipe.train.dense
         self.continued = start is not None
         if start is not None:
             self.net.load_state_dict(start.weights)
@@ -156,7 +162,8 @@ class Trainer:
         objective: nn.Module = Objective(self.net, recipe)
         if world > 1:
             objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
-        if recipe.train.compile != "none":
+        self._captured = CapturedPass(objective, self.parameters) if captured else None
+        if recipe.train.compile not in ("none", "cuda-graph"):
             # Two shapes come in a run, those of the final crops last; each is compiled for itself.
             objective = cast(nn.Module, torch.compile(objective, mode=recipe.train.compile, dynamic=False))
         self.objective = objective
@@ -165,21 +172,28 @@ class Trainer:
     def train_step(self, sampler: CropSampler) -> dict[str, float] | None:
         """One optimiser step. Returns the loss terms and the gradient norm, or None if it was skipped as non-finite."""
         t = self.recipe.train
-        count, patch = crop_plan(self.recipe, self.step)
-        hr, lr_reference = sampler.batch(self.step, self.rank, count // self.world, patch)
+        batch = self._crops(sampler, self.step)
         generator = None
         if t.lr_noise > 0 or t.z == "random":
             generator = torch.Generator(self.device).manual_seed((t.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate(self.recipe, self.step)
         self.optimiser.zero_grad()
-        if t.compile != "none":
-            self._compile_anew()
-        with subnet_arithmetic(self.recipe, self.step, self.device):
-            terms = self.objective(hr, lr_reference, generator)
-        terms["total"].backward()
-        norm = float(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        if self._captured is not None:
+            now = arithmetic(self.recipe, self.step)
+            terms = self._captured(batch, now, lambda: subnet_arithmetic(self.recipe, self.step, self.device))
+        else:
+            if t.compile != "none":
+                self._compile_anew()
+            with subnet_arithmetic(self.recipe, self.step, self.device):
+                terms = self.objective(*batch, generator)
+            terms["total"].backward()
         self.step += 1
-        if not (math.isfinite(norm) and math.isfinite(float(terms["total"].detach()))):
+        if self.device.type == "cuda" and self.step < t.steps:
+            # While the device computes: what follows waits for it.
+            self._ahead = self.step, self._crops(sampler, self.step)
+        values = self._values(terms)
+        norm = values["grad_norm"]
+        if not (math.isfinite(norm) and math.isfinite(values["total"])):
             self.skipped += 1
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= MAX_SKIPPED:
@@ -196,7 +210,20 @@ class Trainer:
             # A young average would remember the fresh weights for too long.
             decay = min(t.ema, (1.0 + self.step) / (10.0 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
-        return {k: float(v.detach()) for k, v in terms.items()} | {"grad_norm": norm, "rate": rate}
+        return values | {"rate": rate}
+
+    def _crops(self, sampler: CropSampler, step: int) -> tuple[Tensor, Tensor]:
+        """Crops of a step and their bicubic reductions, drawn ahead or now."""
+        if self._ahead is not None and self._ahead[0] == step:
+            return self._ahead[1]
+        count, patch = crop_plan(self.recipe, step)
+        return sampler.batch(step, self.rank, count // self.world, patch)
+
+    def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Loss terms and ``grad_norm``, for which the device is waited for once."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        found = {**terms, "grad_norm": norm}
+        return dict(zip(found, torch.stack([v.detach().float() for v in found.values()]).tolist(), strict=True))
 
     def _compile_anew(self) -> None:
         """Forget what was compiled for another arithmetic.
@@ -342,7 +369,7 @@ class Trainer:
     def _validate(self, held: list[Picture]) -> dict[str, float]:
         if self.rank != 0 or not held:
             return {}
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
         with self.averaged() as net:
             return validate(net, held)
 

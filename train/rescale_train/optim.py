@@ -39,7 +39,7 @@ class Optimiser:
         rest = [p for p in trained if p not in {*muon, *soap}]
         rate, decay = train.lr_peak, train.weight_decay
         self._adamw = torch.optim.AdamW(rest, lr=rate, betas=train.betas, weight_decay=decay, fused=True)
-        self._soap = Soap(soap, rate, train.betas, decay) if soap else None
+        self._soap = Soap(soap, rate, train.betas, decay, capture=train.compile == "cuda-graph") if soap else None
         self._muon = None
         if muon:
             flat = list(self._flat.values())

@@ -38,6 +38,8 @@ def subnet_arithmetic(recipe: Recipe, step: int, device: torch.device) -> Iterat
     """`arithmetic` of a step while the block runs; everything else stays float32 by construction of the network."""
     name = arithmetic(recipe, step)
     torch.backends.cudnn.allow_tf32 = name == "tf32"
+    # Crops have the same one or two shapes all along: worth trying which kernels are fastest for them.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         yield

@@ -8,10 +8,12 @@ directions from the gradients of a filter and takes Adam's step along each by it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from rescale_train.captured import CapturedWork
 
 REFRESH = 10
 """Steps between two turns of the bases towards the eigenvectors."""
@@ -46,15 +48,21 @@ class Soap(torch.optim.Optimizer):
         lr: learning rate, as Adam's.
         betas: of the mean and of the mean square; the latter also of the preconditioner.
         weight_decay: decoupled.
+        capture: record the work of a step as a CUDA graph wherever the gradients lie in the same memory again.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, capture: bool = False
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
         shapes: dict[torch.Size, list[nn.Parameter]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 shapes.setdefault(p.shape, []).append(p)
         self._stacks = [_Stack(same) for same in shapes.values()]
+        first = self._stacks[0].params[0]
+        self._numbers = _Numbers(*(first.new_zeros(()) for _ in range(3)))
+        self._work = CapturedWork() if capture else None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -64,10 +72,28 @@ class Soap(torch.optim.Optimizer):
         """
         group = self.param_groups[0]
         beta1, beta2 = group["betas"]
-        for stack in self._stacks:
-            stack.step(group["lr"], beta1, beta2, group["weight_decay"])
-            if stack.params[0] not in self.state:
+        if not self._stacks[0].state:
+            for stack in self._stacks:
+                stack.look()
                 self._show(stack)
+            return
+        count = self._stacks[0].count + 1
+        self._numbers.kept.fill_(1.0 - group["lr"] * group["weight_decay"])
+        self._numbers.rate.fill_(group["lr"] / (1.0 - beta1**count))
+        self._numbers.square.fill_(1.0 / (1.0 - beta2**count))
+
+        def work() -> None:
+            for stack in self._stacks:
+                stack.advance(self._numbers, beta1, beta2)
+
+        if self._work is None:
+            work()
+        else:
+            self._work(work, tuple(0 if p.grad is None else p.grad.data_ptr() for stack in self._stacks for p in stack.params))
+        for stack in self._stacks:
+            stack.count = count
+            if count % REFRESH == 0:
+                stack.refresh()
 
     def restore(self, p: nn.Parameter, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` held of a filter."""
@@ -83,6 +109,14 @@ class Soap(torch.optim.Optimizer):
         """Views into a stack, which changes its tensors in place."""
         for i, p in enumerate(stack.params):
             self.state[p] = {name: value[i] for name, value in stack.state.items()}
+
+
+class _Numbers(NamedTuple):
+    """What changes from step to step, on the device: what a filter keeps of itself, the rate, 1 over the mean square's weights."""
+
+    kept: Tensor
+    rate: Tensor
+    square: Tensor
 
 
 class _Stack:
@@ -105,34 +139,35 @@ class _Stack:
             for k, side in enumerate(sides):
                 self.state[f"gram{k}"], self.state[f"basis{k}"] = (first.new_zeros(n, side, side) for _ in range(2))
 
-    def step(self, rate: float, beta1: float, beta2: float, decay: float) -> None:
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        grad = torch.stack([g.permute(0, 2, 3, 1).flatten(1, 2) for g in grads])
-        if not self.state:
-            self.begin()
-            for k, gram in enumerate(grams(grad)):
-                self.state[f"gram{k}"].copy_(gram)
-                # On the CPU and in float64: of one gradient many eigenvalues are 0, where CUDA's float32 solver may give up.
-                self.state[f"basis{k}"].copy_(torch.linalg.eigh(gram.cpu().double()).eigenvectors.flip(-1))
-            return
-        state = self.state
+    def look(self) -> None:
+        """Take the first bases from the gradients."""
+        self.begin()
+        for k, gram in enumerate(grams(self._gradient())):
+            self.state[f"gram{k}"].copy_(gram)
+            # On the CPU and in float64: of one gradient many eigenvalues are 0, where CUDA's float32 solver may give up.
+            self.state[f"basis{k}"].copy_(torch.linalg.eigh(gram.cpu().double()).eigenvectors.flip(-1))
+
+    def advance(self, numbers: _Numbers, beta1: float, beta2: float) -> None:
+        """Move the filters. Waits for no device."""
+        grad, state = self._gradient(), self.state
         bases = [state[f"basis{k}"] for k in range(3)]
         state["step"] += 1
-        self.count = count = self.count + 1
         state["mean"].lerp_(grad, 1.0 - beta1)
         state["square"].lerp_(turned(grad, bases).square_(), 1.0 - beta2)
-        scale = (state["square"] / (1.0 - beta2**count)).sqrt_().add_(EPS)
-        step = turned_back(turned(state["mean"], bases).div_(scale), bases)
-        for p, one in zip(self.params, step, strict=True):
-            out, inputs, height, width = p.shape
-            p.mul_(1.0 - rate * decay)
-            p.sub_(one.view(out, height, width, inputs).permute(0, 3, 1, 2), alpha=rate / (1.0 - beta1**count))
+        scale = (state["square"] * numbers.square).sqrt_().add_(EPS)
+        step = turned_back(turned(state["mean"], bases).div_(scale), bases) * numbers.rate
+        out, inputs, height, width = self.params[0].shape
+        filters: list[Tensor] = [*self.params]
+        torch._foreach_mul_(filters, numbers.kept)
+        torch._foreach_sub_(filters, [one.view(out, height, width, inputs).permute(0, 3, 1, 2) for one in step])
         for k, gram in enumerate(grams(grad)):
             state[f"gram{k}"].lerp_(gram, 1.0 - beta2)
-        if count % REFRESH == 0:
-            self._refresh()
 
-    def _refresh(self) -> None:
+    def _gradient(self) -> Tensor:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        return torch.stack([g.permute(0, 2, 3, 1).flatten(1, 2) for g in grads])
+
+    def refresh(self) -> None:
         """One power iteration and a QR decomposition of each basis, its directions in order of their gradient's size."""
         square = self.state["square"]
         for k in range(3):
