@@ -15,7 +15,7 @@ from rescale import carrier as carriers
 from rescale import codes, planes
 from rescale.block import Block
 from rescale.container import Small, State
-from rescale.picture import decode_pixels
+from rescale.decode import decode_pixels
 from rescale.quality import psnr_y
 from rescale.rescaler import Rescaler
 from rescale.variants import Variant

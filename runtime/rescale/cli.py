@@ -104,9 +104,10 @@ def down(
     """Make small pictures of large ones."""
     from rescale.container import container_for, sidecar_path
     from rescale.contract import GRADIENT
+    from rescale.decode import READABLE
     from rescale.files import atomic_write_both
     from rescale.finished import require_small
-    from rescale.picture import READABLE, open_picture
+    from rescale.picture import open_picture
     from rescale.resize import FILTER, hr_size, parse_target, resized
 
     kind = container or Container.PNG

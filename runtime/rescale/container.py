@@ -20,11 +20,13 @@ from rescale import carrier as carriers
 from rescale import codes, colour, planes
 from rescale.block import Block
 from rescale.choices import Layout
+from rescale.decode import decode_pixels
 from rescale.errors import InputError, LrFileError
 from rescale.files import atomic_write, atomic_write_both
 from rescale.image import check_colours, check_plane
 from rescale.limits import MAX_PIXELS
-from rescale.picture import Picture, decode_pixels, read_bytes
+from rescale.picture import Picture
+from rescale.source import read_bytes
 from rescale.variants import LATENT_CHANNELS, LATENT_STRIDE, VARIANTS
 
 Array = npt.NDArray[np.uint8]

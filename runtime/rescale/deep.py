@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from rescale import png
 from rescale.errors import InputError
 
 Array = npt.NDArray[np.uint8]
@@ -36,6 +35,11 @@ def is_deep(mode: str) -> bool:
 def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
     """Bits a sample that a file holds, where Pillow would reduce them in silence: PNG, AVIF, TIFF, PPM and JPEG 2000.
 
+    Args:
+        data: the file.
+        name: for messages.
+        image: as `rescale.decode.opened` gives it.
+
     Raises:
         InputError: a PPM whose samples do not reach to 255.
     """
@@ -48,10 +52,8 @@ def stored_depth(data: bytes, name: str, image: Image.Image) -> int:
         if most < 255:
             raise InputError(f"{name}: samples from 0 to {most}, not to 255; convert it to 8 bits a sample first")
         return {255: 8, 65535: 16}.get(most, 15)
-    if image.format == "PNG":
-        return png.read_header(png.read_chunks(data, name), name).depth
-    if image.format == "JPEG2000":
-        return int(image.info["depth"])  # of `rescale.jp2`, which has read the header
+    if image.format in ("PNG", "JPEG2000"):
+        return int(image.info["depth"])  # of `rescale.decode`, which has read the header
     return avif_depth(data) if image.format == "AVIF" else 8
 
 

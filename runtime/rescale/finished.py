@@ -12,8 +12,8 @@ from rescale.block import Block
 from rescale.bundle import Bundle
 from rescale.container import sidecar_path
 from rescale.errors import InputError, OutputError
-from rescale.picture import read_bytes
 from rescale.resize import Target
+from rescale.source import read_bytes
 
 CURE = "remove it, or --overwrite makes all again"
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from rescale import png
 from rescale.codes import ALPHA_NEUTRAL
+from rescale.decode import decode_plane
 from rescale.errors import InputError
-from rescale.picture import decode_plane
 
 Array = npt.NDArray[np.uint8]
 

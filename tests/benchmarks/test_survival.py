@@ -13,7 +13,8 @@ import pytest
 
 from rescale import carrier, png
 from rescale.container import Small, State
-from rescale.picture import Picture, decode_pixels, write_picture
+from rescale.decode import decode_pixels
+from rescale.picture import Picture, write_picture
 from rescale.rescaler import load
 from rescale_bench import survival, survival_tools
 from rescale_bench.cli import main

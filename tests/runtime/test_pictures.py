@@ -14,8 +14,9 @@ from PIL import Image
 
 import rescale
 from rescale import Picture, Small, State, colour, jxl, png, riff
+from rescale.decode import decode_pixels
 from rescale.errors import InputError, OutputError
-from rescale.picture import decode_pixels, open_picture
+from rescale.picture import open_picture
 
 jxl_missing = importlib.util.find_spec("imagecodecs") is None
 ICC = zlib.decompress(zlib.compress(b"\0" * 40 + b"acsp" + bytes(range(200)) * 3))

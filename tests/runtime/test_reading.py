@@ -21,7 +21,7 @@ from rescale import Small, png
 from rescale.errors import InputError
 from rescale.image import MAX_SIDE, check_rgb
 from rescale.limits import MAX_PIXELS
-from rescale.picture import read_bytes
+from rescale.source import read_bytes
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rescale.console import warn
+from rescale.decode import READABLE
 from rescale.errors import InputError
-from rescale.picture import READABLE, open_picture
+from rescale.picture import open_picture
 from rescale_train.bicubic import bicubic_batch
 from rescale_train.config import Recipe
 from rescale_train.content.mix import MixConfig
