@@ -10,12 +10,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import Version, new_app, progress_bar, require, run_app
 from rescale.errors import InputError
 from rescale.files import atomic_write
 from rescale.json_text import without_nan
 from rescale_bench import ladder_cli, psnr_cli, rate_cli, report_cli
-from rescale_bench.options import MODEL, SCALE
+from rescale_bench.options import MODEL, SCALE, Memory
 
 app = new_app("Measure bundles: quality against the source, LR fidelity, bytes, speed, survival. Without a command: report.")
 
@@ -47,7 +48,7 @@ def parity(
     data: Annotated[list[Path] | None, typer.Option(help="Folder of HR pictures to compare as well; repeat for several.")] = None,
     limit: Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)] = 0,
     size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT of a probe picture; repeat for several.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    threads: Threads = 0,
     graph: Annotated[str | None, typer.Option(help="Which graph Polygraphy's files are of. Default: downscale.")] = None,
     save_inputs: Annotated[Path | None, typer.Option(help="Write the golden inputs as Polygraphy's, and stop.")] = None,
     save_outputs: Annotated[Path | None, typer.Option(help="Write PyTorch's outputs as Polygraphy's, and stop.")] = None,
@@ -90,12 +91,10 @@ def speed(
         list[str] | None, typer.Option(help="fp32, mixed or fp16; repeat for several. Default: fp32, off ONNX Runtime mixed too.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each after the warm-up; 0: 5, in a sweep 3.", min=0)] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    threads: Threads = 0,
     peers: Annotated[bool, typer.Option(help="Also PyTorch eager, torch.compile and a plain ONNX export, for ratios.")] = True,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether torch.compile is one of these.")] = True,
-    memory: Annotated[
-        str | None, typer.Option(help="Budget for one run of a backend, such as 2GB. Default: half of what is free.")
-    ] = None,
+    memory: Memory = None,
     sizes_sweep: Annotated[
         bool, typer.Option("--sizes-sweep", help="Seconds per megapixel from 0.5 to 50 megapixels instead, without peers.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import progress_bar, require
 from rescale.files import atomic_write
 
@@ -17,7 +18,7 @@ def ladder(
     precision: Annotated[str, typer.Option(help="fp32, mixed or fp16.")] = "fp32",
     resolution: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the HR picture.")] = "1280x720",
     repeats: Annotated[int, typer.Option(help="Measured runs of each network and direction.", min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
+    threads: Threads = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also write the plot as SVG to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rescale.cli_options import memory_option
+
 MODEL, SCALE = "dlv_irn_a", 2
 """What speed and report measure where nothing is named."""
 
@@ -23,5 +25,5 @@ Data = Annotated[
     list[Path] | None, typer.Option(help="Folder of HR pictures; repeat for several. Default: scikit-image's photographs.")
 ]
 Limit = Annotated[int, typer.Option(help="Pictures per folder at most; 0: all.", min=0)]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
+Memory = Annotated[int | None, memory_option("Budget for one run of a backend, such as 2GB. Default: half of what is free.")]
 Precision = Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, mixed or fp16.")]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import progress_bar, require
 from rescale.files import atomic_write
 from rescale_bench import options
@@ -31,7 +32,7 @@ def psnr(
     data: options.Data = None,
     limit: options.Limit = 0,
     backend: Annotated[str, typer.Option(help="As of rescale down; or half: float16 as a device computes it.")] = "auto",
-    threads: options.Threads = 0,
+    threads: Threads = 0,
     precision: options.Precision = "fp32",
     refine: Annotated[int, typer.Option(help="Steps of refining each LR; of bundles exported with --refine.", min=0)] = 0,
     each: Annotated[bool, typer.Option(help="Also print every picture.")] = False,

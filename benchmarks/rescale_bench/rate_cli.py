@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import progress_bar, require, warn
 from rescale.errors import ConfigError, MissingExtraError
 from rescale.files import atomic_write
@@ -29,7 +30,7 @@ def rate(
         typer.Option(help="Lossy codec to compare with, such as jpeg420 or avif444; repeat for several. Default: all."),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or a backend's name, such as onnxruntime.")] = "auto",
-    threads: options.Threads = 0,
+    threads: Threads = 0,
     precision: options.Precision = "fp32",
     out: Annotated[
         Path | None,

@@ -20,7 +20,6 @@ from rescale.console import progress_bar
 from rescale.errors import ConfigError
 from rescale.files import atomic_write
 from rescale.json_text import as_json
-from rescale.memory import parse_memory
 from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
@@ -63,7 +62,7 @@ class Options:
     peers: bool = True
     compiled: bool = True
     threads: int | None = None
-    memory: str | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ def measure(options: Options) -> Found:
         raise ConfigError("--bundle is the network that is measured: leave it out, or --model, --scale and --size")
     for resolution in options.resolutions:
         parse_size(resolution, "--resolution")
-    memory_of(options)
     seconds: dict[str, float] = {}
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -202,23 +200,14 @@ def least_minutes(case: Mapping[str, Any], size: Size) -> float:
     return minutes_of(LEAST, seconds, (height, width), size)
 
 
-def memory_of(options: Options) -> int | None:
-    """The budget in bytes; None where none is given.
-
-    Raises:
-        InputError: not such a text.
-    """
-    return None if options.memory is None else parse_memory(options.memory, "--memory")
-
-
 def measure_quality(bundle: Bundle, options: Options) -> tuple[dict[str, Any], list[Panels]]:
     """PSNR, SSIM and bytes of the pictures that scikit-image ships, as `rescale-bench psnr` has them, and their crops."""
     pictures = _some(sample_set()) if options.quick else sample_set()
     # Float32 on ONNX Runtime is what other figures of the toolkit are of; parity says what another backend changes.
     backend = options.backends[0] if options.backends else "onnxruntime"
     shown = []
-    memory, precision = memory_of(options), _precision(backend, bundle)
-    with load(bundle.path, backend, options.threads, memory=memory, precision=precision) as net:
+    precision = _precision(backend, bundle)
+    with load(bundle.path, backend, options.threads, memory=options.memory, precision=precision) as net:
         with progress_bar(2 * len(pictures.pictures)) as advance:
             result = quality.measure_set(net, pictures, advance)
             bicubic = quality.measure_set_bicubic(net.bundle.scale, pictures)

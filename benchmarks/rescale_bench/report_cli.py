@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import require
-from rescale_bench.options import MODEL, SCALE
+from rescale_bench.options import MODEL, SCALE, Memory
 
 REGRESSION = 4
 """Exit code of `compare` for a regression."""
@@ -41,10 +42,8 @@ def report(
     ] = False,
     peers: Annotated[bool, typer.Option(help="Also PyTorch eager, torch.compile and a plain ONNX export, for ratios.")] = True,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether torch.compile is one of these.")] = True,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)] = 0,
-    memory: Annotated[
-        str | None, typer.Option(help="Budget for one run of a backend, such as 2GB. Default: half of what is free.")
-    ] = None,
+    threads: Threads = 0,
+    memory: Memory = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Speed, parity, PSNR and bytes on this machine as a page, in a few minutes. Exit code 1: something failed or was refused."""

@@ -23,7 +23,6 @@ from rescale.comparison import Comparison
 from rescale.console import Advance, progress_bar, work_bar
 from rescale.errors import BackendError, RescaleError
 from rescale.files import atomic_write
-from rescale.memory import parse_memory
 from rescale.threads import usable_threads
 from rescale_bench import peers
 from rescale_bench.bundles import distinct
@@ -100,20 +99,19 @@ def measure(options: Options) -> dict[str, Any]:
     sizes = [parse_size(text, "--resolution") for text in dict.fromkeys(options.resolutions or ("1280x720",))]
     repeats = options.repeats or (SWEEP_REPEATS if options.sweep else REPEATS)
     threads = options.threads or usable_threads()
-    memory = parse_memory(options.memory) if options.memory else None
     head: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": machine(threads),
         "versions": versions(),
         "repeats": repeats,
-        "memory": memory,
+        "memory": options.memory,
         "definitions": DEFINITIONS,
     }
     cases: list[dict[str, Any]] = []
     sweeps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="rescale-speed-") as folder, contextlib.ExitStack() as stack:
-        session = stack.enter_context(contextlib.closing(Session(threads, repeats, memory, Path(folder), options.seconds)))
+        session = stack.enter_context(contextlib.closing(Session(threads, repeats, options.memory, Path(folder), options.seconds)))
         with work_bar("exporting") as told:
             found = list(subjects(options, wanted, Path(folder), told))
         every = [replace(s, name=name) for s, name in zip(found, distinct([s.title for s in found]), strict=True)]

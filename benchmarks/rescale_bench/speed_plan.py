@@ -51,7 +51,7 @@ class Options:
     peers: bool = True
     compiled: bool = True
     seconds: float | None = None
-    memory: str | None = None
+    memory: int | None = None
     sweep: bool = False
     sweep_megapixels: Sequence[float] = SWEEP_MEGAPIXELS
     minutes: float = 0.0

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from rescale.bundle import PRECISIONS, Bundle
+from rescale.cli_options import memory_option
 from rescale.console import Version, new_app, print_json, printable, run_app, warn
 from rescale.contract import graph_names
 from rescale.engine_file import build_command, cache_folder, engines_folder
 from rescale.errors import BackendError, MissingExtraError, OutputError
 from rescale.flavour import NAMES, load
-from rescale.memory import parse_memory
 from rescale_engines import inspect as inspection
 from rescale_engines.build import MAX_MEMORY, Built, Options
 from rescale_engines.cache import Entry, abandoned, remove, scan
@@ -46,8 +46,8 @@ def build(
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="Such as 8.9; repeat for several. Only tensorrt-rtx. Default: all it targets.")
     ] = None,
-    workspace: Annotated[str | None, typer.Option(help="Scratch memory for a layer, such as 1GB. Default: the library's.")] = None,
-    max_memory: Annotated[str, typer.Option(help="What a graph may need at the largest size.")] = f"{MAX_MEMORY >> 30}GB",
+    workspace: Annotated[int | None, memory_option("Scratch memory for a layer, such as 1GB. Default: the library's.")] = None,
+    max_memory: Annotated[int, memory_option("What a graph may need at the largest size.", f"{MAX_MEMORY >> 30}GB")] = MAX_MEMORY,
     out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if a valid engine is there.")] = False,
     exact_precision: Annotated[
@@ -64,8 +64,8 @@ def build(
     options = Options(
         folder=out,
         compute_capabilities=tuple(compute_capability or ()),
-        workspace=None if workspace is None else parse_memory(workspace, "--workspace"),
-        max_memory=parse_memory(max_memory, "--max-memory"),
+        workspace=workspace,
+        max_memory=max_memory,
         force=force,
     )
     # Before the gate, which takes seconds: what cannot be built is known now.

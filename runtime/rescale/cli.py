@@ -263,13 +263,11 @@ def doctor(
 
 
 def _load(
-    bundle: Path, backend: str, precision: str | None, threads: int, memory: str | None, tile: int | None, exact: bool
+    bundle: Path, backend: str, precision: str | None, threads: int, memory: int | None, tile: int | None, exact: bool
 ) -> Rescaler:
-    from rescale.memory import parse_memory
     from rescale.rescaler import load
 
-    budget = None if memory is None else parse_memory(memory)
-    net = load(bundle, backend, threads or None, budget, None if tile is None else (tile, tile), precision, exact)
+    net = load(bundle, backend, threads or None, memory, None if tile is None else (tile, tile), precision, exact)
     net.network.turn = threading.Lock()  # a folder's pictures are worked on by several threads
     return net
 

@@ -57,12 +57,6 @@ def _check_threads(count: int) -> None:
         raise typer.BadParameter(f"at most {MAX_THREADS}, got {count}")
 
 
-def _check_memory(text: str) -> None:
-    from rescale.memory import parse_memory
-
-    parse_memory(text)
-
-
 def _check_raw(text: str) -> None:
     from rescale.frames import parse_size
 
@@ -73,6 +67,20 @@ def _check_target(text: str) -> None:
     from rescale.resize import parse_target
 
     parse_target(text)
+
+
+def _budget(text: str | int) -> int:
+    from rescale.memory import parse_memory
+
+    try:
+        return text if isinstance(text, int) else parse_memory(text)  # a default comes as it is
+    except RescaleError as e:
+        raise typer.BadParameter(str(e)) from None
+
+
+def memory_option(help_text: str, default: str | bool = True) -> Any:
+    """The option that takes a budget, such as 2GB, and gives it in bytes; `default` says in words what it is without one."""
+    return typer.Option(parser=_budget, metavar="<size>", show_default=default, help=help_text)
 
 
 def bundle_option(help_text: str) -> Any:
@@ -106,12 +114,7 @@ Precision = Annotated[
 ]
 Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
 Threads = Annotated[int, typer.Option(callback=_checked(_check_threads), help="CPU threads; 0: all this process may use.", min=0)]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        callback=_checked(_check_memory), help="Budget for the network, such as 2GB; by default half of what is available."
-    ),
-]
+Memory = Annotated[int | None, memory_option("Budget for the network, such as 2GB; by default half of what is available.")]
 TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]
 Overwrite = Annotated[

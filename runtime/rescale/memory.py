@@ -38,18 +38,18 @@ _ACCOUNTS = (
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "G": 1 << 30, "GB": 1 << 30}
 
 
-def parse_memory(text: str, what: str = "memory") -> int:
-    """``2GB``, ``512MB`` or a number of bytes, in powers of 1024; errors say `what` it is.
+def parse_memory(text: str) -> int:
+    """``2GB``, ``512MB`` or a number of bytes, in powers of 1024.
 
     Raises:
         InputError: not such a text.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?B?)\s*", text.upper())
     if not match or float(match.group(1)) * _UNITS[match.group(2)] < 1:
-        raise InputError(f"{what} {text!r}: a size is wanted, such as 2GB or 512MB")
+        raise InputError(f"memory {text!r}: a size is wanted, such as 2GB or 512MB")
     value = float(match.group(1)) * _UNITS[match.group(2)]
     if value > 1 << 60:
-        raise InputError(f"{what} {text[:20]!r}...: more than any machine has")
+        raise InputError(f"memory {text[:20]!r}...: more than any machine has")
     return int(value)
 
 

@@ -145,7 +145,6 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
         (["--minutes", "0"], "--minutes 0: wanted is more than 0"),
         (["--minutes", "nan"], "--minutes nan: wanted is more than 0"),
         (["--resolution", "64x48", "--resolution", "large"], "--resolution large: wanted is WIDTHxHEIGHT"),
-        (["--memory", "plenty"], "--memory 'plenty': a size is wanted, such as 2GB or 512MB"),
         (["--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["--model", "irn_m", "--scale", "4"], "no weights ship for irn_m x4 (shipped: irn x2 lite)"),
         (["--bundle", "nonesuch"], "nonesuch"),
@@ -162,6 +161,12 @@ def test_wrong_options_are_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["report", "speed"])
+def test_a_budget_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, "--memory", "plenty"]) == 2
+    assert "memory 'plenty': a size is wanted, such as 2GB or 512MB" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_budget_is_that_of_the_quality_too(bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[int | None] = []
 
@@ -170,7 +175,7 @@ def test_the_budget_is_that_of_the_quality_too(bundle: BundleOf, monkeypatch: py
         return rescale.load(*arguments, memory=memory, **others)
 
     monkeypatch.setattr(report, "load", load)
-    options = Options(quick=True, memory="96MB", backends=("onnxruntime",))
+    options = Options(quick=True, memory=96 << 20, backends=("onnxruntime",))
     found, _ = report.measure_quality(Bundle(bundle("irn", 2)), options)
     assert budgets == [96 << 20]
     assert len(found["results"][0]["pictures"]) == 2

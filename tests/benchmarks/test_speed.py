@@ -359,7 +359,6 @@ def test_a_sweep_says_how_long_it_takes_and_leaves_out_what_takes_too_long(
         (Options(backends=["half"]), BackendError, "unknown backend 'half'"),
         (Options(precisions=["int8"]), ConfigError, "unknown precision 'int8': choose one of fp32, mixed, fp16"),
         (Options(resolutions=["wide"]), ConfigError, "--resolution wide: wanted is WIDTHxHEIGHT"),
-        (Options(memory="much"), InputError, "memory 'much'"),
         (Options(models=["nonesuch"]), UnknownModelError, "unknown model 'nonesuch'"),
         (Options(sizes=["huge"]), ConfigError, "unknown size 'huge'"),
     ],

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import Version, new_app, print_json, require, run_app
 from rescale_train.importers.command import import_file
-from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, Threads, overrides_of, pick_device
+from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, overrides_of, pick_device
 from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.ship_cli import ship
 from rescale_train.speed_cli import speed

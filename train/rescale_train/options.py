@@ -26,7 +26,6 @@ HOLDOUT = 8
 RecipeName = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.steps=2000.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0: all this process may use.", min=0)]
 
 
 def overrides_of(items: list[str] | None) -> dict[str, str]:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import print_json, progress_bar, require
 from rescale.files import atomic_write
 from rescale.json_text import as_json
 from rescale.threads import usable_threads
-from rescale_train.options import EXTRA, Device, Overrides, RecipeName, Threads, overrides_of, pick_device
+from rescale_train.options import EXTRA, Device, Overrides, RecipeName, overrides_of, pick_device
 from rescale_train.recipe import load_recipe
 
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from rescale.cli_options import Threads
 from rescale.console import print_json, require, warn
 from rescale.errors import InputError
 from rescale.threads import usable_threads
-from rescale_train.options import EXTRA, Device, Threads, held_of, named_sets, pick_device, stop_on_signals
+from rescale_train.options import EXTRA, Device, held_of, named_sets, pick_device, stop_on_signals
 
 HELD = "held"
 """The set of held-out training pictures in a study's results."""
