@@ -62,6 +62,8 @@ class Soap(torch.optim.Optimizer):
         self._stacks = [_Stack(same) for same in shapes.values()]
         first = self._stacks[0].params[0]
         self._numbers = _Numbers(*(first.new_zeros(()) for _ in range(3)))
+        # What state["step"] holds, at hand without waiting for a device.
+        self._count = 0
         self._work = CapturedWork() if capture else None
 
     @torch.no_grad()
@@ -77,7 +79,7 @@ class Soap(torch.optim.Optimizer):
                 stack.look()
                 self._show(stack)
             return
-        count = self._stacks[0].count + 1
+        self._count = count = self._count + 1
         self._numbers.kept.fill_(1.0 - group["lr"] * group["weight_decay"])
         self._numbers.rate.fill_(group["lr"] / (1.0 - beta1**count))
         self._numbers.square.fill_(1.0 / (1.0 - beta2**count))
@@ -90,9 +92,8 @@ class Soap(torch.optim.Optimizer):
             work()
         else:
             self._work(work, tuple(0 if p.grad is None else p.grad.data_ptr() for stack in self._stacks for p in stack.params))
-        for stack in self._stacks:
-            stack.count = count
-            if count % REFRESH == 0:
+        if count % REFRESH == 0:
+            for stack in self._stacks:
                 stack.refresh()
 
     def restore(self, p: nn.Parameter, state: Mapping[str, Tensor]) -> None:
@@ -102,7 +103,7 @@ class Soap(torch.optim.Optimizer):
         stack.begin()
         for name, value in stack.state.items():
             value[at].copy_(state[name])
-        stack.count = int(state["step"])
+        self._count = int(state["step"])
         self._show(stack)
 
     def _show(self, stack: _Stack) -> None:
@@ -125,8 +126,6 @@ class _Stack:
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.params = params
         self.state: dict[str, Tensor] = {}
-        # What state["step"] holds, at hand without waiting for a device.
-        self.count = 0
 
     def begin(self) -> None:
         """Make room for the state."""
