@@ -7,12 +7,14 @@ directions from the gradients of a filter and takes Adam's step along each by it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rescale.threads import usable_threads
 from rescale_train.captured import CapturedWork
 
 REFRESH = 10
@@ -93,8 +95,9 @@ class Soap(torch.optim.Optimizer):
         else:
             self._work(work, tuple(0 if p.grad is None else p.grad.data_ptr() for stack in self._stacks for p in stack.params))
         if count % REFRESH == 0:
-            for stack in self._stacks:
-                stack.refresh()
+            bases = orthonormal([product for stack in self._stacks for product in stack.products()])
+            for i, stack in enumerate(self._stacks):
+                stack.take(bases[3 * i : 3 * i + 3])
 
     def restore(self, p: nn.Parameter, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` held of a filter."""
@@ -166,14 +169,33 @@ class _Stack:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         return torch.stack([g.permute(0, 2, 3, 1).flatten(1, 2) for g in grads])
 
-    def refresh(self) -> None:
-        """One power iteration and a QR decomposition of each basis, its directions in order of their gradient's size."""
+    def products(self) -> list[Tensor]:
+        """One power iteration of each basis, its directions in order of their gradient's size; `take` wants them orthonormal."""
         square = self.state["square"]
+        found = []
         for k in range(3):
             gram, basis = self.state[f"gram{k}"], self.state[f"basis{k}"]
             product = gram @ basis
             order = (basis * product).sum(1).argsort(1, descending=True)
-            basis.copy_(torch.linalg.qr(torch.take_along_dim(product, order.unsqueeze(1), 2)).Q)
             along = [1, 1, 1]
             along[k] = -1
             square.copy_(torch.take_along_dim(square, order.view(len(order), *along), k + 1))
+            found.append(torch.take_along_dim(product, order.unsqueeze(1), 2))
+        return found
+
+    def take(self, bases: Iterable[Tensor]) -> None:
+        """Bases to go on with."""
+        for k, basis in enumerate(bases):
+            self.state[f"basis{k}"].copy_(basis)
+
+
+def orthonormal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Q of the QR decomposition of each (n, side, side).
+
+    A CUDA device works on one matrix after another, and longer than on all else of a step; the cores of its host work on many at
+    once, each on its own: the threads of one decomposition wait for each other.
+    """
+    if matrices[0].device.type != "cuda":
+        return [torch.linalg.qr(m).Q for m in matrices]
+    with ThreadPoolExecutor(usable_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(lambda m: torch.linalg.qr(m).Q, [m.cpu() for m in matrices]))
