@@ -50,12 +50,23 @@ def measured_halo(models: Mapping[str, bytes], scale: int, receptive_field: Mapp
         ``limit_rms`` of the downscale graph.
     """
     down, up = (_Levels(models[name]) for name in ("downscale", "upscale"))
+    widest = min(receptive_field["downscale"], max(receptive_field["upscale"], CANDIDATES[-1]))
+    # What lies far off matters ever less: where half of a margin does, more of it would change nothing but take memory.
+    for margin in sorted({min(widest, CANDIDATES[-1]), widest}):
+        found = _measured(down, up, scale, receptive_field, margin)
+        if 2 * found["lr_pixels"] <= margin:
+            break
+    return found
+
+
+def _measured(down: _Levels, up: _Levels, scale: int, receptive_field: Mapping[str, int], margin: int) -> dict[str, Any]:
+    """`measured_halo` on pictures of so many LR pixels around the core."""
     corrected = receptive_field["downscale"] != receptive_field["upscale"]
     # The latent code that corrections look at hangs on where its blocks begin; tiles begin there too.
     align = LATENT_STRIDE if corrected and "z" in down.outputs else 1
     down_cases: list[_Case] = []
     up_cases: list[_Case] = []
-    for picture in _pictures(scale, min(receptive_field["downscale"], max(receptive_field["upscale"], CANDIDATES[-1]))):
+    for picture in _pictures(scale, margin):
         feed: Arrays = {"hr": picture}
         out = down.all(feed)
         down_cases.append((down, feed, scale, align, down.of(out)))
@@ -96,7 +107,7 @@ picture."""
 
 
 def _pictures(scale: int, halo: int) -> list[npt.NDArray[np.uint8]]:
-    """A photograph and a drawn picture with room for a halo on every side: nothing beyond it may matter."""
+    """A photograph and a drawn picture with room for a halo on every side."""
     side = (CORE + 2 * halo) * scale
     photo = photograph()
     # Mirrored copies keep the statistics of a photograph at any size.
