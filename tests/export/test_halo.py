@@ -42,21 +42,19 @@ def test_a_net_for_which_nothing_less_will_do_gets_its_receptive_field(make_net,
     assert measured_halo(models(net), 2, receptive_field(net)) == {"lr_pixels": 10, "deviation": 0.0, "limit": 0.0}
 
 
-@pytest.mark.parametrize(("candidates", "margins"), [((2, 10, 24), [10]), ((2, 8), [8, 10]), ((1, 2, 3, 4, 8), [8])])
-def test_pictures_have_the_room_that_is_needed(make_net, monkeypatch, candidates, margins):
-    """A network of a receptive field of 10; the halo found is compared with half the room, else the whole field has its turn."""
+@pytest.mark.parametrize(("limit", "first", "rooms"), [(0.05, 48, [10]), (0.05, 4, [4]), (-1.0, 8, [8, 10])])
+def test_pictures_have_the_room_that_is_needed(make_net, monkeypatch, limit, first, rooms):
+    """Of a receptive field of 10: all of it has its turn where what was found is more than half of the room, and only then."""
     net = make_net("irn", 2)
     for p in net.parameters():
         torch.nn.init.zeros_(p)
-    graphs, seen = models(net), []
-    made = module._pictures
-    monkeypatch.setattr(module, "_pictures", lambda scale, halo: seen.append(halo) or made(scale, halo))
-    monkeypatch.setattr(module, "CANDIDATES", candidates)
-    if margins == [8, 10]:
-        monkeypatch.setattr(module, "LIMIT", -1.0)
-    found = measured_halo(graphs, 2, receptive_field(net))
-    assert seen == margins
-    assert found["lr_pixels"] == (10 if margins == [8, 10] else candidates[0])
+    seen, made = [], module._pictures
+    monkeypatch.setattr(module, "_pictures", lambda scale, room: seen.append(room) or made(scale, room))
+    monkeypatch.setattr(module, "LIMIT", limit)
+    monkeypatch.setattr(module, "ROOM", first)
+    found = measured_halo(models(net), 2, receptive_field(net))
+    assert seen == rooms
+    assert found["lr_pixels"] == (10 if limit < 0 else min(module.CANDIDATES))
 
 
 def test_a_net_without_subnets_needs_nearly_none(make_net):
