@@ -44,6 +44,16 @@ def test_variants_go_from_plain_to_the_recipe(recipe_of: Callable[..., Recipe]) 
     assert {v.threads for v in rows} == {1, 2}
 
 
+def test_each_measure_of_a_gpu_recipe_has_a_row(recipe_of: Callable[..., Recipe]) -> None:
+    rows = variants(recipe_of(subnet_dtype="float16", dense="aligned", compile="cuda-graph"), torch.device("cuda"), 1)
+    before = [(v.name, v.recipe.train.dense, v.recipe.train.compile) for v in rows[2:5]]
+    assert before == [
+        ("+ float16 subnets", "concat", "none"),
+        ("+ channels of zeros up to eights", "aligned", "none"),
+        ("+ cuda-graph (the recipe)", "aligned", "cuda-graph"),
+    ]
+
+
 def test_a_float32_recipe_has_no_variant_twice(recipe_of: Callable[..., Recipe]) -> None:
     rows = variants(recipe_of(), CPU, 1)
     keys = [(v.recipe, v.channels_last, v.flush, v.threads) for v in rows]

@@ -60,8 +60,10 @@ def variants(recipe: Recipe, device: torch.device, threads: int) -> list[Variant
         rows.append(Variant(f"+ {recipe.train.subnet_dtype} subnets", changed(compile="none", dense="concat"), True, True, threads))
     if recipe.train.dense == "sum":
         rows.append(Variant("+ sums in place of joined features", changed(compile="none"), True, True, threads))
+    if recipe.train.dense == "aligned":
+        rows.append(Variant("+ channels of zeros up to eights", changed(compile="none"), True, True, threads))
     if recipe.train.compile != "none":
-        rows.append(Variant(f"+ compiled, {recipe.train.compile}", recipe, True, True, threads))
+        rows.append(Variant(f"+ {recipe.train.compile}", recipe, True, True, threads))
     rows[-1] = replace(rows[-1], name=f"{rows[-1].name} (the recipe)")
     rows.append(Variant("recipe, half the batch", changed(batch=max(1, recipe.train.batch // 2)), True, True, threads))
     rows.append(Variant("recipe, twice the batch", changed(batch=2 * recipe.train.batch), True, True, threads))
