@@ -1,7 +1,7 @@
 """A training step's forward and backward pass as a CUDA graph.
 
-A network of a hundred small convolutions is launched kernel by kernel, forward and backward, for longer than the device computes.
-A graph that was recorded once is launched as one.
+Launching a network of a hundred small convolutions kernel by kernel, forward and backward, takes an eighth (TF32) to a third
+(float16) of a step on an H200 (docs/experiments.md). A graph that was recorded once is launched as one.
 """
 
 from __future__ import annotations
