@@ -32,7 +32,7 @@ from rescale_export.validate import check_contract, compare, compare_precision, 
 from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import flow_digest, weights_digest
 from rescale_train.config import size_name
-from rescale_train.importers.convert import UNKNOWN
+from rescale_train.lineage import UNKNOWN
 from rescale_train.models import RescalingNet
 from rescale_train.tables import to_dict
 

@@ -53,7 +53,7 @@ def export(
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
     require(("torch", "safetensors", "onnx", "onnxruntime"), "export")
     from rescale_train import checkpoint as checkpoints
-    from rescale_train.importers.convert import provenance
+    from rescale_train.lineage import provenance
     from rescale_train.shipped import find_shipped
 
     if list_:

@@ -30,7 +30,7 @@ def test_the_last_command_is_the_run_that_made_the_weights(weights) -> None:
 
 
 def test_weights_that_were_continued_name_every_run() -> None:
-    weights = next(s for s in list_shipped() if "continued_from" in s.card)
+    weights = next(s for s in list_shipped() if s.card.get("earlier"))
     steps = history(weights)
     assert len(steps) >= 2
     assert "--init-from" not in steps[0]

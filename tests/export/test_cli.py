@@ -38,7 +38,7 @@ def folder(tmp_path: Path, net_of: MakeNet, monkeypatch: pytest.MonkeyPatch) -> 
     path.mkdir()
     save(path / "irn_a_x2_lite.safetensors", net_of(net_config("irn_a", 2, "lite")))
     card: dict[str, Any] = {"model": "irn_a", "scale": 2, "size": "lite", "steps": 77, "parameters": 187_000, "recipe": {"net": {}}}
-    card["continued_from"] = {"steps": 1_000, "continued_from": {"steps": 23}}
+    card["earlier"] = [{"steps": 23}, {"steps": 1_000}]
     card["figures"] = {"Set5": {"hr_psnr_y": 41.236}, "BSD100": {"hr_psnr_y": 39.5}}
     (path / "irn_a_x2_lite.json").write_text(json.dumps(card))
     monkeypatch.setattr(shipped, "weights_folder", lambda: path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 
 from rescale.errors import CheckpointError, UnknownModelError
-from rescale_train import checkpoint
-from rescale_train.shipped import find_shipped, list_shipped, make_card, weights_file, weights_folder
+from rescale_train import checkpoint, lineage
+from rescale_train.shipped import Shipped, find_shipped, list_shipped, make_card, weights_file, weights_folder
+from rescale_train.start import read_start
 
 
 def add(folder: Path, model: str, scale: int, size: str, **figures: float) -> Path:
@@ -125,9 +127,19 @@ def test_a_card_keeps_what_the_training_started_from(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     row = {"set": "Set5", "count": 5, "weights": source.card["weights_sha256"], "mean": {"hr_psnr_y": 40.0}}
     report.write_text(json.dumps({"results": [row]}))
-    card = make_card(found.recipe, found.progress, net, report, "data", "machine", source.path.with_suffix(".json"))
-    assert card["continued_from"]["weights_sha256"] == source.card["weights_sha256"]
-    assert card["continued_from"]["steps"] == source.card["steps"]
-    (tmp_path / "odd.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"odd.json: not a card of weights"):
-        make_card(found.recipe, found.progress, net, report, "data", "machine", tmp_path / "odd.json")
+    start = read_start(source.path, found.recipe)
+    progress = found.progress | {"earlier": start.earlier}
+    card = make_card(found.recipe, progress, net, report, "data", "machine")
+    assert card["earlier"] == [*source.card["earlier"], {key: source.card[key] for key in lineage.KEYS}]
+
+
+def flow(stage: dict[str, Any]) -> dict[str, Any]:
+    """The network of a run without its corrections."""
+    return {k: v for k, v in stage["recipe"]["net"].items() if not k.startswith("correction")}
+
+
+@pytest.mark.parametrize("shipped", list_shipped(), ids=lambda s: s.title)
+def test_the_flow_under_frozen_corrections_is_that_of_the_run_before(shipped: Shipped) -> None:
+    for before, stage in itertools.pairwise(shipped.stages):
+        if stage["recipe"]["train"].get("flow_frozen"):
+            assert flow(before) == flow(stage), "a run is missing between the two"

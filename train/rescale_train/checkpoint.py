@@ -24,6 +24,7 @@ from torch import Tensor
 from rescale.errors import CheckpointError, ConfigError, UnknownModelError
 from rescale.files import atomic_write
 from rescale.json_text import as_json, without_nan
+from rescale_train import lineage
 from rescale_train.config import NetConfig, Recipe, TrainConfig
 from rescale_train.models import RescalingNet, build
 from rescale_train.tables import from_dict, to_dict
@@ -118,6 +119,7 @@ def _read(path: Path, name: str) -> Checkpoint:
         progress = _table(metadata["progress"], "progress")
         if len(as_json(progress.get("imported"))) > MAX_IMPORTED:
             raise ValueError(f"progress.imported has more than {MAX_IMPORTED} characters")
+        lineage.check(progress.get("earlier", []), name)
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such checkpoint") from None
     except SafetensorError as e:

@@ -104,6 +104,7 @@ class Trainer:
     Attributes:
         held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
         trained_on: `digests_digest` of the training pictures, for the checkpoint; None: not to be told.
+        earlier: runs before this one, first one first, for the checkpoint; see `lineage.stage`.
         skipped: steps of the run that were not finite.
 
     Args:
@@ -134,6 +135,7 @@ class Trainer:
         self.seconds = 0.0
         self.held_out: list[str] | None = None
         self.trained_on: str | None = None
+        self.earlier = start.earlier if start is not None else []
         self.skipped = 0
         self._skipped_in_a_row = 0
         self.norms: list[float] = []
@@ -267,6 +269,8 @@ class Trainer:
             progress["held_out"] = self.held_out
         if self.trained_on is not None:
             progress["trained_on"] = self.trained_on
+        if self.earlier:
+            progress["earlier"] = self.earlier
         progress |= self._skipped()
         checkpoint.write(path, tensors, self.recipe, progress)
 
@@ -287,7 +291,7 @@ class Trainer:
                 f"{path}: its run held out other pictures, some of which would now be trained on; "
                 "give the --data, --val and --holdout that it began with"
             )
-        self.held_out = before
+        self.held_out, self.earlier = before, found.progress.get("earlier", [])
         if self.trained_on is not None and found.progress.get("trained_on", self.trained_on) != self.trained_on:
             raise CheckpointError(
                 f"{path}: its run trained on other pictures; give the --data, --val and --holdout that it began with, "

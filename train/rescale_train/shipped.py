@@ -15,9 +15,8 @@ from rescale.errors import CheckpointError, UnknownModelError
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
 from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name
-from rescale_train.importers.convert import provenance
+from rescale_train.lineage import OURS, provenance, rounded, stage
 from rescale_train.models import RescalingNet
-from rescale_train.tables import to_dict
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
 """Sets whose PSNR ranks weights of one model and scale, in order of preference."""
@@ -47,15 +46,12 @@ class Shipped:
     @property
     def stages(self) -> list[dict[str, Any]]:
         """Cards of the runs that led to these weights, first one first; each began with what the one before wrote."""
-        stages = [self.card]
-        while "continued_from" in stages[0]:
-            stages.insert(0, stages[0]["continued_from"])
-        return stages
+        return [*self.card.get("earlier", []), self.card]
 
     @property
     def steps(self) -> int:
         """Optimisation steps of all runs that led to these weights."""
-        return sum(stage["steps"] for stage in self.stages)
+        return sum(stage["steps"] or 0 for stage in self.stages)
 
     def headline(self) -> tuple[str, float]:
         """(set, mean HR Y-PSNR in dB) of the first measured set of `HEADLINE_SETS`; an empty name if there is none."""
@@ -141,7 +137,6 @@ def make_card(
     report: Path,
     data: str,
     machine: str,
-    earlier: Path | None = None,
 ) -> dict[str, Any]:
     """The card of weights, from a report of `rescale-bench psnr --out`.
 
@@ -151,17 +146,16 @@ def make_card(
         report: measured on a bundle of exactly these weights.
         data: what it was trained on.
         machine: where it was trained.
-        earlier: card of the weights that the training started from; what it says of them is kept.
 
     Raises:
-        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures; the earlier card is none.
+        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures.
     """
     digest = checkpoint.weights_digest(net)
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
         others = [r["set"] for r in results if r["weights"] != digest]
         refined = [r["set"] for r in results if r.get("refined")]
-        figures = {r["set"]: {"count": r["count"], **{k: _rounded(v) for k, v in r["mean"].items()}} for r in results}
+        figures = {r["set"]: {"count": r["count"], **{k: rounded(v) for k, v in r["mean"].items()}} for r in results}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{report}: not a report of rescale-bench psnr: {e}") from None
     if others:
@@ -169,33 +163,18 @@ def make_card(
     if refined:
         raise CheckpointError(f"{report}: {refined[0]} was measured with refined LR pictures; a card has figures without --refine")
     config = recipe.net
-    card = {
+    run = stage(recipe, progress, digest)
+    return {
         "model": config.model,
         "scale": config.scale,
         "size": size_name(config),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "weights_sha256": digest,
+        "weights_sha256": run["weights_sha256"],
         "data": data,
         "machine": machine,
         "torch": torch.__version__,
-        "steps": progress["step"],
-        "minutes": round(progress["seconds"] / 60.0, 1),
-        "validation": {k: _rounded(v) for k, v in progress.items() if "_psnr_" in k},
-        "recipe": to_dict(recipe),
+        **{key: run[key] for key in ("steps", "minutes", "validation", "recipe")},
         "figures": figures,
-        "licence": "Apache-2.0",
+        "licence": OURS,
         **provenance(progress),
     }
-    if earlier is not None:
-        try:
-            before = json.loads(earlier.read_text(encoding="utf-8"))
-            kept = {key: before[key] for key in ("weights_sha256", "steps", "minutes", "validation", "recipe")}
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise CheckpointError(f"{earlier}: not a card of weights: {e}") from None
-        card["continued_from"] = kept | {key: before[key] for key in ("continued_from", "imported") if key in before}
-        card["licence"] = before.get("licence", card["licence"])
-    return card
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rescale.errors import CheckpointError, ConfigError
-from rescale_train import checkpoint
+from rescale_train import checkpoint, lineage
 from rescale_train.config import Recipe
 from rescale_train.grow import grow
 
@@ -25,6 +26,7 @@ class Start:
         held_out: `data.file_digest` of each picture kept from their training; None: they do not say.
         grown: what they were grown from, to be told; empty if they are of the same network.
         fresh_autoencoder: the network has an autoencoder that was not trained yet.
+        earlier: runs that led to the weights, theirs last; see `lineage.stage`.
     """
 
     weights: dict[str, Tensor]
@@ -32,6 +34,7 @@ class Start:
     held_out: list[str] | None
     grown: str = ""
     fresh_autoencoder: bool = False
+    earlier: list[dict[str, Any]] = field(default_factory=list)
 
     def held_out_of(self, digests: Iterable[str]) -> list[str]:
         """Those of some pictures that the weights were not trained on either, as far as they say."""
@@ -51,6 +54,8 @@ def read_start(path: Path, recipe: Recipe) -> Start:
     given = checkpoint.read(path)
     net = checkpoint.load_net(given, str(path))
     digest, grown, config = checkpoint.weights_digest(net), "", recipe.net
+    before = [*lineage.earlier_of(path, given.progress, digest), lineage.stage(given.recipe, given.progress, digest)]
+    lineage.check(before, str(path))
     fresh_autoencoder = config.variant.latent and net.autoencoder is None
     if given.recipe.net != config:
         try:
@@ -69,4 +74,4 @@ def read_start(path: Path, recipe: Recipe) -> Start:
         near = "".join(f", left without its {name}" for name, so in left.items() if so)
         growth = " and ".join(map(str, dict.fromkeys(small.growths)))
         grown = f"grown from {small.model} x{small.scale} with {count} block{'s'[: count != 1]}, growth {growth}{near}"
-    return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown, fresh_autoencoder)
+    return Start(net.state_dict(), digest, checkpoint.held_out(given, str(path)), grown, fresh_autoencoder, before)

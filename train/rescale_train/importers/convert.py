@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from rescale_train import checkpoint
 from rescale_train.config import Recipe, TrainConfig, size_name
 from rescale_train.importers.layouts import translate
 from rescale_train.importers.reading import read
+from rescale_train.lineage import UNKNOWN, provenance
 from rescale_train.tables import to_dict
-
-UNKNOWN = "unknown"
 
 
 def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any]:
@@ -80,15 +78,3 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
     # The card takes its place first: weights are there only with what is known of them.
     atomic_write_both((target.with_suffix(".json"), as_json(card).encode()), (target, data))
     return card
-
-
-def provenance(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says of imported weights, from the progress in their file; empty for weights trained here.
-
-    Returns:
-        ``imported`` (the source file, its SHA-256 and layout) and ``licence``.
-    """
-    imported = progress.get("imported")
-    if not isinstance(imported, dict):
-        return {}
-    return {"imported": imported, "licence": str(imported.get("licence", UNKNOWN))}
