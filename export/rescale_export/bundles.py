@@ -27,7 +27,7 @@ from rescale_export.gradient import compare_gradient, gradient
 from rescale_export.graphs import receptive_field, split_graphs
 from rescale_export.halo import measured_halo
 from rescale_export.memory import bytes_per_lr_pixel
-from rescale_export.places import check_place, temporary_beside
+from rescale_export.places import check_place, staged
 from rescale_export.validate import check_contract, compare, compare_precision, golden_cases
 from rescale_export.writer import GraphWriter
 from rescale_train.checkpoint import flow_digest, weights_digest
@@ -285,28 +285,30 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         OutputError: not writable, or no place for a bundle, see `check_target`.
     """
     target = check_target(target)
-    temporary = temporary_beside(target)
-    old = temporary.with_suffix(".old")
     try:
-        temporary.mkdir()
-        yield temporary
+        with staged(target) as stage:
+            yield stage / "new"
+            _take_place(stage, target)
+    except OSError as e:
+        raise OutputError(f"{target}: cannot write the bundle: {e.strerror or e}") from None
+
+
+def _take_place(stage: Path, target: Path) -> None:
+    """Move a target out and what is new in; after an error or Ctrl-C between the two the old one is back."""
+    old = stage / "old" / target.name
+    try:
         for turn in range(TURNS):
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
             try:
-                temporary.rename(target)
+                (stage / "new").rename(target)
                 break
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) or turn == TURNS - 1:
                     raise
             # Another export has put its own there in between.
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as e:
-        raise OutputError(f"{target}: cannot write the bundle: {e.strerror or e}") from None
     finally:
-        # Also after Ctrl-C between the two renames: an old bundle is not lost.
         if old.exists() and not target.exists():
             with contextlib.suppress(OSError):
                 old.rename(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

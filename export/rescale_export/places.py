@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from rescale.errors import OutputError
@@ -50,10 +52,19 @@ _TEMPORARY = re.compile(r"\.rescale-export\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp
 """The machine and the process that write a folder, and chance."""
 
 
-def temporary_beside(place: Path) -> Path:
-    """A new name in the same folder, which no server or program looks for. What killed processes left under such names goes."""
+@contextlib.contextmanager
+def staged(place: Path) -> Iterator[Path]:
+    """A temporary folder beside a place, where no server or program looks, with folders ``new`` and ``old`` in it: what is to be
+    there and what was. It is removed in the end, and what killed processes left of theirs before."""
     for path in place.parent.glob(".rescale-export.*.tmp"):
         if is_left_over(path, _TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)
     # Not the place's name with something added: that could be too long.
-    return place.with_name(f".rescale-export.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    stage = place.with_name(f".rescale-export.{machine_mark()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        stage.mkdir()
+        (stage / "new").mkdir()
+        (stage / "old").mkdir()
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

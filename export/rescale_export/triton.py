@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +33,7 @@ from rescale.files import write_synced
 from rescale.limits import MAX_PIXELS
 from rescale.variants import LATENT_STRIDE
 from rescale_export.bundles import is_bundle, manifest_bytes
-from rescale_export.places import check_place, temporary_beside
+from rescale_export.places import check_place, staged
 from rescale_export.triton_config import CONFIG, VERSION, Model, Step
 
 try:
@@ -262,7 +261,7 @@ def write_repository(
     models = repository_models(bundle, backend, precision, engines)
     target = check_repository(target, bundle.path)
     try:
-        with _staged(target) as stage:
+        with staged(target) as stage:
             for model in models:
                 _write_model(stage / "new" / model.name, model)
             target.mkdir(exist_ok=True)
@@ -307,19 +306,6 @@ def _is_ours(folder: Path, name: str) -> bool:
         *KEEP,
         *GRAPH_FILES.values(),
     }
-
-
-@contextlib.contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the repository, where no server looks for models; it is removed in the end."""
-    stage = temporary_beside(target)
-    try:
-        stage.mkdir()
-        (stage / "new").mkdir()
-        (stage / "old").mkdir()
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextlib.contextmanager

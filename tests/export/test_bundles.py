@@ -322,6 +322,30 @@ def test_ctrl_c_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+KILLED = """
+import os, pathlib, sys
+from rescale_export.bundles import replaced_folder
+rename = pathlib.Path.rename
+def killed_after(self, goal):
+    rename(self, goal)
+    os._exit(9)
+pathlib.Path.rename = killed_after
+with replaced_folder(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "manifest.json").write_text("new")
+"""
+
+
+def test_what_an_export_killed_between_the_renames_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with replaced_folder(target) as folder:
+        (folder / "manifest.json").write_text('{"format": "rescale-bundle/1.3"}')
+    assert subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False).returncode == 9
+    assert [p.name for p in tmp_path.iterdir()] != ["bundle"]
+    with replaced_folder(target) as folder:
+        (folder / "manifest.json").write_text('{"format": "rescale-bundle/1.3"}')
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_every_file_is_on_the_disk_before_its_folder_takes_the_place(
     tmp_path: Path, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

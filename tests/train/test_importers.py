@@ -174,7 +174,7 @@ def test_the_card_says_where_the_weights_came_from(tmp_path: Path, capsys: pytes
     assert f"rescale-export --model irn --scale 2 --checkpoint {target}" in text
 
 
-def test_where_weights_came_from_is_kept_in_what_is_made_of_them(tmp_path: Path) -> None:
+def test_where_weights_came_from_is_kept_in_what_is_made_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "a.pth", published("floros", (1,), 4))
     weights, rounded = tmp_path / "w.safetensors", tmp_path / "rounded.safetensors"
     card = convert(path, weights, "MIT")
@@ -190,6 +190,8 @@ def test_where_weights_came_from_is_kept_in_what_is_made_of_them(tmp_path: Path)
     assert main(["ship", str(weights), str(rounded), "--figures", str(report)]) == 0
     shipped = json.loads(rounded.with_suffix(".json").read_text())
     assert (shipped["licence"], shipped["imported"]) == ("MIT", card["imported"])
+    assert main(["ship", str(weights), str(rounded), "--figures", str(report), "--licence", "CC0-1.0"]) == 1
+    assert "the weights began with published ones, licence MIT; leave out --licence" in capsys.readouterr().err
 
 
 def test_training_continues_from_imported_weights(tmp_path: Path, pictures: Path) -> None:

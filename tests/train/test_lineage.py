@@ -46,7 +46,10 @@ def test_a_chain_of_runs_is_in_the_card_of_the_last(run: Run, tmp_path: Path) ->
     digest = checkpoint.weights_digest(checkpoint.read_net(target))
     report.write_text(json.dumps({"results": [{"set": "Set5", "count": 5, "weights": digest, "mean": {"hr_psnr_y": 40.0}}]}))
     assert main(["ship", str(files[2]), str(target), "--figures", str(report)]) == 0
-    assert json.loads(target.with_suffix(".json").read_text())["earlier"] == told
+    card = json.loads(target.with_suffix(".json").read_text())
+    assert (card["earlier"], card["licence"]) == (told, "unknown")
+    assert main(["ship", str(files[2]), str(target), "--figures", str(report), "--licence", "CC0-1.0 "]) == 0
+    assert json.loads(target.with_suffix(".json").read_text())["licence"] == "CC0-1.0"
 
 
 @pytest.mark.parametrize("whose", ["its own", "another's", "none"])

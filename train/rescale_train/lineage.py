@@ -17,10 +17,7 @@ from rescale_train.config import Recipe
 from rescale_train.tables import to_dict
 
 UNKNOWN = "unknown"
-"""Licence of imported weights whose publisher states none."""
-
-OURS = "Apache-2.0"
-"""Licence of weights that began with no published ones."""
+"""Licence of weights that nobody has stated one for."""
 
 KEYS = ("weights_sha256", "steps", "minutes", "validation", "recipe")
 """What every run before says of itself; see `stage`."""

@@ -33,6 +33,9 @@ def ship(
     figures: Annotated[Path | None, typer.Option(help="Report of `rescale-bench psnr --out`: also write the card.")] = None,
     data: Annotated[str, typer.Option(help="For the card: what it was trained on.")] = "",
     machine: Annotated[str, typer.Option(help="For the card: where it was trained.")] = "",
+    licence: Annotated[
+        str, typer.Option(help="For the card: licence of the weights; of those that began with published ones it is theirs.")
+    ] = "",
 ) -> None:
     """Write the averaged weights of a checkpoint, rounded to float16, as a weights file; with --figures also its card.
 
@@ -42,8 +45,8 @@ def ship(
     from rescale_train import checkpoint
     from rescale_train.shipped import make_card
 
-    if figures is None and (data or machine):
-        raise typer.BadParameter("--data and --machine are for the card, which wants --figures")
+    if figures is None and (data or machine or licence):
+        raise typer.BadParameter("--data, --machine and --licence are for the card, which wants --figures")
     if target.suffix != ".safetensors":
         raise OutputError(f"{target}: weights are a .safetensors file, beside which a card lies as .json; name it so")
     if target.exists() and source.exists() and target.samefile(source):
@@ -62,7 +65,7 @@ def ship(
     if figures is None:
         atomic_write(target, written)
     else:
-        made = make_card(found.recipe, found.progress, net, figures, data, machine)
+        made = make_card(found.recipe, found.progress, net, figures, data, machine, licence.strip())
         atomic_write_both((card, as_json(made).encode()), (target, written))
     print(f"{target}: {len(written)} bytes")
     if figures is not None:

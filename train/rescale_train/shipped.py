@@ -15,7 +15,7 @@ from rescale.errors import CheckpointError, UnknownModelError
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
 from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name
-from rescale_train.lineage import OURS, provenance, rounded, stage
+from rescale_train.lineage import UNKNOWN, provenance, rounded, stage
 from rescale_train.models import RescalingNet
 
 HEADLINE_SETS = ("BSD100", "Set5", "Kodak")
@@ -137,6 +137,7 @@ def make_card(
     report: Path,
     data: str,
     machine: str,
+    licence: str = "",
 ) -> dict[str, Any]:
     """The card of weights, from a report of `rescale-bench psnr --out`.
 
@@ -146,9 +147,10 @@ def make_card(
         report: measured on a bundle of exactly these weights.
         data: what it was trained on.
         machine: where it was trained.
+        licence: of the weights, where they began with no published ones, whose licence stays.
 
     Raises:
-        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures.
+        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures; there is a licence already.
     """
     digest = checkpoint.weights_digest(net)
     try:
@@ -163,6 +165,9 @@ def make_card(
     if refined:
         raise CheckpointError(f"{report}: {refined[0]} was measured with refined LR pictures; a card has figures without --refine")
     config = recipe.net
+    origin = provenance(progress)
+    if licence and "licence" in origin:
+        raise CheckpointError(f"licence: the weights began with published ones, licence {origin['licence']}; leave out --licence")
     run = stage(recipe, progress, digest)
     return {
         "model": config.model,
@@ -175,6 +180,6 @@ def make_card(
         "torch": torch.__version__,
         **{key: run[key] for key in ("steps", "minutes", "validation", "recipe")},
         "figures": figures,
-        "licence": OURS,
-        **provenance(progress),
+        "licence": licence or UNKNOWN,
+        **origin,
     }
