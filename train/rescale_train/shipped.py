@@ -150,7 +150,7 @@ def make_card(
         licence: of the weights, where they began with no published ones, whose licence stays.
 
     Raises:
-        CheckpointError: the report is unreadable or was measured on other weights or refined LR pictures; there is a licence already.
+        CheckpointError: the report is unreadable or of other weights or refined LR pictures; there is a licence already.
     """
     digest = checkpoint.weights_digest(net)
     try:
