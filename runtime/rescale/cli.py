@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale.choices import AlphaRule, Carrier, Container, Layout
-from rescale.cli_facts import cost, down_text, lr_facts, quality, quality_text, resized_text, up_text
+from rescale.cli_facts import down_text, forced, lr_facts, quality, quality_text, resized_text, up_text
 from rescale.cli_files import (
     Verb,
     Watch,
@@ -234,7 +234,7 @@ def up(
             if trust_alpha and small.trusted_alpha(*net.bundle.identity) is not None:
                 warn(f"{small.name}: {detail}; restored by its alpha channel, unverified")
             elif state is not State.EXACT:
-                warn(f"{small.name}: {detail}; restored without auxiliary data: {cost(net)}")
+                warn(f"{small.name}: {detail}; {forced(net)}")
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if original is not None:
                 facts |= quality(picture.shown(), original.shown(), net.bundle.scale)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rescale.variants import VARIANTS
+
 if TYPE_CHECKING:
     from rescale.container import Small
     from rescale.rescaler import Rescaler
@@ -38,8 +40,14 @@ def quality_text(facts: dict[str, Any]) -> str:
     return f"Y-PSNR {luma} (BT.601, {facts['border']} px cropped), RGB-PSNR {facts['psnr_rgb']:.2f} dB"
 
 
-def cost(net: Rescaler) -> str:
-    """What the missing auxiliary data costs, as measured for the weights."""
+def forced(net: Rescaler) -> str:
+    """What was done to a picture that is not exact, and what the missing auxiliary data costs, as measured for the weights."""
+    if net.bundle.variant.auxiliary == "none":
+        return "restored from its pixels, unverified"
+    return f"restored without auxiliary data: {_cost(net)}"
+
+
+def _cost(net: Rescaler) -> str:
     for name, row in net.bundle.figures.items():
         if "hr_psnr_y" in row and "hr_psnr_y_forced" in row:
             lost = row["hr_psnr_y"] - row["hr_psnr_y_forced"]
@@ -69,7 +77,15 @@ def up_text(facts: dict[str, Any]) -> str:
 
 def strip_text(facts: dict[str, Any]) -> str:
     """One line of `strip`."""
-    return f"{facts['target']}: {facts['lr_size'][0]}x{facts['lr_size'][1]}, {facts['bytes']} bytes, nothing to restore from"
+    return (
+        f"{facts['target']}: {facts['lr_size'][0]}x{facts['lr_size'][1]}, {facts['bytes']} bytes, without auxiliary data and marker"
+    )
+
+
+def left_in_pixels(model: str) -> str:
+    """What `strip` leaves of the HR in the pixels, for models whose restored picture hangs on these above all; else empty."""
+    kept = {"none": "all", "latent": "nearly all"}.get(VARIANTS[model].auxiliary if model in VARIANTS else "", "")
+    return kept and f"{model} keeps {kept} that it restores from in the pixels, which stay: `rescale up --force` restores them"
 
 
 def _compared(facts: dict[str, Any], equal: str, before: str) -> str:

@@ -69,7 +69,7 @@ def check_paths(source: Path, target: Path, overwrite: bool | None = None) -> No
         raise OutputError(f"{target}: the folder {target.parent} does not exist")
     if target.exists() and source != STREAM and source.samefile(target):
         raise OutputError(f"{target}: is the source itself")
-    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise OutputError(f"{target}: lies inside the source folder, whose results would be taken for sources")
     if target.is_file() and overwrite is False:
         raise OutputError(f"{target}: exists, and --no-overwrite keeps it; name another file, or leave that option out")

@@ -22,7 +22,7 @@ from rescale.cli_files import (
     write_picture,
 )
 from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path
-from rescale.console import fail, print_json_line, printable, progress_bar
+from rescale.console import fail, print_json_line, printable, progress_bar, warn
 from rescale.errors import LrFileError, RescaleError
 from rescale.limits import MAX_PIXELS
 
@@ -127,11 +127,12 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
                 if fault is not None:
                     raise fault
                 codes.append(look(source))
-            except RescaleError as e:
-                codes.append(e.exit_code)
-                fail(str(e))
+            except (RescaleError, OSError) as e:
+                told = str(e) if isinstance(e, RescaleError) else f"{source}: cannot read: {e.strerror or e}"
+                codes.append(e.exit_code if isinstance(e, RescaleError) else 1)
+                fail(told)
                 if json_:
-                    print_json_line({"source": str(source), "status": "error", "error": str(e)})
+                    print_json_line({"source": str(source), "status": "error", "error": told})
             counts[names.get(codes[-1], "errors")] += 1
     if json_:
         print_json_line(counts)
@@ -147,8 +148,11 @@ def strip(
     max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
 ) -> int:
-    """Write LR pictures without their auxiliary data: nothing is left from which the HR could be restored."""
-    from rescale.cli_facts import strip_text
+    """Write LR pictures without their auxiliary data and marker.
+
+    Nearly all that an -A model restores beyond bicubic is in these. Plain and -M models have it in the pixels, which stay.
+    """
+    from rescale.cli_facts import left_in_pixels, strip_text
     from rescale.container import SUFFIXES, Small
     from rescale.finished import require_bare, require_no_sidecar
 
@@ -160,6 +164,9 @@ def strip(
         if goal != STREAM:
             require_no_sidecar(goal)
         small = Small.open(stream_in(origin), max_pixels)
-        return {"lr_size": list(small.size), "bytes": write_picture(goal, small.without_auxiliary())}
+        bare = small.without_auxiliary()
+        if small.block is not None and (left := left_in_pixels(small.block.model)):
+            warn(f"{small.name}: {left}")
+        return {"lr_size": list(small.size), "bytes": write_picture(goal, bare)}
 
     return one_or_all(source, target, Verb(make, require_bare, list(SUFFIXES), ".png", strip_text), bool(overwrite), json_)

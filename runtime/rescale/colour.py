@@ -25,6 +25,10 @@ _ICC_PREFIX = b"ICC profile\0\0"
 _EXIF_PREFIX = b"Exif\0\0"
 _ICC_SPACE = slice(16, 20)
 """Where a profile's header names the colour space that it is for."""
+_SRGB_NUMBERS = {b"gAMA": (45455,), b"cHRM": (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)}
+"""What the chunks hold for sRGB, in 100,000ths."""
+_NEAR = 500
+"""How far off a writer may have rounded them; 0 is no value of either."""
 _INCH = 0.0254
 _MOST_DENSITY = 0x7FFFFFFF
 """A PNG's whole numbers have 31 bits."""
@@ -80,10 +84,22 @@ def for_rgb(chunks: Chunks) -> Chunks:
     return tuple((kind, data) for kind, data in chunks if not (is_gray and kind == b"iCCP"))
 
 
-def needs_cicp(chunks: Chunks) -> bool:
-    """Whether only cICP says in which colours a picture is to be shown."""
+def told_by_png_alone(chunks: Chunks) -> str:
+    """The chunk that alone says in which colours, others than sRGB's, a picture is to be shown, where WebP has no place for it:
+    cICP, gAMA or cHRM; empty if there is none. The order is that of PNG's specification."""
     kinds = dict(chunks)
-    return b"iCCP" not in kinds and kinds.get(b"cICP", SRGB)[:2] != SRGB
+    if b"iCCP" in kinds:
+        return ""
+    if b"cICP" in kinds:
+        return "cICP" if kinds[b"cICP"][:2] != SRGB else ""
+    if b"sRGB" in kinds:
+        return ""
+    for kind, numbers in _SRGB_NUMBERS.items():
+        if len(data := kinds.get(kind, b"")) == 4 * len(numbers):
+            found = struct.unpack(f">{len(numbers)}I", data)
+            if all(found) and any(abs(a - b) > _NEAR for a, b in zip(found, numbers, strict=True)):
+                return kind.decode()
+    return ""
 
 
 def exif(chunks: Chunks) -> bytes | None:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -253,15 +254,20 @@ def printable(value: Any) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
+def _one_line(message: str) -> str:
+    """A message without its line breaks; blanks within a line stay, as a file's name may have several."""
+    return printable(re.sub(r"\s*[\r\n]\s*", " ", message.strip()))
+
+
 def fail(message: str, code: int = 1) -> int:
     """Print an error as one line and return its exit code."""
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"error: {_one_line(message)}", file=sys.stderr)
     return code
 
 
 def warn(message: str) -> None:
     """Print a warning as one line."""
-    print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -165,6 +165,8 @@ class Small:
             advice += f"; {TRUST}"
         if self.block is not None and self.block.scale != scale:
             advice += " (--force does not help: another scale gives another size)"
+        elif model in VARIANTS and VARIANTS[model].auxiliary == "none":
+            advice += " (--force restores from its pixels, unverified)"
         else:
             advice += " (--force restores without its auxiliary data)"
         raise LrFileError(f"{self.name}: {detail}: {advice}", state)
@@ -270,7 +272,7 @@ class Small:
         """
         data, name = read_bytes(source)
         small = cls.from_bytes(data, name, max_pixels)
-        if small.block is not None or not isinstance(source, str | os.PathLike) or not sidecar_path(Path(source)).is_file():
+        if small.block is not None or not isinstance(source, str | os.PathLike) or not os.path.isfile(sidecar_path(Path(source))):
             return small
         try:
             return cls.from_bytes(data, name, max_pixels, read_bytes(sidecar_path(Path(source)))[0])

@@ -143,6 +143,11 @@ def sidecar(engine: Path) -> Path:
     return engine.with_name(engine.name.removesuffix(ENGINE_SUFFIX) + SIDECAR_SUFFIX)
 
 
+def _no_engine(folder: bool) -> str:
+    what = "a folder" if folder else "another file"
+    return f"{what}, wanted an engine, NAME{ENGINE_SUFFIX}; rescale-engine list BUNDLE names a bundle's engines"
+
+
 def read_info(path: str | os.PathLike[str]) -> EngineInfo:
     """Read the sidecar of an engine.
 
@@ -155,6 +160,8 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
     engine = Path(path)
     if engine.name.endswith(SIDECAR_SUFFIX):
         engine = engine.with_name(engine.name.removesuffix(SIDECAR_SUFFIX) + ENGINE_SUFFIX)
+    if not engine.name:
+        raise EngineError(f"{engine}: {_no_engine(True)}")
     target = sidecar(engine)
     try:
         raw = read_regular(target, MAX_SIDECAR_BYTES)
@@ -163,10 +170,7 @@ def read_info(path: str | os.PathLike[str]) -> EngineInfo:
             raise EngineError(f"{engine}: no such engine; make one with rescale-engine build") from None
         folder = engine.is_dir()
         if folder or engine.suffix != ENGINE_SUFFIX:
-            raise EngineError(
-                f"{engine}: {'a folder' if folder else 'another file'}, wanted an engine, NAME{ENGINE_SUFFIX}; "
-                "rescale-engine list BUNDLE names a bundle's engines"
-            ) from None
+            raise EngineError(f"{engine}: {_no_engine(folder)}") from None
         raise EngineError(f"{engine}: half-written: its sidecar {target.name} is missing; {AGAIN}") from None
     except OSError as e:
         raise EngineError(f"{target}: cannot read: {e.strerror}") from None

@@ -154,8 +154,8 @@ def atomic_write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> 
 def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends without an error, and vanishes otherwise.
 
-    A symbolic link stays, and what it points to is replaced. A pipe or device has no place to take: it is written to as it is.
-    `buffering` is that of `open`.
+    A symbolic link stays, and what it points to is replaced; what takes a file's place has its permissions. A pipe or device has no
+    place to take: it is written to as it is. `buffering` is that of `open`.
 
     Raises:
         OutputError: as `atomic_write`.
@@ -176,6 +176,7 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     try:
         with open(name, "xb", buffering) as f:
             yield f
+            _keep_mode(f, place)
             _flush_to_disk(f)
         os.replace(name, place)
     except OSError as e:
@@ -183,6 +184,13 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+
+
+def _keep_mode(file: BinaryIO, place: Path) -> None:
+    """Give a file the permissions of the one that it is to replace, if there is one: what its owner closed stays closed."""
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):
+            os.fchmod(file.fileno(), stat.S_IMODE(place.stat().st_mode))
 
 
 def _is_special(path: Path) -> bool:

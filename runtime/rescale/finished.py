@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from rescale import block as blocks
@@ -27,7 +28,7 @@ def read_block(path: Path) -> Block | None:
     data, name = read_bytes(path)
     copies = carrier.read(data, name)[0]
     with contextlib.suppress(InputError):
-        copies += [read_bytes(sidecar_path(path))[0]] if sidecar_path(path).is_file() else []
+        copies += [read_bytes(sidecar_path(path))[0]] if os.path.isfile(sidecar_path(path)) else []
     for copy in copies:
         with contextlib.suppress(blocks.NewerFormatError, blocks.DamagedBlockError):
             return blocks.decode(copy)
@@ -104,7 +105,7 @@ def require_no_sidecar(target: Path) -> None:
     Raises:
         OutputError: one does.
     """
-    if sidecar_path(target).exists():
+    if os.path.lexists(sidecar_path(target)):
         raise OutputError(f"{sidecar_path(target)}: a side-car lies there and would make {target.name} restorable; remove it")
 
 

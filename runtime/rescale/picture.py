@@ -82,8 +82,8 @@ class Picture:
         if suffix == ".webp":
             if self.gray and colour.for_rgb(self.colour) != self.colour:
                 raise InputError("a gray picture with a gray colour profile: WebP holds neither; write it as .png")
-            if colour.needs_cicp(self.colour):
-                raise InputError("its colours are those of a chunk cICP, which WebP has no place for; write it as .png")
+            if chunk := colour.told_by_png_alone(self.colour):
+                raise InputError(f"its colours are those of a chunk {chunk}, which WebP has no place for; write it as .png")
             pixels = self.shown() if self.alpha is None else np.dstack([self.shown(), self.alpha])
             extra = {b"ICCP": colour.icc_profile(self.colour), b"EXIF": colour.exif(self.colour)}
             kept = {k: v for k, v in extra.items() if v}

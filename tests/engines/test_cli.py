@@ -192,6 +192,7 @@ def test_a_forged_manifest_is_shown_without_harm(bundle, capsys, tmp_path, monke
         (["build", "{}", "--fp16"], 2, "No such option"),
         (["inspect", "nowhere.engine"], 1, "no such engine"),
         (["inspect", "{}"], 1, "a folder, wanted an engine"),
+        (["inspect", "."], 1, ".: a folder, wanted an engine"),
         (["list", "nowhere"], 1, "no bundle here"),
         (["list", "{}", "--out", "nowhere"], 1, "--out nowhere: no such folder"),
         (["list", "{}", "--out", "{}/manifest.json"], 1, "manifest.json: no such folder"),

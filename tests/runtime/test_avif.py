@@ -88,6 +88,34 @@ def test_no_picture_loses_it_in_silence(picture):
         assert rescale.open_picture(webp(*chunks)).colour == tuple(c for c in chunks if c in profile)
 
 
+GAMMA, CHROMA = 45455, (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+def numbers(kind: bytes, *values: int) -> tuple[bytes, bytes]:
+    return kind, struct.pack(f">{len(values)}I", *values)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ((numbers(b"gAMA", 100000),), "gAMA"),
+        ((numbers(b"gAMA", GAMMA), numbers(b"cHRM", *CHROMA[:2], 68000, *CHROMA[3:])), "cHRM"),
+        ((numbers(b"gAMA", GAMMA), numbers(b"cHRM", *CHROMA)), ""),
+        ((numbers(b"gAMA", 45000), numbers(b"cHRM", 31269, *CHROMA[1:])), ""),
+        ((numbers(b"gAMA", 100000), (b"sRGB", b"\0")), ""),
+        ((numbers(b"gAMA", 100000), (b"cICP", bytes([1, 13, 0, 1]))), ""),
+        ((numbers(b"gAMA", 0), (b"cHRM", b"short")), ""),
+    ],
+)
+def test_what_gamma_and_chromaticities_say_is_not_lost_in_silence(picture, chunks, told):
+    asked = rescale.Picture(picture(8, 8), colour=chunks)
+    if told:
+        with pytest.raises(InputError, match=rf"of a chunk {told}, which WebP has no place for; write it as \.png"):
+            asked.to_bytes(".webp")
+    else:
+        assert asked.to_bytes(".webp")
+
+
 def test_the_command_that_cannot_keep_it_names_the_file(here, error_of):
     source = rescale.open_picture("photo.png")
     rescale.Picture(source.pixels, colour=((b"cICP", P3),)).save("p3.png")

@@ -6,10 +6,13 @@ import importlib.util
 import io
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,10 +41,68 @@ def test_down_up_info_verify_strip(here, capsys, tmp_path):
     assert facts["psnr_y"] == rescale.psnr_y(rescale.read_picture("again.png"), rescale.read_picture("photo.png"), 2)
     assert main(["strip", "s.png", "bare.png"]) == 0
     size = (tmp_path / "bare.png").stat().st_size
-    assert capsys.readouterr().out == f"bare.png: 17x11, {size} bytes, nothing to restore from\n"
+    assert capsys.readouterr().out == f"bare.png: 17x11, {size} bytes, without auxiliary data and marker\n"
     assert main(["verify", "bare.png", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["state"] == "foreign"
     assert files(tmp_path) == ["again.png", "bare.png", "photo.png", "s.png"]
+
+
+@pytest.mark.parametrize(("model", "kept"), [("irn", "all"), ("irn_m", "nearly all"), ("irn_a", "")])
+def test_strip_says_what_the_pixels_still_hold(here, bundle, capsys, model, kept):
+    which = ["-b", str(bundle(model, 2))]
+    rescale.write_picture("even.png", rescale.read_picture("photo.png")[:20, :32])
+    assert main(["down", "even.png", "s.png", *which]) == 0
+    assert main(["strip", "s.png", "bare.png"]) == 0
+    left = f"{model} keeps {kept} that it restores from in the pixels, which stay: `rescale up --force` restores them"
+    assert capsys.readouterr().err == (f"warning: s.png: {left}\n" if kept else "")
+    assert main(["up", "bare.png", "again.png", *which]) == 3
+    assert ("(--force restores from its pixels, unverified)" in capsys.readouterr().err) == (model == "irn")
+    assert main(["up", "bare.png", "again.png", *which, "--force"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: bare.png: it carries no marker of this toolkit; restored ")
+    assert said.endswith("restored from its pixels, unverified\n") == (model == "irn")
+    if model == "irn":
+        assert main(["up", "s.png", "first.png", *which]) == 0
+        assert np.array_equal(rescale.read_picture("first.png"), rescale.read_picture("again.png"))
+
+
+def test_a_replaced_file_keeps_its_permissions(here):
+    assert main(["down", "photo.png", "s.png", *here]) == 0
+    Path("private.png").touch(0o600)
+    assert main(["up", "s.png", "private.png", *here]) == 0
+    assert stat.S_IMODE(os.stat("private.png").st_mode) == 0o600
+    assert os.path.getsize("private.png") > 0
+
+
+LONG = "n" * 251 + ".png"
+"""A legal name, whose side-car's would not be one."""
+
+
+def test_names_too_long_for_a_side_car_are_names_like_others(here, capsys):
+    os.mkdir("in")
+    shutil.copy("photo.png", f"in/{LONG}")
+    for words in (["down", "in", "small", *here], ["up", "small", "large", *here], ["strip", "small", "bare"]):
+        for said in ("1 done, 0 skipped", "0 done, 1 skipped"):
+            assert main(words) == 0, capsys.readouterr().err
+            assert said in capsys.readouterr().out
+    shutil.copy("photo.png", f"small/a{LONG[1:]}")
+    assert main(["verify", "small"]) == 3
+    assert "1 exact, 1 not exact, 0 errors" in capsys.readouterr().out
+    assert main(["info", f"small/a{LONG[1:]}"]) == 0
+
+
+def test_a_name_with_blanks_is_told_as_it_is(here, error_of):
+    Path("e  f.png").touch()
+    assert error_of(["down", "e  f.png", "s.png", *here]) == (1, "error: e  f.png: empty")
+
+
+def test_a_link_to_itself_is_no_target_for_a_folder(here, error_of):
+    os.mkdir("in")
+    shutil.copy("photo.png", "in")
+    os.symlink("loop", "loop")
+    code, said = error_of(["down", "in", "loop", *here])
+    assert code == 1
+    assert said.startswith("error: loop")
 
 
 @pytest.mark.parametrize(("side", "border"), [(4, 0), (5, 2)])
