@@ -53,7 +53,7 @@ def export(
     """Write the bundle of a model: `rescale-export --model dlv_irn_a --scale 2`."""
     require(("torch", "safetensors", "onnx", "onnxruntime"), "export")
     from rescale_train import checkpoint as checkpoints
-    from rescale_train.lineage import provenance
+    from rescale_train.lineage import card_beside, provenance
     from rescale_train.shipped import find_shipped
 
     if list_:
@@ -84,11 +84,11 @@ def export(
     else:
         source, said = checkpoint, f"weights of {checkpoint}"
     found = checkpoints.read(source)
-    card = card or provenance(found.progress)
     config = found.recipe.net
     if (config.model, config.scale) != (model, scale):
         raise CheckpointError(f"{source}: holds {config.model} x{config.scale}, not {model} x{scale}; give --model and --scale so")
     net = checkpoints.load_net(found, str(source))
+    card = card or card_beside(source, checkpoints.weights_digest(net)) or provenance(found.progress)
     if size is not None and size_name(config) != size:
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     if config.corrections and corrections:

@@ -292,4 +292,4 @@ def _unused_with_raw(**given: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `rescale`."""
-    return run_app(app, argv, json_errors=True)
+    return run_app(app, argv, json_errors=True, memory_advice="a smaller --memory or --tile may help")

@@ -65,7 +65,7 @@ _holds_bytes = False
 """Standard output belongs to a picture or to frames in this command."""
 
 
-def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool = False) -> int:
+def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool = False, memory_advice: str = "") -> int:
     """Run a command and return its exit code.
 
     0, 1 for an error, 2 for wrong usage, 3 for an LR that cannot be restored, 4 for a regression, 130 for Ctrl-C,
@@ -74,6 +74,7 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool =
     Args:
         app: the application.
         argv: its arguments; None for those of the process.
+        memory_advice: what to do where there is not enough memory.
         json_errors: with ``--json`` among them, what ends a command is told as a line of JSON too, beside that on stderr.
     """
     global _holds_bytes
@@ -81,7 +82,7 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool =
     _settle_streams()
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is told in one line
     with _sigterm_interrupts() as terminated:
-        code, message = _carry_out(app, argv)
+        code, message = _carry_out(app, argv, memory_advice)
     if code == INTERRUPTED and terminated:
         code = TERMINATED
     # The arguments themselves are asked: wrong ones end a command before it knows its options.
@@ -100,7 +101,7 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool =
     return code
 
 
-def _carry_out(app: typer.Typer, argv: list[str] | None) -> tuple[int, str]:
+def _carry_out(app: typer.Typer, argv: list[str] | None, memory_advice: str) -> tuple[int, str]:
     """Exit code, and what ended the command before its end, which standard error was told."""
 
     def failed(message: str, code: int = 1) -> tuple[int, str]:
@@ -118,7 +119,7 @@ def _carry_out(app: typer.Typer, argv: list[str] | None) -> tuple[int, str]:
     except OSError as e:
         return failed(f"{e.filename or 'output'}: {e.strerror or e}")
     except MemoryError:
-        return failed("not enough memory; a smaller --memory or --tile may help")
+        return failed("not enough memory" + (memory_advice and f"; {memory_advice}"))
     except Exception as e:
         code = getattr(e, "exit_code", None)
         if code is None:

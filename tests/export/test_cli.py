@@ -72,6 +72,19 @@ def test_a_checkpoint_is_exported_to_the_default_folder(
     assert Bundle(tmp_path / "irn_a_x2_custom").weights == weights_digest(make_net("irn_a", 2, seed=3)), "replaced"
 
 
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_bundle_has_the_licence_that_the_card_beside_its_weights_states(
+    tmp_path: Path, weights: Path, make_net: MakeNet, theirs: bool
+) -> None:
+    digest = weights_digest(make_net("irn_a", 2))
+    card = {"weights_sha256": digest if theirs else "0" * 64, "licence": "CC-BY-4.0", "machine": "a desk"}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    assert main(["--model", "irn_a", "--scale", "2", "--checkpoint", str(weights), "--out", str(tmp_path / "b")]) == 0
+    manifest = Bundle(tmp_path / "b").manifest
+    assert manifest["licence"] == ("CC-BY-4.0" if theirs else "unknown")
+    assert manifest["weights"]["card"] == (card if theirs else {})
+
+
 def test_json_names_the_bundle_and_the_agreement(tmp_path: Path, make_net: MakeNet, capsys: pytest.CaptureFixture[str]) -> None:
     weights = save(tmp_path / "m.safetensors", make_net("irn_m", 4))
     out = tmp_path / "made"

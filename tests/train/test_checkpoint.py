@@ -144,6 +144,18 @@ def test_numbers_that_no_card_can_hold_are_refused(tmp_path: Path, recipe: Recip
     )
 
 
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "null", '"3"', "-1", "1e13", "{}"])
+@pytest.mark.parametrize("key", ["step", "seconds"])
+def test_progress_that_no_run_makes_is_refused(tmp_path: Path, recipe: Recipe, key: str, value: str) -> None:
+    refuse(odd_file(tmp_path, json.dumps(to_dict(recipe)), f'{{"{key}": {value}}}'), "not a readable checkpoint")
+
+
+def test_a_whole_number_too_large_for_a_float_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    table = to_dict(recipe)
+    table["train"]["lr_peak"] = 10**400
+    refuse(odd_file(tmp_path, json.dumps(table)), "train.lr_peak: a number of 401 digits")
+
+
 def test_a_source_too_long_for_a_card_is_refused(tmp_path: Path, recipe: Recipe) -> None:
     text = json.dumps({"step": 1, "imported": {"licence": "MIT", "x": "y" * checkpoint.MAX_IMPORTED}})
     refuse(odd_file(tmp_path, json.dumps(to_dict(recipe)), text), "progress.imported has more than 65536 characters")

@@ -26,6 +26,7 @@ from rescale_train.data import CropSampler
 from rescale_train.lock import sole_writer
 from rescale_train.log import read_log
 from rescale_train.loop import Options, Trainer
+from rescale_train.memory import memory_told
 from rescale_train.options import pick_device
 from rescale_train.progress import with_progress_bar
 from rescale_train.recipe import recipe_names
@@ -232,6 +233,46 @@ def test_devices() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(RescaleError, match="--device gpu: unknown"):
         pick_device("gpu")
+
+
+def test_one_device_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RescaleError, match="--device cuda:0: one device for several processes; give --device cuda"):
+        pick_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    "lack", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("allocator: can't allocate memory"), MemoryError()]
+)
+def test_a_batch_too_large_for_the_memory_is_told(
+    run: Run, error: Callable[[], str], monkeypatch: pytest.MonkeyPatch, lack: Exception
+) -> None:
+    def fails(self: Trainer, sampler: object) -> None:
+        raise lack
+
+    monkeypatch.setattr(Trainer, "_train_step", fails)
+    assert run() == 1
+    assert "error: out of memory on cpu with 2 crops of 16 px a step; give --set train.batch=... or train.patch=... less" in error()
+
+
+def test_another_failure_of_a_step_is_not_called_one_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="a defect"), memory_told(2, 16, torch.device("cpu")):
+        raise RuntimeError("a defect")
+
+
+def test_a_run_killed_in_its_last_validation_makes_up_for_it(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    figures = {k: v for k, v in json.loads("{" + capsys.readouterr().out.partition("{")[2]).items() if "_psnr_" in k}
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    whole = checkpoint.read(path)
+    progress = {k: v for k, v in whole.progress.items() if "_psnr_" not in k}
+    checkpoint.write(path, whole.tensors, whole.recipe, progress)
+    for _ in range(2):
+        assert run("--resume") == 0
+        told = json.loads("{" + capsys.readouterr().out.partition("{")[2])
+        assert {k: v for k, v in told.items() if "_psnr_" in k} == figures != {}
+        assert {k: v for k, v in checkpoint.read(path).progress.items() if "_psnr_" in k} == figures
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])

@@ -19,8 +19,9 @@ from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler
 from rescale_train.log import read_log
-from rescale_train.loop import MAX_SKIPPED, DivergedError, Options, Trainer, pretrain_autoencoder
+from rescale_train.loop import MAX_SKIPPED, DivergedError, Options, Trainer
 from rescale_train.models import RescalingNet, build
+from rescale_train.pretrain import pretrain_autoencoder
 from rescale_train.schedule import learning_rate, subnet_arithmetic
 from rescale_train.start import Start
 from rescale_train.validation import CEILING, restore, validate

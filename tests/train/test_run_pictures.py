@@ -59,6 +59,30 @@ def test_a_run_goes_on_with_the_pictures_it_began_with(
     assert "checkpoint.safetensors: its run trained on other pictures; give the --data, --val and --holdout" in error()
 
 
+def test_a_run_from_weights_of_other_pictures_goes_on(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that ship name pictures that no user has: what the run holds out, and may not call so, is held out again."""
+    assert run("--max-minutes", "0", "--out", str(tmp_path / "first")) == 0
+    found = checkpoint.read(tmp_path / "first" / "checkpoint.safetensors")
+    path, target = tmp_path / "foreign.safetensors", tmp_path / "out" / "checkpoint.safetensors"
+    progress = found.progress | {"held_out": ["0" * 64]}
+    checkpoint.write(path, checkpoint.load_net(found, "first").state_dict(), found.recipe, progress)
+    capsys.readouterr()
+    assert run("--max-minutes", "0", "--init-from", str(path)) == 0
+    for _ in range(2):
+        assert run("--max-minutes", "0", "--resume") == 0
+        assert held_by(target) == []
+    assert capsys.readouterr().out.count("3 pictures to train on, 1 held out") == 3
+
+
+def test_all_pictures_that_cannot_be_taken_are_told_at_once(run: Run, pictures: Path, error: Callable[[], str]) -> None:
+    for path in find_pictures([pictures]):
+        Image.open(path).convert("CMYK").save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert run("--holdout", "2") == 1
+    said = error()
+    assert [said.count(f"{p.name}: ") for p in find_pictures([pictures])] == [1, 1, 1, 1]
+
+
 def test_a_run_that_held_out_nothing_goes_on_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else half of what it trained on would be what it is validated on."""
     assert run("--max-minutes", "0", "--holdout", "0") == 0

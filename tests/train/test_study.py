@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from PIL import Image
 
 from rescale.errors import CheckpointError, ConfigError
+from rescale.files import machine_mark
 from rescale_export.probe import probe_picture
 from rescale_train import checkpoint
 from rescale_train.cli import main
 from rescale_train.data import file_digest, find_pictures, load_held
 from rescale_train.lock import sole_writer
-from rescale_train.loop import Options
+from rescale_train.loop import DivergedError, Options, Trainer
 from rescale_train.options import spread
 from rescale_train.study import load_study, run_arm, samplers, study_names, table
 from rescale_train.validation import validate
@@ -222,14 +224,42 @@ def test_a_study_names_what_it_held_out(tiny: Path, pictures: Path, tmp_path: Pa
     assert "its run held out other pictures" in capsys.readouterr().err
 
 
+def test_an_arm_that_diverges_is_told(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(self: Trainer, sampler: object) -> None:
+        raise DivergedError("step 50: 50 steps in a row were not finite; lower train.lr_peak")
+
+    monkeypatch.setattr(Trainer, "train_step", diverges)
+    command = ["study", str(tiny), "--data", str(pictures), "--out", str(tmp_path / "study"), "--holdout", "1", "--arm", "first"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "| step 50: 50 steps in a row were not finite; lower train.lr_peak |" in told.out
+    assert told.err.endswith("error: first: step 50: 50 steps in a row were not finite; lower train.lr_peak\n")
+
+
+def test_what_a_killed_study_left_goes_with_the_next_one(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / "study" / "first" / f".rescale.{machine_mark()}-{gone.pid}-0123abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    command = ["study", str(tiny), "--data", str(pictures), "--out", str(tmp_path / "study"), "--holdout", "1", "--arm", "first"]
+    assert main(command) == 0
+    assert not left.exists()
+
+
 def test_what_cannot_be_measured_on_is_refused(
     tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["study", str(tiny), "--data", str(pictures), "--out", str(tmp_path / "study"), "--holdout", "1", "--measure"]
     (small := tmp_path / "a" / "small").mkdir(parents=True)
     Image.new("RGB", (40, 15)).save(small / "low.png")
+    Image.new("RGB", (15, 40)).save(small / "thin.png")
     assert main([*command, str(small)]) == 1
-    assert "low.png: 40x15 is too small to measure; at least 16 pixels a side are wanted" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for picture in ("low.png: 40x15", "thin.png: 15x40"):
+        assert f"{picture} is too small to measure; at least 16 pixels a side are wanted" in said
     (tmp_path / "b" / "small").mkdir(parents=True)
     assert main([*command, str(small), "--measure", str(tmp_path / "b" / "small")]) == 2
     assert "two sets would be called 'small'" in " ".join(capsys.readouterr().err.split())
@@ -245,7 +275,7 @@ def test_a_stopped_arm_goes_on_and_says_so(tiny: Path, tmp_path: Path) -> None:
     sets = {"held": [picture]}
     stopped = run_arm(arm, tmp_path, sampler, [], sets, CPU, Options(tmp_path, should_stop=lambda: True))
     assert stopped["unfinished"] == 1
-    assert "stopped at step 1" not in table(study, [stopped]), "no figures, no columns for them"
+    assert "| stopped at step 1 |" in table(study, [stopped]), "although there are no figures, and no columns for them"
     done = run_arm(arm, tmp_path, sampler, [], sets, CPU, Options(tmp_path))
     assert done["steps"] == 4
     assert "stopped at step 1" in table(study, [done, {**stopped, "name": "x"}])

@@ -30,6 +30,8 @@ from rescale_train.models import RescalingNet, build
 from rescale_train.tables import from_dict, to_dict
 
 FORMAT = "rescale-checkpoint/1"
+MAX_NUMBER = 1e12
+"""Steps or seconds that no run has."""
 PART_BYTES = 14_000_000
 MAX_IMPORTED = 1 << 16
 """Characters that a file may hold of where its weights came from, indented as in the manifests and cards that take it over; what
@@ -119,13 +121,17 @@ def _read(path: Path, name: str) -> Checkpoint:
         progress = _table(metadata["progress"], "progress")
         if len(as_json(progress.get("imported"))) > MAX_IMPORTED:
             raise ValueError(f"progress.imported has more than {MAX_IMPORTED} characters")
+        for key in ("step", "seconds"):
+            value = progress.get(key, 0)
+            if not (isinstance(value, int | float) and 0 <= value < MAX_NUMBER):
+                raise ValueError(f"progress.{key} is not a number from 0 to {MAX_NUMBER:.0e}")
         lineage.check(progress.get("earlier", []), name)
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such checkpoint") from None
     except SafetensorError as e:
         cure = "a published .pth is for `rescale-train import`"
         raise CheckpointError(f"{name}: not a readable checkpoint: no whole safetensors file ({e}); {cure}") from None
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, ConfigError, UnknownModelError) as e:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, ConfigError, UnknownModelError) as e:
         raise CheckpointError(f"{name}: not a readable checkpoint: {e}") from None
     return Checkpoint(recipe, progress, tensors)
 
@@ -149,9 +155,23 @@ def held_out(checkpoint: Checkpoint, name: str) -> list[str] | None:
     Raises:
         CheckpointError: the entry is not a list of digests.
     """
-    found = checkpoint.progress.get("held_out")
+    return _digests(checkpoint, "held_out", name)
+
+
+def validated_on(checkpoint: Checkpoint, name: str) -> list[str] | None:
+    """SHA-256 of each file that the run validates on, with those that the weights it started from may have been trained on, which
+    `held_out` leaves out; None if the checkpoint does not say.
+
+    Raises:
+        CheckpointError: as `held_out`.
+    """
+    return _digests(checkpoint, "validated_on", name) or held_out(checkpoint, name)
+
+
+def _digests(checkpoint: Checkpoint, key: str, name: str) -> list[str] | None:
+    found = checkpoint.progress.get(key)
     if found is not None and not (isinstance(found, list) and all(isinstance(d, str) for d in found)):
-        raise CheckpointError(f"{name}: not a readable checkpoint: held_out is not a list of digests")
+        raise CheckpointError(f"{name}: not a readable checkpoint: {key} is not a list of digests")
     return found
 
 

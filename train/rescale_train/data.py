@@ -99,18 +99,19 @@ def no_options_of_down() -> Iterator[None]:
         raise InputError(f"{e.reason}; convert it first, or take it out of the folder") from None
 
 
-def load_all(paths: Iterable[Path], side: int | None = None) -> list[Picture]:
+def load_all(paths: Iterable[Path], side: int | None = None, before: Sequence[str] = ()) -> list[Picture]:
     """`load_picture` of each. All are looked at before one is refused: what is wrong with a folder is told at once.
 
     Args:
         paths: of the pictures.
+        before: why others of the same folders cannot be taken, to be told with these.
         side: of each only the upper left part of at most so many pixels a side is kept.
 
     Raises:
         InputError: some cannot be taken; the message names them, at most `MOST_NAMED`.
     """
     loaded: list[Picture] = []
-    refused: list[str] = []
+    refused = list(before)
     for path in paths:
         try:
             picture = load_picture(path)
@@ -176,14 +177,25 @@ def least_side(scale: int) -> int:
     return 8 * scale
 
 
-def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
+def load_held(paths: Iterable[Path], scale: int, refused: list[str] | None = None) -> dict[str, Picture]:
     """Pictures to validate on by path, each its upper left part of at most 512x512 pixels; those too small to measure are left out.
 
+    Args:
+        paths: of the pictures.
+        scale: of the network.
+        refused: receives why pictures cannot be taken, of which none is returned then, in place of an error.
+
     Raises:
-        InputError: a file is not a readable picture.
+        InputError: as `load_all`.
     """
     paths = list(paths)
-    cut = dict(zip(map(str, paths), load_all(paths, 512), strict=True))
+    try:
+        cut = dict(zip(map(str, paths), load_all(paths, 512), strict=True))
+    except InputError as e:
+        if refused is None:
+            raise
+        refused.append(str(e))
+        return {}
     return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= least_side(scale)}
 
 
@@ -198,15 +210,15 @@ def load_measured(folder: Path, scale: int) -> list[Picture]:
     Raises:
         InputError: there is none, or one is not readable or too small to measure.
     """
-    pictures = []
-    for path in find_pictures([folder]):
-        picture = load_picture(path)
+    paths, refused = find_pictures([folder]), list[str]()
+    pictures = dict(zip(paths, load_all(paths), strict=True))
+    for path, picture in pictures.items():
         height, width = picture.shape[:2]
         if min(height, width) < least_side(scale):
             wanted = f"at least {least_side(scale)} pixels a side are wanted"
-            raise InputError(f"{path}: {width}x{height} is too small to measure; {wanted}")
-        pictures.append(picture)
-    return pictures
+            refused.append(f"{path}: {width}x{height} is too small to measure; {wanted}")
+    refuse(refused)
+    return list(pictures.values())
 
 
 def _area_shares(pictures: Sequence[Picture], power: float) -> npt.NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rescale.errors import CheckpointError
 from rescale.files import read_regular
-from rescale.json_text import as_json
+from rescale.json_text import as_json, without_nan
 from rescale_train.config import Recipe
 from rescale_train.tables import to_dict
 
@@ -25,7 +25,7 @@ KEYS = ("weights_sha256", "steps", "minutes", "validation", "recipe")
 MAX_EARLIER = 1 << 18
 """Characters that a file may hold of earlier runs, indented as in cards and manifests; a run has some 2,000."""
 
-MAX_CARD = 1 << 20
+MAX_CARD = 1 << 19
 """Bytes of a card that is read."""
 
 
@@ -63,12 +63,21 @@ def earlier_of(path: Path, progress: Mapping[str, Any], digest: str) -> list[dic
     """
     if "earlier" in progress:
         return list(progress["earlier"])
+    return check(card_beside(path, digest).get("earlier", []), str(path.with_suffix(".json")))
+
+
+def card_beside(path: Path, digest: str) -> dict[str, Any]:
+    """The card beside a weights file, as `rescale-train ship` writes it; empty if there is none of these weights.
+
+    Args:
+        path: of the weights file.
+        digest: `checkpoint.weights_digest` of its weights; the card of others is not theirs.
+    """
     try:
         card = json.loads(read_regular(path.with_suffix(".json"), MAX_CARD))
-        fits = isinstance(card, dict) and card.get("weights_sha256") == digest
     except (OSError, ValueError, RecursionError):
-        fits = False
-    return check(card.get("earlier", []), str(path.with_suffix(".json"))) if fits else []
+        return {}
+    return without_nan(card) if isinstance(card, dict) and card.get("weights_sha256") == digest else {}
 
 
 def check(value: Any, name: str) -> list[dict[str, Any]]:

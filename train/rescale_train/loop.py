@@ -28,8 +28,10 @@ from rescale_train.config import Recipe
 from rescale_train.data import CropSampler, Picture
 from rescale_train.log import trim_log
 from rescale_train.losses import Objective
+from rescale_train.memory import memory_told
 from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
+from rescale_train.pretrain import pretrain_autoencoder
 from rescale_train.recipe import differences
 from rescale_train.schedule import arithmetic, crop_plan, learning_rate, subnet_arithmetic
 from rescale_train.start import Start
@@ -71,40 +73,15 @@ class Options:
     report: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
 
 
-def pretrain_autoencoder(net: RescalingNet, recipe: Recipe, device: torch.device) -> float:
-    """Pre-train the -M autoencoder by MSE on standalone random z (paper, section 3.1, AE_p), which its layers see as N(0, 1).
-
-    Returns:
-        The last mean squared error relative to z's; that of a decoder which outputs 0 is 1.
-    """
-    ae = net.autoencoder
-    if ae is None:
-        raise ValueError(f"{net.config.model} has no autoencoder")
-    for part in (ae.encoder, ae.decoder):
-        for layer in part:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    optimiser = torch.optim.AdamW(ae.parameters(), lr=1e-3, weight_decay=0.0)
-    generator = torch.Generator(device).manual_seed(recipe.train.seed)
-    side = recipe.train.patch // net.config.scale
-    last = math.nan
-    for _ in range(recipe.train.ae_pretrain_steps):
-        z = torch.randn(recipe.train.batch, net.config.z_channels, side, side, generator=generator, device=device)
-        error = (ae.decode(ae.encode(z / ae.gain), side, side) * ae.gain - z).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        error.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        last = float(error.detach())
-    return last
-
-
 class Trainer:
     """State of one run: network, average, optimiser, step.
 
     Attributes:
         held_out: `file_digest` of each picture kept from training, for the checkpoint; None: not to be told.
+        validated_on: `file_digest` of each picture that the run validates on, for its resumption; None: not to be told.
         trained_on: `digests_digest` of the training pictures, for the checkpoint; None: not to be told.
         earlier: runs before this one, first one first, for the checkpoint; see `lineage.stage`.
+        validation: dB of the checkpoint that was resumed, if it has any.
         skipped: steps of the run that were not finite.
 
     Args:
@@ -134,8 +111,10 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.held_out: list[str] | None = None
+        self.validated_on: list[str] | None = None
         self.trained_on: str | None = None
         self.earlier = start.earlier if start is not None else []
+        self.validation: dict[str, float] = {}
         self.skipped = 0
         self._skipped_in_a_row = 0
         self.norms: list[float] = []
@@ -173,6 +152,10 @@ class Trainer:
 
     def train_step(self, sampler: CropSampler) -> dict[str, float] | None:
         """One optimiser step. Returns the loss terms and the gradient norm, or None if it was skipped as non-finite."""
+        with memory_told(*crop_plan(self.recipe, self.step), self.device):
+            return self._train_step(sampler)
+
+    def _train_step(self, sampler: CropSampler) -> dict[str, float] | None:
         t = self.recipe.train
         batch = self._crops(sampler, self.step)
         generator = None
@@ -267,6 +250,8 @@ class Trainer:
         progress: dict[str, Any] = {"step": self.step, "seconds": self.seconds, **validation}
         if self.held_out is not None:
             progress["held_out"] = self.held_out
+        if self.validated_on is not None and self.validated_on != self.held_out:
+            progress["validated_on"] = self.validated_on
         if self.trained_on is not None:
             progress["trained_on"] = self.trained_on
         if self.earlier:
@@ -313,7 +298,8 @@ class Trainer:
             self.norms = found.tensors["state.norms"].tolist()
             self.step, self.seconds = int(found.progress["step"]), float(found.progress["seconds"])
             self.skipped = int(found.progress.get("skipped", 0))
-        except (KeyError, RuntimeError, ValueError) as e:
+            self.validation = {k: float(v) for k, v in found.progress.items() if "_psnr_" in k}
+        except (KeyError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(f"{path}: not a complete training checkpoint: {e}") from None
 
     def run(self, sampler: CropSampler, held: list[Picture], options: Options) -> dict[str, Any]:
@@ -329,8 +315,13 @@ class Trainer:
         start = last_log = time.monotonic()
         seconds_before = self.seconds
         last_step = self.step
-        validation: dict[str, float] = {}
         steps = self.recipe.train.steps
+        validation = self.validation if self.step >= steps else {}
+        if self.step >= steps and not validation:  # killed before the last validation was written
+            validation = self._validate(held)
+            if validation:
+                self._record(log, options, {"step": self.step, **validation})
+                self.save(target, validation)
         if self.step == 0 and self.continued and options.validate_every:
             validation = self._validate(held)
             if validation:

@@ -95,7 +95,7 @@ def start_run(
     start = None if init_from is None else read_start(init_from, recipe)
     named = None if start is None else start.held_out
     if resume:
-        named = checkpoint.held_out(checkpoint.read(source), str(source))
+        named = checkpoint.validated_on(checkpoint.read(source), str(source))
         # A run that held out nothing trained on all that others would be held out of.
         holdout = 0 if named == [] else holdout
     pictures = divide(data, val, holdout, init_from or source, named, options.out.resolve() / PLOT)
@@ -105,7 +105,10 @@ def start_run(
                 # Another run may have begun and ended while the pictures were looked at.
                 _refuse_existing(_source(target))
             remove_leftovers(options.out)
-        held = list(load_held(pictures.held.values(), recipe.net.scale).values())
+        refused: list[str] = []
+        held = list(load_held(pictures.held.values(), recipe.net.scale, refused).values())
+        if refused:  # those of the others are told with them
+            load_all(pictures.train.values(), before=refused)
         if len(held) < len(pictures.held) and val:
             why = too_small(len(held), len(pictures.held), recipe.net.scale)
             raise InputError(f"{', '.join(map(str, val))}: {why}; take them out")
@@ -118,6 +121,7 @@ def start_run(
         try:
             trainer = Trainer(recipe, device, rank, world, start, pretrain=not resume)
             trainer.held_out = list(pictures.held) if start is None else start.held_out_of(pictures.held)
+            trainer.validated_on = list(pictures.held)
             trainer.trained_on = digests_digest(pictures.train)
             if resume:
                 trainer.resume(source)
@@ -127,7 +131,8 @@ def start_run(
         except RuntimeError as e:
             if world == 1 or not is_loss_of_another(e):
                 raise
-            raise RescaleError(f"process {rank}: another process of this run ended; its own message says why") from None
+            cause = next(iter(str(e).splitlines()), "")
+            raise RescaleError(f"process {rank}: another process of this run ended; its own message says why ({cause})") from None
         finally:
             torch.set_flush_denormal(False)
             if world > 1:

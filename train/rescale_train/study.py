@@ -224,7 +224,7 @@ def table(study: Study, records: list[dict[str, Any]]) -> str:
                     change = f" ({hr - first['figures'][s]['hr_psnr_y']:+.2f} / {lr - first['figures'][s]['lr_psnr_y']:+.2f})"
                 cells.append(f"{hr:.2f} / {lr:.2f}{change}")
         else:
-            cells += ["", *([r.get("failed") or f"stopped at step {r['unfinished']}"] if sets else []), *[""] * (len(sets) - 1)]
+            cells += [r.get("failed") or f"stopped at step {r['unfinished']}", *[""] * len(sets)]
         if paper:
             change = ""
             if r is not first and None not in (r["paper"], first["paper"]):

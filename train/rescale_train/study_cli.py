@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rescale.batch import remove_leftovers
 from rescale.cli_options import Threads
 from rescale.console import print_json, require, warn
 from rescale.errors import InputError
@@ -59,7 +60,7 @@ def study(
         too_small,
     )
     from rescale_train.lock import sole_writer
-    from rescale_train.loop import Options
+    from rescale_train.loop import DivergedError, Options
     from rescale_train.shipped import weights_file
     from rescale_train.start import read_start
     from rescale_train.study import Setting, load_study, read_results, run_arm, samplers, study_names, table, write_results
@@ -117,6 +118,7 @@ def study(
         return [done[name] for name in names if name in done]
 
     with sole_writer(out):
+        remove_leftovers(out)
         done = read_results(plan, out, setting, sets)
         write_results(plan, in_order(), out, setting)
         torch.set_flush_denormal(True)
@@ -135,3 +137,5 @@ def study(
     print_json({"title": plan.title, "arms": in_order()}) if json_ else print(table(plan, in_order()))
     if stopped_by():
         raise typer.Exit(stopped_by())
+    if failed := [r for r in in_order() if "failed" in r]:
+        raise DivergedError("; ".join(f"{r['name']}: {r['failed']}" for r in failed))

@@ -29,7 +29,10 @@ def convert(value: Any, want: Any, where: str) -> Any:
             raise ConfigError(f"{where}: {len(kinds)} values were expected, got {value!r}")
         return tuple(convert(v, k, where) for v, k in zip(value, kinds, strict=True))
     if want is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: a number of {len(str(value)):,} digits") from None
     if not isinstance(value, want) or (want is int and isinstance(value, bool)):
         raise ConfigError(f"{where}: {getattr(want, '__name__', want)} was expected, got {value!r}")
     return value
