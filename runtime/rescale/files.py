@@ -190,7 +190,7 @@ def _keep_mode(file: BinaryIO, place: Path) -> None:
     """Give a file the permissions of the one that it is to replace, if there is one: what its owner closed stays closed."""
     if hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):
-            os.fchmod(file.fileno(), stat.S_IMODE(place.stat().st_mode))
+            os.fchmod(file.fileno(), place.stat().st_mode & 0o777)
 
 
 def _is_special(path: Path) -> bool:
