@@ -23,7 +23,7 @@ from rescale.cli_files import (
 )
 from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path
 from rescale.console import fail, print_json_line, printable, progress_bar, warn
-from rescale.errors import LrFileError, RescaleError
+from rescale.errors import InputError, LrFileError, RescaleError
 from rescale.limits import MAX_PIXELS
 
 Sources = Annotated[list[Path], typer.Argument(parser=path, help="LR files, folders of them, or - for standard input.")]
@@ -126,13 +126,15 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
             try:
                 if fault is not None:
                     raise fault
-                codes.append(look(source))
-            except (RescaleError, OSError) as e:
-                told = str(e) if isinstance(e, RescaleError) else f"{source}: cannot read: {e.strerror or e}"
-                codes.append(e.exit_code if isinstance(e, RescaleError) else 1)
-                fail(told)
+                try:
+                    codes.append(look(source))
+                except OSError as e:
+                    raise InputError(f"{source}: cannot read: {e.strerror or e}") from None
+            except RescaleError as e:
+                codes.append(e.exit_code)
+                fail(str(e))
                 if json_:
-                    print_json_line({"source": str(source), "status": "error", "error": told})
+                    print_json_line({"source": str(source), "status": "error", "error": str(e)})
             counts[names.get(codes[-1], "errors")] += 1
     if json_:
         print_json_line(counts)

@@ -74,8 +74,8 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool =
     Args:
         app: the application.
         argv: its arguments; None for those of the process.
-        memory_advice: what to do where there is not enough memory.
         json_errors: with ``--json`` among them, what ends a command is told as a line of JSON too, beside that on stderr.
+        memory_advice: what to do where there is not enough memory.
     """
     global _holds_bytes
     _holds_bytes = False

@@ -177,25 +177,14 @@ def least_side(scale: int) -> int:
     return 8 * scale
 
 
-def load_held(paths: Iterable[Path], scale: int, refused: list[str] | None = None) -> dict[str, Picture]:
+def load_held(paths: Iterable[Path], scale: int) -> dict[str, Picture]:
     """Pictures to validate on by path, each its upper left part of at most 512x512 pixels; those too small to measure are left out.
-
-    Args:
-        paths: of the pictures.
-        scale: of the network.
-        refused: receives why pictures cannot be taken, of which none is returned then, in place of an error.
 
     Raises:
         InputError: as `load_all`.
     """
     paths = list(paths)
-    try:
-        cut = dict(zip(map(str, paths), load_all(paths, 512), strict=True))
-    except InputError as e:
-        if refused is None:
-            raise
-        refused.append(str(e))
-        return {}
+    cut = dict(zip(map(str, paths), load_all(paths, 512), strict=True))
     return {name: picture for name, picture in cut.items() if min(picture.shape[:2]) >= least_side(scale)}
 
 

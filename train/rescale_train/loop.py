@@ -318,14 +318,11 @@ class Trainer:
         steps = self.recipe.train.steps
         validation = self.validation if self.step >= steps else {}
         if self.step >= steps and not validation:  # killed before the last validation was written
-            validation = self._validate(held)
+            validation = self._validated(held, log, options)
             if validation:
-                self._record(log, options, {"step": self.step, **validation})
                 self.save(target, validation)
         if self.step == 0 and self.continued and options.validate_every:
-            validation = self._validate(held)
-            if validation:
-                self._record(log, options, {"step": 0, **validation})
+            validation = self._validated(held, log, options)
             start = last_log = time.monotonic()
         while self.step < steps:
             terms = self.train_step(sampler)
@@ -344,11 +341,9 @@ class Trainer:
                 # Before the validation, which can take longer than a system that stops a process waits.
                 self.save(target, {})
             if done or stop or (options.validate_every and self.step % options.validate_every == 0):
-                validation = self._validate(held)
-                if validation:
-                    self._record(log, options, {"step": self.step, **validation})
-                    if due:
-                        self.save(target, validation)
+                validation = self._validated(held, log, options)
+                if validation and due:
+                    self.save(target, validation)
                 last_log, last_step = time.monotonic(), self.step
             if due and options.split_parts and (done or stop):
                 checkpoint.split(target)
@@ -367,6 +362,13 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
         with self.averaged() as net:
             return validate(net, held)
+
+    def _validated(self, held: list[Picture], log: Path, options: Options) -> dict[str, float]:
+        """`_validate`, recorded if it says something."""
+        validation = self._validate(held)
+        if validation:
+            self._record(log, options, {"step": self.step, **validation})
+        return validation
 
     def _agree(self, stop: bool) -> bool:
         """All processes stop at the same step."""

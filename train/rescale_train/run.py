@@ -105,10 +105,11 @@ def start_run(
                 # Another run may have begun and ended while the pictures were looked at.
                 _refuse_existing(_source(target))
             remove_leftovers(options.out)
-        refused: list[str] = []
-        held = list(load_held(pictures.held.values(), recipe.net.scale, refused).values())
-        if refused:  # those of the others are told with them
-            load_all(pictures.train.values(), before=refused)
+        try:
+            held = list(load_held(pictures.held.values(), recipe.net.scale).values())
+        except InputError as e:
+            load_all(pictures.train.values(), before=[str(e)])  # raises: what is wrong with the others is told with it
+            raise
         if len(held) < len(pictures.held) and val:
             why = too_small(len(held), len(pictures.held), recipe.net.scale)
             raise InputError(f"{', '.join(map(str, val))}: {why}; take them out")

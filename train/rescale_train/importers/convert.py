@@ -12,8 +12,7 @@ from rescale_train import checkpoint
 from rescale_train.config import Recipe, TrainConfig, size_name
 from rescale_train.importers.layouts import translate
 from rescale_train.importers.reading import read
-from rescale_train.lineage import UNKNOWN, provenance
-from rescale_train.tables import to_dict
+from rescale_train.lineage import UNKNOWN, provenance, stage
 
 
 def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any]:
@@ -59,18 +58,16 @@ def convert(source: Path, target: Path, licence: str = UNKNOWN) -> dict[str, Any
     progress = {"step": 0, "seconds": 0.0, "imported": imported}
     data = checkpoint.to_bytes(network.parameters, recipe, progress)
     net = checkpoint.load_net(checkpoint.Checkpoint(recipe, progress, network.parameters), str(source))
+    run = stage(recipe, progress, checkpoint.weights_digest(net))
     card = {
         "model": config.model,
         "scale": config.scale,
         "size": size_name(config),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "weights_sha256": checkpoint.weights_digest(net),
+        "weights_sha256": run["weights_sha256"],
         "data": UNKNOWN,
         "machine": UNKNOWN,
-        "steps": None,
-        "minutes": None,
-        "validation": {},
-        "recipe": {"net": to_dict(config), "train": None},
+        **{key: run[key] for key in ("steps", "minutes", "validation", "recipe")},
         "figures": {},
         "note": "imported; figures not measured here",
         **provenance(progress),
