@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rescale.bundle import Bundle
+from rescale.bundle import PRECISIONS, Bundle
 from rescale.contract import Tensor
 from rescale.errors import BundleError, EngineError, ForeignEngineError
 from rescale.files import read_regular
@@ -201,6 +201,8 @@ def _info(engine: Path, m: dict[str, Any]) -> EngineInfo:
     for name in _STRINGS:
         if not isinstance(m[name], str):
             raise ValueError(f"{name} is not a string")
+    if m["precision"] not in PRECISIONS:
+        raise ValueError(f"precision {m['precision']!r} is none of {', '.join(PRECISIONS)}")
     for name in ("weights", "onnx_sha256", "engine_sha256", "key"):
         if not _SHA256.fullmatch(m[name]):
             raise ValueError(f"{name} is not 64 hexadecimal digits")

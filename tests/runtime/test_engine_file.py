@@ -137,6 +137,12 @@ def test_a_damaged_sidecar_is_an_error_of_ours_or_still_valid(engine, opened, da
         assert (found[1], found[0].engine_sha256) == (blob(), engine.engine_sha256)
 
 
+@pytest.mark.parametrize("precision", [" mixed", "", "int8"])
+def test_a_precision_that_no_graph_has_is_damage(engine, opened, precision):
+    sidecar(engine.path).write_text(json.dumps(engine.to_dict() | {"precision": precision}))
+    assert f"damaged sidecar: ValueError: precision {precision!r} is none of fp32, mixed, fp16; " in refused(engine.path, opened)
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
