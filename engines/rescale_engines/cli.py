@@ -47,7 +47,7 @@ def build(
         list[str] | None, typer.Option(help="Such as 8.9; repeat for several. Only tensorrt-rtx. Default: all it targets.")
     ] = None,
     workspace: Annotated[int | None, memory_option("Scratch memory for a layer, such as 1GB. Default: the library's.")] = None,
-    max_memory: Annotated[int, memory_option("What a graph may need at the largest size.", f"{MAX_MEMORY >> 30}GB")] = MAX_MEMORY,
+    max_memory: Annotated[int, memory_option(f"For a graph at the largest size. Default: {MAX_MEMORY >> 30}GB.")] = MAX_MEMORY,
     out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if a valid engine is there.")] = False,
     exact_precision: Annotated[

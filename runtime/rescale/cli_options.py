@@ -78,9 +78,9 @@ def _budget(text: str | int) -> int:
         raise typer.BadParameter(str(e)) from None
 
 
-def memory_option(help_text: str, default: str | bool = True) -> Any:
-    """The option that takes a budget, such as 2GB, and gives it in bytes; `default` says in words what it is without one."""
-    return typer.Option(parser=_budget, metavar="<size>", show_default=default, help=help_text)
+def memory_option(help_text: str) -> Any:
+    """The option that takes a budget, such as 2GB, and gives it in bytes; its text says in such words what it is without one."""
+    return typer.Option(parser=_budget, metavar="<size>", show_default=False, help=help_text)
 
 
 def bundle_option(help_text: str) -> Any:
