@@ -63,8 +63,8 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
     """Split a PNG file into chunks.
 
     Raises:
-        InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged, unknown, or not where the standard
-            has it.
+        InputError: not a PNG, truncated, without IHDR or IEND, or a critical chunk is damaged, unknown, or not where or not as long
+            as the standard has it.
     """
     if not data.startswith(SIGNATURE):
         raise DamagedPictureError(f"{name}: not a PNG file")
@@ -89,6 +89,7 @@ def read_chunks(data: bytes, name: str) -> list[Chunk]:
     if not kinds or kinds[0] != b"IHDR" or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
         raise DamagedPictureError(f"{name}: truncated or damaged PNG: IHDR, IDAT or IEND is missing")
     _check_order(kinds, name)
+    _check_colours(chunks, name)
     return chunks
 
 
@@ -104,6 +105,25 @@ def _check_order(kinds: list[bytes], name: str) -> None:
             raise DamagedPictureError(f"{name}: damaged PNG: {kind.decode()} behind IDAT")
         if kind in (b"IHDR", b"PLTE", b"tRNS") and kinds.index(kind) != i:
             raise DamagedPictureError(f"{name}: damaged PNG: more than one {kind.decode()} chunk")
+
+
+def _check_colours(chunks: list[Chunk], name: str) -> None:
+    """Check that palette and transparency fit the pixels: of those that do not, decoders take a part, others nothing at all."""
+    if len(chunks[0].data) != 13:
+        return  # `read_header` refuses it
+    depth, colour = chunks[0].data[8], chunks[0].data[9]
+    colours = [c for c in chunks if c.kind in (b"PLTE", b"tRNS")]
+    palette, transparency = (next((len(c.data) for c in colours if c.kind == kind), None) for kind in (b"PLTE", b"tRNS"))
+    if colour == 3:
+        if palette is None:
+            raise DamagedPictureError(f"{name}: damaged PNG: PLTE is missing")
+        if not 0 < palette <= 3 << min(depth, 8) or palette % 3:
+            raise DamagedPictureError(f"{name}: damaged PNG: PLTE of {palette} bytes for pixels of {depth} bits")
+        if colours[0].kind == b"tRNS":
+            raise DamagedPictureError(f"{name}: damaged PNG: tRNS before PLTE")
+    fitting = {0: range(2, 3), 2: range(6, 7), 3: range(1, (palette or 0) // 3 + 1)}
+    if transparency is not None and transparency not in fitting.get(colour, (transparency,)):
+        raise DamagedPictureError(f"{name}: damaged PNG: tRNS of {transparency} bytes")
 
 
 def read_header(chunks: list[Chunk], name: str) -> Header:

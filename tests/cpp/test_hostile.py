@@ -339,8 +339,8 @@ def test_a_picture_may_come_through_a_pipe(program, bundle, picture, tmp_path):
         assert "state: exact" in through.result(60)[1]
 
 
-def header(width: int, height: int, colour: int = 2) -> png.Chunk:
-    return png.Chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0), True)
+def header(width: int, height: int, colour: int = 2, depth: int = 8) -> png.Chunk:
+    return png.Chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), True)
 
 
 def lying_pngs() -> dict[str, tuple[list[png.Chunk], str]]:
@@ -354,6 +354,7 @@ def lying_pngs() -> dict[str, tuple[list[png.Chunk], str]]:
     whole, first, rest = chunk(b"IDAT", raw), chunk(b"IDAT", raw[:9]), chunk(b"IDAT", raw[9:])
     twice, unknown = "more than one IHDR chunk", "a critical chunk b'ABCD' that no PNG has"
     split = "other chunks between its IDAT chunks"
+    four, indexed, indices = chunk(b"PLTE", bytes(12)), header(16, 16, 3), chunk(b"IDAT", zlib.compress(bytes(17 * 16)))
     return {
         "larger": ([one, header(16, 32), whole, end], twice),
         "behind": ([one, whole, header(16, 32), end], twice),
@@ -367,6 +368,16 @@ def lying_pngs() -> dict[str, tuple[list[png.Chunk], str]]:
         "palette twice": ([one, chunk(b"PLTE"), chunk(b"PLTE"), whole, end], "more than one PLTE chunk"),
         "unknown": ([one, chunk(b"ABCD"), whole, end], unknown),
         "unknown behind": ([one, whole, chunk(b"ABCD"), end], unknown),
+        "no palette": ([indexed, indices, end], "PLTE is missing"),
+        "transparency before": ([indexed, chunk(b"tRNS", b"\0"), four, indices, end], "tRNS before PLTE"),
+        "too much transparency": ([indexed, four, chunk(b"tRNS", bytes(5)), indices, end], "tRNS of 5 bytes"),
+        "no transparency": ([indexed, four, chunk(b"tRNS", b""), indices, end], "tRNS of 0 bytes"),
+        "transparency of gray": ([one, chunk(b"tRNS", bytes(2)), whole, end], "tRNS of 2 bytes"),
+        "transparency of colours": ([header(16, 16, 0), chunk(b"tRNS"), indices, end], "tRNS of 6 bytes"),
+        "an empty palette": ([indexed, chunk(b"PLTE", b""), indices, end], "PLTE of 0 bytes for pixels of 8 bits"),
+        "part of a colour": ([indexed, chunk(b"PLTE", bytes(7)), indices, end], "PLTE of 7 bytes for pixels of 8 bits"),
+        "a large palette": ([indexed, chunk(b"PLTE", bytes(771)), indices, end], "PLTE of 771 bytes for pixels of 8 bits"),
+        "a palette of more bits": ([header(16, 16, 3, 1), four, indices, end], "PLTE of 12 bytes for pixels of 1 bits"),
     }
 
 

@@ -19,8 +19,16 @@ FIRST, SECOND = (Chunk(b"IDAT", part, True) for part in (ROWS[:9], ROWS[9:]))
 PLTE, TRNS, TEXT = Chunk(b"PLTE", b"\0\1\0", True), Chunk(b"tRNS", b"\0\xc8" * 3, True), Chunk(b"tEXt", b"a\0b", True)
 
 
-def header(width: int = 16, height: int = 16, colour: int = 2) -> Chunk:
-    return Chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0), True)
+INDICES = Chunk(b"IDAT", zlib.compress(bytes([0] + [1] * 16) * 16), True)
+FOUR = Chunk(b"PLTE", b"\xc8" * 12, True)
+
+
+def header(width: int = 16, height: int = 16, colour: int = 2, depth: int = 8) -> Chunk:
+    return Chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), True)
+
+
+def clear(size: int) -> Chunk:
+    return Chunk(b"tRNS", bytes(size), True)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +44,16 @@ def header(width: int = 16, height: int = 16, colour: int = 2) -> Chunk:
         ([header(), TRNS, TRNS, IDAT], "more than one tRNS chunk"),
         ([header(), Chunk(b"ABCD", b"zz", True), IDAT], "a critical chunk b'ABCD' that no PNG has"),
         ([header(), IDAT, Chunk(b"ABCD", b"zz", True)], "a critical chunk b'ABCD' that no PNG has"),
+        ([header(colour=3), INDICES], "PLTE is missing"),
+        ([header(colour=3), clear(1), FOUR, INDICES], "tRNS before PLTE"),
+        ([header(colour=3), FOUR, clear(5), INDICES], "tRNS of 5 bytes"),
+        ([header(colour=3), FOUR, clear(0), INDICES], "tRNS of 0 bytes"),
+        ([header(), clear(2), IDAT], "tRNS of 2 bytes"),
+        ([header(colour=0), clear(6), INDICES], "tRNS of 6 bytes"),
+        ([header(colour=3), Chunk(b"PLTE", b"", True), INDICES], "PLTE of 0 bytes for pixels of 8 bits"),
+        ([header(colour=3), Chunk(b"PLTE", bytes(7), True), INDICES], "PLTE of 7 bytes for pixels of 8 bits"),
+        ([header(colour=3), Chunk(b"PLTE", bytes(771), True), INDICES], "PLTE of 771 bytes for pixels of 8 bits"),
+        ([header(colour=3, depth=1), FOUR, INDICES], "PLTE of 12 bytes for pixels of 1 bits"),
     ],
 )
 def test_a_file_that_decoders_understand_differently_is_refused(chunks: list[Chunk], message: str) -> None:
@@ -51,6 +69,8 @@ def test_a_file_that_decoders_understand_differently_is_refused(chunks: list[Chu
         [header(), TEXT, FIRST, SECOND, TEXT],
         [header(), PLTE, TRNS, IDAT],
         [header(), Chunk(b"IDAT", b"", True), FIRST, SECOND, Chunk(b"prVt", b"x", True)],
+        [header(colour=3), FOUR, clear(1), INDICES],
+        [header(), Chunk(b"PLTE", bytes(7), True), IDAT],
     ],
 )
 def test_a_file_in_the_standards_order_is_read(chunks: list[Chunk]) -> None:

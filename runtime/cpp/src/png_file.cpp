@@ -69,6 +69,29 @@ void check_order(const std::vector<Chunk>& chunks, const std::string& name) {
   }
 }
 
+// Refuses palettes and transparency that do not fit the pixels: of those decoders take a part, others nothing at all.
+void check_colours(const std::vector<Chunk>& chunks, const std::string& name) {
+  if (chunks.front().data.size() != 13) return;  // read_header refuses it
+  const int depth = chunks.front().data[8], colour = chunks.front().data[9];
+  const auto found = [&](const char* kind) {
+    return std::find_if(chunks.begin(), chunks.end(), [&](const Chunk& c) { return c.kind == kind; });
+  };
+  const auto palette = found("PLTE"), transparency = found("tRNS");
+  const std::size_t bytes = palette == chunks.end() ? 0 : palette->data.size();
+  if (colour == 3) {
+    if (palette == chunks.end()) damaged(name, ": damaged PNG: PLTE is missing");
+    if (!bytes || bytes % 3 || (depth < 8 && bytes > std::size_t{3} << depth) || bytes > 768) {
+      damaged(name, ": damaged PNG: PLTE of ", bytes, " bytes for pixels of ", depth, " bits");
+    }
+    if (transparency < palette) damaged(name, ": damaged PNG: tRNS before PLTE");
+  }
+  if (transparency == chunks.end()) return;
+  const std::size_t size = transparency->data.size();
+  if ((colour == 0 && size != 2) || (colour == 2 && size != 6) || (colour == 3 && (!size || size > bytes / 3))) {
+    damaged(name, ": damaged PNG: tRNS of ", size, " bytes");
+  }
+}
+
 }  // namespace
 
 bool is_png(const Bytes& file) { return file.size() >= 8 && std::equal(kSignature, kSignature + 8, file.begin()); }
@@ -95,6 +118,7 @@ std::vector<Chunk> read_chunks(const Bytes& file, const std::string& name) {
                      std::any_of(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.kind == "IDAT"; });
   if (!whole) damaged(name, ": truncated or damaged PNG: IHDR, IDAT or IEND is missing");
   check_order(chunks, name);
+  check_colours(chunks, name);
   return chunks;
 }
 
