@@ -121,8 +121,8 @@ class Bundle:
             self.manifest: dict[str, Any] = m
             self.variant = variant(m["model"])
             self.scale = _whole(check_scale(m["scale"]), 1, MAX_FIELD)
-            self.size = str(m["size"])
-            self.weights = str(m["weights"]["sha256"])
+            self.size = _text(m["size"])
+            self.weights = _text(m["weights"]["sha256"])
             self.figures = _figures(m["weights"].get("card"))
             self.receptive_field = _whole(m["receptive_field"]["lr_pixels"], 0, MAX_FIELD)
             self.halo = _whole(m.get("halo", m["receptive_field"])["lr_pixels"], 0, self.receptive_field)
@@ -130,11 +130,11 @@ class Bundle:
             self.upscale_halo = _upscale_pixels(m.get("halo", m["receptive_field"]), self.halo)
             corrections = m.get("corrections", {"count": 0, "sha256": self.weights})
             self.corrections = _whole(corrections["count"], 0, MAX_FIELD)
-            self.network = str(corrections["sha256"])
+            self.network = _text(corrections["sha256"])
             self.graphs = {k: _graph(v) for k, v in m["graphs"].items()}
             others = m.get("precisions", {})
             self.precisions: dict[str, dict[str, Graph]] = {"fp32": self.graphs}
-            self.precisions |= {p: {k: _graph(v) for k, v in others[p].items()} for p in others}
+            self.precisions |= {p: {k: _graph(v) for k, v in graphs.items()} for p, graphs in others.items()}
             for precision, graphs in self.precisions.items():
                 missing = [g for g in graph_names(self.variant) if g not in graphs]
                 if missing:
@@ -149,7 +149,7 @@ class Bundle:
                     raise ValueError(f"{name}.sha256 is not 64 hexadecimal digits")
         except UnknownModelError as e:
             raise BundleError(f"{target}: {e}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise BundleError(f"{target}: damaged manifest: {type(e).__name__}: {e}; export the bundle again") from None
 
     @property
@@ -253,6 +253,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{str(value)[:40]} where text is wanted")
+    return value
+
+
 def _whole(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{str(value)[:40]} where a whole number from {least} to {most} is wanted")
@@ -282,7 +288,7 @@ def _check_interface(v: Variant, graphs: dict[str, Graph]) -> None:
 
 def _graph(entry: dict[str, Any]) -> Graph:
     def tensors(key: str) -> tuple[Tensor, ...]:
-        return tuple(Tensor(str(t["name"]), str(t["dtype"]), tuple(t["axes"])) for t in entry[key])
+        return tuple(Tensor(_text(t["name"]), _text(t["dtype"]), tuple(t["axes"])) for t in entry[key])
 
     memory = _whole(entry["memory_per_lr_pixel"], 1, MAX_MEMORY_PER_PIXEL)
-    return Graph(str(entry["file"]), str(entry["sha256"]), memory, tensors("inputs"), tensors("outputs"))
+    return Graph(_text(entry["file"]), _text(entry["sha256"]), memory, tensors("inputs"), tensors("outputs"))

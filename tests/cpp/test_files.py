@@ -192,25 +192,24 @@ def test_lr_files_of_other_tools_are_read_as_python_reads_them(native, bundle, p
                     assert_same(native.read(mutant), Small.from_bytes(mutant))
 
 
-def test_refusals_and_forced_restorations_are_pythons(native, failure, bundle, picture, tmp_path):
-    path, other = bundle("dlv_irn_a", 2), bundle("irn_a", 2)
+@pytest.mark.parametrize(("model", "other"), [("dlv_irn_a", "irn_a"), ("irn", "dlv_irn"), ("irn_m", "irn")])
+def test_refusals_and_forced_restorations_are_pythons(native, failure, bundle, picture, model, other):
     hr = picture(26, 34)
-    with rescale.load(path, backend="onnxruntime") as net:
-        own = native.load(path)
-        small = net.downscale(hr)
-        exact = small.to_bytes()
-        plain = png.encode(np.array(Image.open(io.BytesIO(exact))))
-        brighter = np.array(Image.open(io.BytesIO(exact)))
-        brighter[3, 4, 0] ^= 1
-        changed = png.insert(png.encode(brighter), [(c.kind, c.data) for c in png.read_chunks(exact, "x") if c.kind == b"reSc"])
-        with rescale.load(other, backend="onnxruntime") as theirs:
-            foreign_model = theirs.downscale(hr).to_bytes()
-        with rescale.load(bundle("dlv_irn_a", 4), backend="onnxruntime") as theirs:
-            other_scale = theirs.downscale(hr).to_bytes()
-        dimmer = np.array(Image.open(io.BytesIO(exact)))
-        dimmer[3, 4, 3] ^= 1
-        other_alpha = png.insert(png.encode(dimmer), [(c.kind, c.data) for c in png.read_chunks(exact, "x") if c.kind == b"reSc"])
-        for data in (exact, plain, changed, foreign_model, other_scale, other_alpha, png.encode(hr)):
+    with rescale.load(bundle(model, 2), backend="onnxruntime") as net:
+        own = native.load(bundle(model, 2))
+        exact = net.downscale(hr).to_bytes()
+        pixels = np.array(Image.open(io.BytesIO(exact)))
+        block = [(c.kind, c.data) for c in png.read_chunks(exact, "x") if c.kind == b"reSc"]
+        changed = []
+        for channel in (0, pixels.shape[2] - 1):  # of colour, and of alpha where there is one
+            nearly = pixels.copy()
+            nearly[3, 4, channel] ^= 1
+            changed.append(png.insert(png.encode(nearly), block))
+        foreign = []
+        for bundle_of_others in (bundle(other, 2), bundle(model, 4)):
+            with rescale.load(bundle_of_others, backend="onnxruntime") as theirs:
+                foreign.append(theirs.downscale(hr).to_bytes())
+        for data in (exact, png.encode(pixels), *changed, *foreign, png.encode(hr)):
             mine, wanted = native.read(data), Small.from_bytes(data)
             assert_same(mine, wanted)
             for force, trust in ((False, False), (True, False), (False, True), (True, True)):
@@ -221,20 +220,24 @@ def test_refusals_and_forced_restorations_are_pythons(native, failure, bundle, p
                     assert (caught.value.kind, str(caught.value)) == ("lr_file", str(restored))
                 else:
                     assert np.array_equal(np.array(Image.open(io.BytesIO(own.restore_png(mine, force, trust)))), restored.pixels)
-        file = tmp_path / "small.png"
-        data, sidecar = small.encode("png", "alpha", "sidecar")
-        file.write_bytes(data)
-        (tmp_path / "small.png.rescale").mkdir()
-        assert_same(native.open(file), Small.open(file))
-        (tmp_path / "small.png.rescale").rmdir()
-        os.mkfifo(tmp_path / "small.png.rescale")
-        assert_same(native.open(file), Small.open(file))
-        (tmp_path / "small.png.rescale").unlink()
-        for beside in (None, sidecar, sidecar[:50], b""):
-            if beside is not None:
-                (tmp_path / "small.png.rescale").write_bytes(beside)
-            assert_same(native.open(file), Small.open(file))
         own.close()
+
+
+def test_side_cars_that_cannot_be_read_are_judged_as_python_does(native, bundle, picture, tmp_path):
+    with rescale.load(bundle("dlv_irn_a", 2), backend="onnxruntime") as net:
+        data, sidecar = net.downscale(picture(26, 34)).encode("png", "alpha", "sidecar")
+    file, beside = tmp_path / "small.png", tmp_path / "small.png.rescale"
+    file.write_bytes(data)
+    beside.mkdir()
+    assert_same(native.open(file), Small.open(file))
+    beside.rmdir()
+    os.mkfifo(beside)
+    assert_same(native.open(file), Small.open(file))
+    beside.unlink()
+    assert_same(native.open(file), Small.open(file))
+    for content in (sidecar, sidecar[:50], b""):
+        beside.write_bytes(content)
+        assert_same(native.open(file), Small.open(file))
 
 
 @pytest.mark.slow

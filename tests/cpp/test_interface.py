@@ -103,6 +103,10 @@ def test_options_that_make_no_sense(native, failure, bundle):
         ({"backend": "magic"}, "backend", "unknown backend 'magic'"),
         ({"backend": "tensorrt-rtx"}, "backend", "-DRESCALE_WITH_TENSORRT=ON"),
         ({"threads": -1}, "backend", "threads: at least 1"),
+        ({"threads": 4097}, "backend", "threads: at most 4096, got 4097"),
+        ({"provider_options": {"a": "1"}}, "backend", "provider_options are for an execution provider"),
+        ({"backend": "tensorrt", "provider": "CPUExecutionProvider"}, "backend", "only the onnxruntime backend has providers"),
+        ({"precision": "bf16"}, "input", "unknown precision 'bf16': choose one of fp32, mixed, fp16"),
         ({"tile_width": 8}, "input", "both sides are wanted"),
         ({"provider": "CUDAExecutionProvider"}, "backend", "CUDAExecutionProvider: this ONNX Runtime 1."),
         ({"library": "/nowhere/libonnxruntime.so"}, "backend", "cannot open shared object file"),
@@ -149,6 +153,9 @@ def manifests(m: dict) -> dict[str, dict]:
         "no halo": {k: v for k, v in m.items() if k != "halo"},
         "receptive field": m | {"receptive_field": {"lr_pixels": 20_000}},
         "corrections without count": m | {"corrections": {"sha256": m["weights"]["sha256"]}},
+        "precisions": m | {"precisions": [1]},
+        "size": m | {"size": None},
+        "file": m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | {"file": None}}},
         "too many corrections": m | {"corrections": {"sha256": m["weights"]["sha256"], "count": 20_000}},
         **{
             name: m | {"graphs": m["graphs"] | {"upscale": m["graphs"]["upscale"] | changed}}
@@ -199,6 +206,18 @@ def test_manifests_are_accepted_and_refused_as_python_does(native, failure, bund
         mine, wanted = message(failure, "bundle", work), str(caught.value)
         assert mine.split(": ")[0] == wanted.split(": ")[0], name
         assert mine == wanted or "damaged manifest" in mine, name
+
+
+def test_a_program_may_change_to_another_folder(native, bundle, picture, tmp_path, monkeypatch):
+    shutil.copytree(bundle("irn", 2), tmp_path / "b")
+    hr = picture(10, 12)
+    monkeypatch.chdir(tmp_path)
+    own = native.load(Path("b"))
+    monkeypatch.chdir("/")
+    lr, _ = own.downscale(hr)
+    with rescale.load(tmp_path / "b", backend="onnxruntime") as net:
+        assert np.array_equal(lr, net.downscale(hr).rgb)
+    own.close()
 
 
 def test_changed_missing_and_broken_graphs(native, failure, bundle, picture, tmp_path):

@@ -196,6 +196,10 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
     assert not (tmp_path / "out.png").exists()
     forced = program("up", plain, tmp_path / "out.png", "--bundle", path, "--force")
     assert "restored without auxiliary data" in forced.stderr.decode()
+    forced = program("up", plain, tmp_path / "out.png", "--bundle", bundle("irn", 2), "--force")
+    assert "restored from its pixels, unverified" in forced.stderr.decode()
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere" / "x.png")
+    (tmp_path / "folder.png").mkdir()
     for arguments, status, words in (
         (("down", plain), 2, "wrong number of files"),
         (("down", plain, tmp_path / "x.png", "--nothing", "1"), 2, "no option --nothing"),
@@ -207,7 +211,39 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
         (("down", plain, tmp_path / "x.png", "--bundle", path, "--threads", "-1"), 2, "a whole number is wanted"),
         (("down", plain, tmp_path / "x.jpg", "--bundle", path), 1, "writes PNG"),
         (("down", tmp_path / "none.png", tmp_path / "x.png", "--bundle", path), 1, "none.png: no such file"),
-        (("down", plain, tmp_path / "none" / "x.png", "--bundle", path), 1, "x.png: cannot write: No such file or directory"),
+        (
+            ("down", plain, tmp_path / "none" / "x.png", "--bundle", path),
+            1,
+            f"x.png: the folder {tmp_path / 'none'} does not exist",
+        ),
+        (
+            ("down", plain, tmp_path / "dangling.png", "--bundle", path),
+            1,
+            f"into the folder {tmp_path / 'nowhere'}, which does not",
+        ),
+        (("down", plain, tmp_path / "folder.png", "--bundle", path), 1, "folder.png: is a folder; name a file in it"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--layout", "x"), 2, "choose one of alpha, chunk, strip"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--carrier", "x"), 2, "choose one of chunk, text, sidecar"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--alpha", "x"), 2, "choose one of refuse, keep"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--backend", "nope"), 2, "choose one of auto, onnxruntime"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--precision", "bf16"), 2, "choose one of fp32, mixed, fp16"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--threads", "4097"), 2, "at most 4096"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--tile", "0"), 2, "at least 1"),
+        (("down", plain, tmp_path / "x.png", "--bundle", path, "--max-pixels", "0"), 2, "at least 1"),
+        *(
+            (
+                ("down", plain, tmp_path / "x.png", "--bundle", path, "--backend", f"onnxruntime:{rest}"),
+                1,
+                "wanted is onnxruntime:PROV",
+            )
+            for rest in ("", "CPUExecutionProvider,x", "CPUExecutionProvider,=1", ",a=1")
+        ),
+        (
+            ("down", plain, tmp_path / "x.png", "--bundle", bundle("irn", 2), "--layout", "strip"),
+            1,
+            "makes no fourth plane to lay out",
+        ),
+        (("up", plain, tmp_path / "x.png", "--bundle", bundle("irn", 2), "--trust-alpha"), 1, "reads no alpha channel"),
         (("down", plain, tmp_path / "x.png", "--bundle", tmp_path), 1, "no bundle here (manifest.json is missing)"),
         (("down", plain, tmp_path / "x.png", "--bundle", path, "--precision", "fp16"), 1, "not 'fp16'; export it"),
         (("down", plain, tmp_path / "x.png", "--bundle", path, "--backend", "tensorrt"), 1, "-DRESCALE_WITH_TENSORRT=ON"),
@@ -238,6 +274,69 @@ def test_the_programs_refusals(program, bundle, picture, tmp_path):
     assert b"usage:" in program("--help").stdout
     assert program("--version").stdout.decode().strip() == rescale.__version__
     assert not list(tmp_path.glob(".rescale*"))
+
+
+def test_a_source_is_never_written_over(program, bundle, picture, tmp_path):
+    path, source, link = bundle("irn_a", 2), tmp_path / "own.png", tmp_path / "link.png"
+    data = png.encode(picture(20, 20))
+    source.write_bytes(data)
+    link.symlink_to(source)
+    for command in ("down", "up"):
+        for pair in ((source, source), (source, link), (link, source), (source, tmp_path / ".." / tmp_path.name / "own.png")):
+            assert b"is the source itself" in program(command, *pair, "-b", path, status=1).stderr
+            assert source.read_bytes() == data
+
+
+def test_a_replaced_file_keeps_its_permissions(program, bundle, picture, tmp_path):
+    source, target = tmp_path / "hr.png", tmp_path / "lr.png"
+    source.write_bytes(png.encode(picture(20, 20)))
+    sidecar = tmp_path / "lr.png.rescale"
+    for file in (target, sidecar):
+        file.write_bytes(b"old")
+        file.chmod(0o600)
+    program("down", source, target, "-b", bundle("irn_a", 2), "--carrier", "sidecar")
+    program("up", target, tmp_path / "again.PNG", "-b", bundle("irn_a", 2))
+    assert [file.stat().st_mode & 0o777 for file in (target, sidecar)] == [0o600, 0o600]
+    assert (tmp_path / "again.PNG").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_cannot_end_is_ended_by_the_second_signal(built, consumer, ort, bundle, picture, tmp_path, number):
+    (tmp_path / "hr.png").write_bytes(png.encode(picture(20, 20)))
+    command = [built / "rescale-cpp", "down", tmp_path / "hr.png", tmp_path / "lr.png", "-b", bundle("irn_a", 2)]
+    shim = {"RESCALE_ONNXRUNTIME": str(consumer / "libshim.so"), "SHIM_LIBRARY": str(ort), "SHIM_HANGS": "1"}
+    running = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, env=os.environ | shim)
+    try:
+        wait_until(lambda: catches(running.pid, number))
+        running.send_signal(number)
+        wait_until(lambda: not catches(running.pid, number))
+        assert running.poll() is None
+        running.send_signal(number)
+        assert running.wait(60) == -number
+    finally:
+        running.kill()
+        running.communicate()
+    assert [p.name for p in tmp_path.iterdir()] == ["hr.png"]
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), 16) >> (number - 1) & 1 == 1
+
+
+def wait_until(found) -> None:
+    deadline = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_program_reads_and_writes_streams(program, bundle, picture, tmp_path):
@@ -274,13 +373,7 @@ def test_the_program_ends_cleanly_when_it_is_told_to(built, ort, bundle, picture
     command = [built / "rescale-cpp", "down", tmp_path / "hr.png", tmp_path / "lr.png", "-b", bundle("dlv_irn_a", 2), "--tile", 12]
     environment = os.environ | {"RESCALE_ONNXRUNTIME": str(ort)}
     running = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:  # until the network runs: the program then has a handler
-        status = Path(f"/proc/{running.pid}/status").read_text()
-        caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), 16)
-        if caught >> (number - 1) & 1:
-            break
-        time.sleep(0.01)
+    wait_until(lambda: catches(running.pid, number))  # the network runs: the program then has a handler
     running.send_signal(number)
     assert running.communicate(timeout=60)[1] == b"error: interrupted\n"
     assert running.returncode == code

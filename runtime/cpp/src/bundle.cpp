@@ -143,9 +143,9 @@ void read_manifest(Bundle& b, const std::string& target, const Json& m) {
 
 }  // namespace
 
-Bundle::Bundle(const std::string& folder) : path(folder) {
+Bundle::Bundle(const std::string& folder) : path(folder), place(absolute(folder)) {
   const std::string target = cat(folder, "/manifest.json");
-  const Bytes raw = read_bounded(target, kMaxManifestBytes, Code::bundle,
+  const Bytes raw = read_bounded(target, target, kMaxManifestBytes, Code::bundle,
                                  cat(folder, ": no bundle here (manifest.json is missing); make one with rescale-export"));
   try {
     read_manifest(*this, target, parse_json(raw));
@@ -157,8 +157,12 @@ Bundle::Bundle(const std::string& folder) : path(folder) {
 const Graph& Bundle::graph(GraphId id, const std::string& precision) const {
   const auto graphs = precisions.find(precision);
   if (graphs == precisions.end()) {
+    constexpr const char* kPrecisions[] = {"fp32", "mixed", "fp16"};
+    if (std::find(std::begin(kPrecisions), std::end(kPrecisions), precision) == std::end(kPrecisions)) {
+      fail(Code::input, "unknown precision '", precision, "': choose one of fp32, mixed, fp16");
+    }
     std::string held;
-    for (const char* known : {"fp32", "mixed", "fp16"}) {
+    for (const char* known : kPrecisions) {
       if (precisions.count(known)) held += cat(held.empty() ? "" : ", ", known);
     }
     fail(Code::bundle, path, ": holds ", held, ", not '", precision, "'; export it with --precision ", precision);
@@ -172,7 +176,8 @@ Bytes Bundle::read_graph(GraphId id, const std::string& precision) const {
   const Graph& g = graph(id, precision);
   if (!is_plain_name(g.file)) fail(Code::bundle, path, "/manifest.json: '", g.file, "' is not a plain file name");
   const std::string target = cat(path, "/", g.file);
-  Bytes data = read_bounded(target, kMaxGraphBytes, Code::bundle, cat(target, ": missing; export the bundle again"));
+  const std::string missing = cat(target, ": missing; export the bundle again");
+  Bytes data = read_bounded(cat(place, "/", g.file), target, kMaxGraphBytes, Code::bundle, missing);
   const Digest digest = sha256(data.data(), data.size());
   const std::string found = hexadecimal(digest.data(), digest.size());
   if (found != g.sha256) {

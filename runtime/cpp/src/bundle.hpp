@@ -41,7 +41,8 @@ struct Bundle {
   std::uint64_t memory(GraphId direction) const;  // bytes of live tensors per LR pixel of the costlier graph of a direction
   std::uint64_t z_channels() const;
 
-  std::string path;
+  std::string path;   // as it was given
+  std::string place;  // the same folder whichever one the program changes to: graphs are read when they first run
   Variant variant{};
   int scale = 0;
   std::string size;

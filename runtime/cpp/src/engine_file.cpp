@@ -1,6 +1,8 @@
 #include "engine_file.hpp"
 
 #include <dirent.h>
+#include <pwd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
@@ -24,7 +26,7 @@ void read_sides(const Json& profile, const char* name, std::int64_t (&out)[3]) {
 }
 
 EngineInfo read_info(const std::string& sidecar) {
-  const Bytes raw = read_bounded(sidecar, kMaxSidecarBytes, Code::backend);
+  const Bytes raw = read_bounded(sidecar, sidecar, kMaxSidecarBytes, Code::backend);
   EngineInfo out;
   out.path = sidecar.substr(0, sidecar.size() - kSidecar.size()) + std::string(kEngine);
   try {
@@ -67,6 +69,17 @@ void check_header(const EngineInfo& info, const Bytes& data) {
   }
 }
 
+// The user's; a service may have no variable for it.
+std::string home() {
+  if (const char* named = std::getenv("HOME")) return named;
+  char names[16384];
+  passwd entry{}, *found = nullptr;
+  if (::getpwuid_r(::getuid(), &entry, names, sizeof names, &found) != 0 || !found) {
+    fail(Code::backend, "no home directory, where engines are kept: name a folder for them in RESCALE_CACHE");
+  }
+  return found->pw_dir;
+}
+
 }  // namespace
 
 std::string engines_folder(const Bundle& bundle, const std::string& folder) {
@@ -75,9 +88,9 @@ std::string engines_folder(const Bundle& bundle, const std::string& folder) {
   std::string cache = variable("RESCALE_CACHE");
   if (cache.empty()) {
 #ifdef __APPLE__
-    const std::string base = variable("HOME") + "/Library/Caches";
+    const std::string base = home() + "/Library/Caches";
 #else
-    const std::string named = variable("XDG_CACHE_HOME"), base = named.empty() ? variable("HOME") + "/.cache" : named;
+    const std::string named = variable("XDG_CACHE_HOME"), base = named.empty() ? home() + "/.cache" : named;
 #endif
     cache = base + "/rescale";
   }
@@ -117,7 +130,7 @@ std::vector<EngineInfo> find_engines(const std::string& folder, const Bundle& bu
 }
 
 Bytes read_engine(const EngineInfo& info) {
-  Bytes data = read_bounded(info.path, kMaxEngineBytes, Code::backend,
+  Bytes data = read_bounded(info.path, info.path, kMaxEngineBytes, Code::backend,
                             cat(info.path, ": half-written: there is a sidecar but no engine", kAgain));
   if (data.size() != info.bytes) {
     const char* kind = data.size() < info.bytes ? "truncated" : "changed";

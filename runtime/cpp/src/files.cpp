@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <random>
 
 #include "files.hpp"
@@ -18,11 +19,11 @@ namespace detail {
 
 namespace {
 
-// Descriptor of a file that is open for reading; closed at the end of a block.
+// Descriptor of a file that is open for reading, told of as `path`; closed at the end of a block.
 struct Opened {
   int file;
-  Opened(const std::string& path, int flags, Code code, const std::string& missing)
-      : file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags)) {
+  Opened(const std::string& place, const std::string& path, int flags, Code code, const std::string& missing)
+      : file(::open(place.c_str(), O_RDONLY | O_CLOEXEC | flags)) {
     if (file >= 0) return;
     if (errno == ENOENT && !missing.empty()) fail(code, missing);
     fail(code, path, errno == ENOENT ? ": no such file" : cat(": cannot read: ", std::strerror(errno)));
@@ -56,15 +57,21 @@ Bytes read_all(const Opened& opened, const std::string& path, std::uint64_t most
 
 }  // namespace
 
-Bytes read_bounded(const std::string& path, std::uint64_t most, Code code, const std::string& missing) {
+Bytes read_bounded(const std::string& place, const std::string& path, std::uint64_t most, Code code, const std::string& missing) {
   // Opening a pipe would wait for a writer, who may never come.
-  const Opened opened(path, O_NONBLOCK, code, missing);
+  const Opened opened(place, path, O_NONBLOCK, code, missing);
   struct stat about{};
   // Reading a folder says what it is.
   if (::fstat(opened.file, &about) == 0 && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode)) {
     fail(code, path, ": a pipe or a device; a regular file is wanted: put the file itself there");
   }
   return read_all(opened, path, most, code);
+}
+
+std::string absolute(const std::string& path) {
+  std::error_code failed;
+  const std::filesystem::path place = std::filesystem::absolute(path, failed);
+  return failed ? path : place.string();  // no folder to begin at: the path is as good
 }
 
 bool is_file(const std::string& path) {
@@ -122,6 +129,7 @@ class Pending {
       check(done >= 0);
       at += static_cast<std::size_t>(done);
     }
+    keep_mode();
     check(special_ || ::fsync(file_) == 0);
     const int file = file_;
     file_ = -1;
@@ -133,6 +141,11 @@ class Pending {
   }
 
  private:
+  // Of the file that is replaced: what its owner closed stays closed.
+  void keep_mode() const {
+    struct stat old{};
+    if (!special_ && ::stat(place_.c_str(), &old) == 0) static_cast<void>(::fchmod(file_, old.st_mode & 0777));
+  }
   void check(bool good) const {
     if (!good) fail(Code::output, path_, ": cannot write: ", std::strerror(errno));
   }
@@ -155,7 +168,7 @@ void write_both(const std::string& first, const Bytes& a, const std::string& sec
 
 Bytes read_file(const std::string& path) {
   return detail::translated([&] {
-    const detail::Opened opened(path, 0, Code::input, {});
+    const detail::Opened opened(path, path, 0, Code::input, {});
     Bytes data = detail::read_all(opened, path, std::uint64_t{2} << 30, Code::input);
     if (data.empty()) detail::damaged(path, ": empty");
     return data;

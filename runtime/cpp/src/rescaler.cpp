@@ -100,7 +100,9 @@ Rescaler::Impl::Basis Rescaler::Impl::basis(const LrPicture& small, const Restor
   const bool trusted = how.trust_alpha && trustable;
   const bool other_scale = small.has_marker && small.marker.scale != info.scale;
   if ((how.strict && !exact && !trusted) || other_scale) {
+    const bool plain = info.lr_channels != 4 && !info.latent;
     const char* forced = other_scale ? " (--force does not help: another scale gives another size)"
+                         : plain     ? " (--force restores from its pixels, unverified)"
                                      : " (--force restores without its auxiliary data)";
     refuse(state, small.name, ": ", detail, ": ", advice(state), trustable ? kTrust : "", forced);
   }
@@ -147,12 +149,19 @@ Error::~Error() = default;
 Rescaler Rescaler::load(const std::string& path, const Options& options) {
   return translated([&] {
     if (options.threads < 0) fail(Code::backend, "threads: at least 1, got ", options.threads);
+    if (options.threads > kMaxThreads) fail(Code::backend, "threads: at most ", kMaxThreads, ", got ", options.threads);
+    if (options.provider.empty() && !options.provider_options.empty()) {
+      fail(Code::backend, "provider_options are for an execution provider: name it");
+    }
     if (options.tile.width < 0 || options.tile.height < 0 || !options.tile.width != !options.tile.height) {
       fail(Code::input, "tiles of ", options.tile.width, "x", options.tile.height, " LR pixels: both sides are wanted, or none");
     }
     auto loaded = std::make_shared<Loaded>(path);
     const Bundle& b = loaded->bundle;
     const bool engines = options.backend == "tensorrt" || options.backend == "tensorrt-rtx";
+    if (engines && !options.provider.empty()) {
+      fail(Code::backend, "provider ", options.provider, ": only the onnxruntime backend has providers, not ", options.backend);
+    }
     const std::string precision = !options.precision.empty() ? options.precision : engines ? "mixed" : "fp32";
     if (engines) {
       loaded->runner = make_tensorrt(b, precision, options);

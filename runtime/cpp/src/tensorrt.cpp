@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "engine_file.hpp"
+#include "files.hpp"
 #include "runner.hpp"
 
 namespace rescale::detail {
@@ -178,7 +179,7 @@ class TensorRtRunner : public Runner {
       : bundle_(bundle),
         precision_(precision),
         named_(options.engines),
-        folder_(engines_folder(bundle, options.engines)),
+        folder_(absolute(engines_folder(bundle, options.engines))),
         device_(options.device) {
     bundle_.graph(GraphId::downscale, precision_);
     // Asked first: without a driver the library's objects are not what they seem.

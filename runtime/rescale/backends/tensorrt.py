@@ -81,7 +81,7 @@ class TensorRTRunner:
             raise BackendError(f"unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
         bundle.graph("downscale", precision)
         self._bundle, self._backend, self._precision = bundle, backend, precision
-        self._named, self._folder = engines, engines_folder(bundle, engines)
+        self._named, self._folder = engines, engines_folder(bundle, engines).absolute()  # read later, maybe from another folder
         self._only = None if only is None else frozenset(Path(p).name for p in only)
         self._options: dict[str, Any] = {"strategy": strategy, "cuda_graphs": cuda_graphs, "runtime_cache": runtime_cache}
         self._flavour = libraries.load(backend)

@@ -1,9 +1,11 @@
 // Stands between the library and ONNX Runtime: tells when a call is inside of it, and can give itself out for another version.
 //   SHIM_LIBRARY   the true library
 //   SHIM_VERSION   the version to tell, such as 1.17.1
+//   SHIM_HANGS     if set, no run ends, whatever it is told
 
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -21,6 +23,7 @@ struct Inside {
 
 OrtStatusPtr ORT_API_CALL run(OrtSession* s, const OrtRunOptions* o, const char* const* in, const OrtValue* const* values, size_t n,
                               const char* const* out, size_t m, OrtValue** results) NO_EXCEPTION {
+  while (std::getenv("SHIM_HANGS")) pause();
   Inside inside;
   return true_api->Run(s, o, in, values, n, out, m, results);
 }

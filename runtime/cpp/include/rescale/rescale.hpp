@@ -55,6 +55,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 // Largest picture that is decoded unless the caller says otherwise, in pixels.
 constexpr std::uint64_t kMaxPixels = 178'956'970;
+constexpr int kMaxThreads = 4096;
 
 // Pixels in memory of the caller: rows of `channels` interleaved 8-bit samples.
 template <class T>
