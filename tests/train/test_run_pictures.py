@@ -74,6 +74,17 @@ def test_a_run_from_weights_of_other_pictures_goes_on(run: Run, tmp_path: Path, 
     assert capsys.readouterr().out.count("3 pictures to train on, 1 held out") == 3
 
 
+def test_a_picture_of_a_test_set_is_left_out(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = find_pictures([pictures])[1]
+    monkeypatch.setattr("rescale_train.data.TEST_PICTURES", {file_digest(path): "this is a picture of a test set"})
+    assert run("--max-minutes", "0") == 0
+    told = capsys.readouterr()
+    assert "2 pictures to train on, 1 held out" in told.out
+    assert f"warning: {path}: left out, since this is a picture of a test set" in told.err
+
+
 def test_all_pictures_that_cannot_be_taken_are_told_at_once(run: Run, pictures: Path, error: Callable[[], str]) -> None:
     for path in find_pictures([pictures]):
         Image.open(path).convert("CMYK").save(path.with_suffix(".jpg"))
@@ -110,6 +121,14 @@ def test_weights_that_do_not_say_what_they_were_trained_on_are_told(
     capsys.readouterr()
     assert run("--max-minutes", "0", "--init-from", str(path)) == 0
     assert f"warning: validation: {path} does not say what it was trained on; if on these pictures" in capsys.readouterr().err
+    # Nor can what comes of them, however many runs later.
+    for before, after in (("out", "second"), ("second", "third")):
+        made = tmp_path / before / "checkpoint.safetensors"
+        assert checkpoint.held_out(checkpoint.read(made), "made") is None
+        assert checkpoint.validated_on(checkpoint.read(made), "made") == held_by(tmp_path / "first" / "checkpoint.safetensors")
+        assert run("--max-minutes", "0", "--init-from", str(made), "--out", str(tmp_path / after)) == 0
+        assert f"warning: validation: {made} does not say what it was trained on" in capsys.readouterr().err
+    assert run("--max-minutes", "0", "--resume") == 0
 
 
 def test_a_run_says_where_its_weights_may_know_the_validation(

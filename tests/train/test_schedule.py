@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rescale_train.config import Recipe
+from rescale_train.config import SUBNET_DTYPES, Recipe
 from rescale_train.data import CropSampler
 from rescale_train.loop import Trainer
-from rescale_train.schedule import arithmetic, crop_plan, learning_rate
+from rescale_train.schedule import arithmetic, crop_plan, learning_rate, subnet_arithmetic
 
 CPU = torch.device("cpu")
 RecipeOf = Callable[..., Recipe]
@@ -34,6 +34,16 @@ def test_the_crop_plan_changes_in_the_final_phase(recipe_of: RecipeOf) -> None:
     assert [crop_plan(recipe, s) for s in range(10)] == [(3, 16)] * 7 + [(1, 32)] * 3
     plain = replace(recipe, train=replace(recipe.train, final_fraction=0.0))
     assert {crop_plan(plain, s) for s in range(10)} == {(3, 16)}
+
+
+@pytest.mark.parametrize("name", SUBNET_DTYPES)
+def test_tf32_is_allowed_where_it_is_asked_for_alone(recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch has it
+    recipe = recipe_of(steps=4, subnet_dtype=name, float32_fraction=0.5)
+    for step, wanted in ((0, name), (3, "float32")):
+        with subnet_arithmetic(recipe, step, CPU):
+            assert torch.backends.cudnn.allow_tf32 == (wanted == "tf32")
+            assert torch.is_autocast_enabled("cpu") == (wanted in ("bfloat16", "float16"))
 
 
 @pytest.mark.parametrize(("compiled", "resets"), [("none", []), ("reduce-overhead", [3])])

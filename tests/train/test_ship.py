@@ -198,6 +198,10 @@ def test_a_checkpoint_names_what_was_kept_from_training(
     assert run("--holdout", "2", "--init-from", str(target)) == 0
     renamed = tmp_path / "renamed"
     renamed.mkdir()
+    (renamed / f"copy of {first[1].name}").write_bytes(first[1].read_bytes())
+    capsys.readouterr()
+    assert main(["ship", str(made), str(target), "--held", str(renamed)]) == 1
+    assert f"1 of the 2 pictures that the run held out are in {renamed}; name all its folders" in error(capsys)
     for path in find_pictures([pictures]):
         (renamed / f"copy of {path.name}").write_bytes(path.read_bytes())
     assert main(["ship", str(made), str(target), "--held", str(renamed)]) == 0
@@ -212,6 +216,22 @@ def test_a_checkpoint_names_what_was_kept_from_training(
     capsys.readouterr()
     assert main(["ship", str(made), str(target), "--held", str(pictures)]) == 1
     assert "picture(s), 0 of them held out; give what the run had" in error(capsys)
+
+
+def test_weights_of_unknown_pictures_are_judged_on_what_the_run_held_out(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, target = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "w.safetensors"
+    assert run("--max-minutes", "0") == 0
+    found = checkpoint.read(made)
+    checkpoint.write(target, checkpoint.load_net(found, "made").state_dict(), found.recipe, {})
+    made.unlink()
+    assert run("--init-from", str(target)) == 0
+    capsys.readouterr()
+    main(["ship", str(made), str(target), "--held", str(pictures)])
+    told = capsys.readouterr()
+    assert f"{made}: the weights that it began with do not say what they were trained on" in told.err
+    assert "| photographs" in told.out
 
 
 def test_weights_are_named_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

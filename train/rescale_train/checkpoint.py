@@ -146,7 +146,8 @@ def _table(text: str, what: str) -> dict[str, Any]:
 
 
 def held_out(checkpoint: Checkpoint, name: str) -> list[str] | None:
-    """SHA-256 of each file kept from training, by the run and those that it started from; None if the checkpoint does not say.
+    """SHA-256 of each file kept from training, by the run and those that it started from; None if the checkpoint does not say, as
+    where it began with weights that do not.
 
     Args:
         checkpoint: what `read` returned.

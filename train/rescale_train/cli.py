@@ -10,7 +10,7 @@ import typer
 from rescale.cli_options import Threads
 from rescale.console import Version, new_app, print_json, require, run_app
 from rescale_train.importers.command import import_file
-from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, overrides_of, pick_device
+from rescale_train.options import EXTRA, HOLDOUT, Device, Overrides, RecipeName, pick_device, recipe_of
 from rescale_train.recipe import load_recipe, recipe_names
 from rescale_train.ship_cli import ship
 from rescale_train.speed_cli import speed
@@ -77,7 +77,7 @@ def run(
         log_every=log_every,
         split_parts=split,
     )
-    found = load_recipe(recipe, overrides_of(set_))
+    found = recipe_of(recipe, set_)
     start = None if init_from is None else weights_file(init_from)
     stopped_by = start_run(found, data, val or [], holdout, resume, start, pick_device(device), threads, options)
     if stopped_by:

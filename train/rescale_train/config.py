@@ -137,7 +137,7 @@ class NetConfig:
 SIZES: dict[str, dict[str, Any]] = {
     # The paper's network: 8 blocks a level, growth 32, separate F, G and H.
     "full": {"blocks_per_level": 8, "growth": 32, "shared_trunk": False},
-    # A third of full's arithmetic at x2, a quarter at x4: lite, wider where a multiply-accumulate buys most.
+    # A third of full's arithmetic at x2, a fifth at x4: lite, wider where a multiply-accumulate buys most.
     "medium": {"blocks_per_level": 4, "growth": 16, "lr_growth": 32, "shared_trunk": True},
     # An eighth of full's arithmetic at x2, a seventh at x4.
     "lite": {"blocks_per_level": 4, "growth": 16, "shared_trunk": True},
@@ -242,7 +242,8 @@ class TrainConfig:
         betas: AdamW's betas.
         clip: gradient norm limit as a multiple of the running median norm; 0 for none.
         ema: decay of the weight average that is validated and shipped; 0 for none.
-        subnet_dtype: arithmetic of the dense blocks; the coupling state, Haar and losses are float32 in every case.
+        subnet_dtype: arithmetic of the dense blocks. The coupling state, Haar and losses are float32; only tf32, which holds for all
+            convolutions, also rounds what goes into Haar.
         float32_fraction: share of the steps at the end that run wholly in float32.
         dense: how dense blocks are computed, of `DENSE_MODES`.
         compile: ``cuda-graph`` records each shape of crops once and replays it, on a CUDA device alone; or a mode of torch.compile;

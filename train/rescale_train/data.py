@@ -29,6 +29,9 @@ Picture = npt.NDArray[np.uint8]
 MOST_NAMED = 10
 """Pictures of a folder that a message names one by one."""
 
+TEST_PICTURES = {"a80e9a11541b6b93e21ef1d9b21e2434d3d2b729307a5ac86b1a02e066bc52b4": "302003 of BSDS500 is the woman of Set5"}
+"""By `file_digest`, pictures of common training sets that test sets took over in another size, and which."""
+
 MARGIN = 4
 """LR pixels around a crop that feed the bicubic kernel, so that the crop's border is not a picture border."""
 
@@ -155,6 +158,22 @@ def by_content(paths: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         found.setdefault(file_digest(path), path)
+    return found
+
+
+def training_pictures(folders: Iterable[Path], leave: Path | None = None) -> dict[str, Path]:
+    """`by_content` of the pictures below folders, to train on or to hold out: without those of `TEST_PICTURES`, as a warning tells.
+
+    Args:
+        folders: where they lie.
+        leave: a picture that is none of them, resolved.
+
+    Raises:
+        InputError: as `find_pictures` and `by_content`.
+    """
+    found = by_content(p for p in find_pictures(folders) if leave is None or p.resolve() != leave)
+    for digest in TEST_PICTURES.keys() & found.keys():
+        warn(f"{found.pop(digest)}: left out, since {TEST_PICTURES[digest]}, a picture to measure on")
     return found
 
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rescale.cli_options import checked
 from rescale.console import INTERRUPTED, TERMINATED
 from rescale.errors import RescaleError
 
 if TYPE_CHECKING:
     import torch
+
+    from rescale_train.config import Recipe
 
 EXTRA = ("torch", "safetensors")
 """What every command of the trainer needs installed."""
@@ -23,7 +26,15 @@ EXTRA = ("torch", "safetensors")
 HOLDOUT = 8
 """Training pictures that a run holds out where nothing else is said; `rescale-train ship` measures on the same."""
 
-RecipeName = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")]
+
+def _check_name(recipe: str) -> None:
+    from rescale_train.recipe import load_recipe, recipe_names
+
+    if Path(recipe).suffix != ".toml" and recipe not in recipe_names():
+        load_recipe(recipe)
+
+
+RecipeName = Annotated[str, typer.Argument(callback=checked(_check_name), help="Name of a shipped recipe, or a .toml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.steps=2000.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -37,6 +48,23 @@ def overrides_of(items: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"--set takes KEY=VALUE, got {item!r}")
         overrides[key] = value
     return overrides
+
+
+def recipe_of(name_or_path: str, items: list[str] | None) -> Recipe:
+    """A recipe with the values of ``--set KEY=VALUE``.
+
+    Raises:
+        typer.BadParameter: these are what is wrong.
+        RescaleError: the recipe is wrong without them too.
+    """
+    from rescale_train.recipe import load_recipe
+
+    overrides = overrides_of(items)
+    try:
+        return load_recipe(name_or_path, overrides)
+    except RescaleError as e:
+        load_recipe(name_or_path)
+        raise typer.BadParameter(str(e)) from None
 
 
 def pick_device(name: str) -> torch.device:

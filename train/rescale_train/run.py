@@ -17,7 +17,16 @@ from rescale.errors import CheckpointError, InputError, OutputError, RescaleErro
 from rescale.threads import usable_threads
 from rescale_train import checkpoint
 from rescale_train.config import Recipe
-from rescale_train.data import Sampling, by_content, digests_digest, find_pictures, load_all, load_held, too_small
+from rescale_train.data import (
+    Sampling,
+    by_content,
+    digests_digest,
+    find_pictures,
+    load_all,
+    load_held,
+    too_small,
+    training_pictures,
+)
 from rescale_train.lock import sole_writer
 from rescale_train.loop import Options, Trainer
 from rescale_train.options import held_of
@@ -47,7 +56,7 @@ def divide(data: list[Path], val: list[Path], holdout: int, weights: Path, named
     Raises:
         InputError: a folder has no picture, a file cannot be read, or nothing is left to train on.
     """
-    found = by_content(p for p in find_pictures(data) if p.resolve() != plot)
+    found = training_pictures(data, plot)
     if val:
         held = by_content(find_pictures(val))
     else:
@@ -175,7 +184,8 @@ def _tell(recipe: Recipe, pictures: Division, validated: int, init_from: Path | 
         return
     if start.held_out is None and pictures.held:
         warn(f"validation: {init_from} does not say what it was trained on; if on these pictures, their figures flatter")
-    if unnamed := len(pictures.held) - len(start.held_out_of(pictures.held)):
+    told = start.held_out_of(pictures.held)
+    if told is not None and (unnamed := len(pictures.held) - len(told)):
         warn(
             f"validation: {init_from} may have been trained on {unnamed} of {len(pictures.held)} pictures: it does not name them "
             "as held out. Their figures flatter, and rescale-train ship leaves them out"

@@ -35,7 +35,8 @@ def arithmetic(recipe: Recipe, step: int) -> str:
 
 @contextlib.contextmanager
 def subnet_arithmetic(recipe: Recipe, step: int, device: torch.device) -> Iterator[None]:
-    """`arithmetic` of a step while the block runs; everything else stays float32 by construction of the network."""
+    """`arithmetic` of a step while the block runs; everything else stays float32 by construction of the network, but for what tf32
+    does to the convolutions of the block transforms: PyTorch asks once for all, and again in the backward pass."""
     name = arithmetic(recipe, step)
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     # Crops have the same one or two shapes all along: worth trying which kernels are fastest for them.

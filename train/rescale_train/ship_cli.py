@@ -59,7 +59,10 @@ def ship(
     rounded = {k: v.half() for k, v in net.state_dict().items()}
     net.load_state_dict(rounded)
     if target.exists():
-        check_replacement(net, target, held or [], checkpoint.held_out(found, str(source)), holdout)
+        named = checkpoint.held_out(found, str(source))
+        if named is None and (named := checkpoint.validated_on(found, str(source))) is not None:
+            warn(f"{source}: the weights that it began with do not say what they were trained on; if on these, the figures flatter")
+        check_replacement(net, target, held or [], named, holdout)
     card = target.with_suffix(".json")
     written = checkpoint.to_bytes(rounded, found.recipe, found.progress)
     if figures is None:
@@ -91,15 +94,15 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held
     from rescale_train import checkpoint
     from rescale_train.config import size_name
     from rescale_train.content.held import generated_set
-    from rescale_train.data import file_digest, find_pictures, load_held
+    from rescale_train.data import by_content, find_pictures, load_held
     from rescale_train.replace import judge
 
     before = checkpoint.read_net(target)
     if checkpoint.weights_digest(before) == checkpoint.weights_digest(new):
         return
-    there, wanted = (f"{n.config.model} x{n.config.scale} {size_name(n.config)}" for n in (before, new))
-    if there != wanted:
-        raise CheckpointError(f"{target}: holds {there}, not {wanted}; choose another path")
+    holds, wanted = (f"{n.config.model} x{n.config.scale} {size_name(n.config)}" for n in (before, new))
+    if holds != wanted:
+        raise CheckpointError(f"{target}: holds {holds}, not {wanted}; choose another path")
     if not folders:
         raise OutputError(
             f"{target}: exists; choose another path, or give --held DIR, the run's --val or else --data: better weights replace it"
@@ -109,7 +112,11 @@ def check_replacement(new: RescalingNet, target: Path, folders: list[Path], held
         warn(f"the checkpoint does not name what it held out: taken is what --holdout {holdout} chooses")
         chosen = spread(paths, holdout)
     else:
-        chosen = [p for p in paths if file_digest(p) in held_out]
+        there = by_content(paths)
+        chosen = [there[digest] for digest in held_out if digest in there]
+        if 0 < len(chosen) < len(held_out):
+            few = f"{len(chosen)} of the {len(held_out)} pictures that the run held out"
+            raise OutputError(f"{target}: {few} are in {', '.join(map(str, folders))}; name all its folders: a few tell nothing")
     photographs = load_held(chosen, new.config.scale)
     if not photographs:
         raise OutputError(

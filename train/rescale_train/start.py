@@ -36,9 +36,9 @@ class Start:
     fresh_autoencoder: bool = False
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
-    def held_out_of(self, digests: Iterable[str]) -> list[str]:
-        """Those of some pictures that the weights were not trained on either, as far as they say."""
-        return [d for d in digests if self.held_out is None or d in self.held_out]
+    def held_out_of(self, digests: Iterable[str]) -> list[str] | None:
+        """Those of some pictures that the weights were not trained on either; None: they do not say, nor can what comes of them."""
+        return None if self.held_out is None else [d for d in digests if d in self.held_out]
 
 
 def read_start(path: Path, recipe: Recipe) -> Start:

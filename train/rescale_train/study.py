@@ -141,7 +141,7 @@ def run_arm(
     arm: Arm,
     folder: Path,
     sampler: CropSampler,
-    held_out: list[str],
+    held_out: list[str] | None,
     sets: dict[str, list[Picture]],
     device: torch.device,
     options: Options,
@@ -155,7 +155,7 @@ def run_arm(
         arm: what to train.
         folder: of the study; the arm has its own inside.
         sampler: crops; the arm's seed and scale decide which.
-        held_out: `data.file_digest` of each picture kept from training.
+        held_out: `data.file_digest` of each picture kept from training; None: the weights that it begins with do not say theirs.
         sets: pictures to measure on, by name of the set.
         device: where to train.
         options: its folder is set here.

@@ -58,6 +58,7 @@ def study(
         load_measured,
         pictures_digest,
         too_small,
+        training_pictures,
     )
     from rescale_train.lock import sole_writer
     from rescale_train.loop import DivergedError, Options
@@ -80,7 +81,7 @@ def study(
     where = pick_device(device)
     if where.type == "cpu":
         torch.set_num_threads(threads or usable_threads())
-    everything = by_content(find_pictures(data))
+    everything = training_pictures(data)
     measured = {digest for folder in folders.values() for digest in by_content(find_pictures([folder]))}
     found = {digest: path for digest, path in everything.items() if digest not in measured}
     starts = {a.name: read_start(weights_file(init_from), a.recipe) for a in plan.arms} if init_from is not None else {}
@@ -93,13 +94,13 @@ def study(
         )
     held_paths = held_of(found, named, holdout)
     train_paths = [path for path in found.values() if path not in held_paths]
-    held_out = [digest for digest, path in everything.items() if path not in train_paths]
-    if start is not None:
-        told = start.held_out_of(held_out)
-        if len(told) < len(held_out):
-            few = f"{len(held_out) - len(told)} of the {len(held_out)} pictures to measure on"
-            warn(f"{init_from} may have been trained on {few}: it does not name them as held out. Their figures flatter")
-        held_out = told
+    kept = [digest for digest, path in everything.items() if path not in train_paths]
+    held_out = kept if start is None else start.held_out_of(kept)
+    if held_out is None:
+        warn(f"{init_from} does not say what it was trained on; if on the pictures to measure on, their figures flatter")
+    elif len(held_out) < len(kept):
+        few = f"{len(kept) - len(held_out)} of the {len(kept)} pictures to measure on"
+        warn(f"{init_from} may have been trained on {few}: it does not name them as held out. Their figures flatter")
     scale = max(a.recipe.net.scale for a in plan.arms)
     held = list(load_held(held_paths, scale).values())
     if not (held and train_paths):

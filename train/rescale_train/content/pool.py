@@ -22,8 +22,8 @@ SIDE = 384
 LEAST = 8
 """Pictures of a kind, however small its share."""
 
-STREAM = 0xC0
-"""Keeps the numbers of the pool apart from those of weights, crops and noise."""
+STREAM = 0xFFFF_FFC0
+"""Keeps the numbers of the pool apart from those of weights, crops and noise, which have a step in its place."""
 
 
 def counts(mix: MixConfig) -> dict[str, int]:
