@@ -242,8 +242,8 @@ class TrainConfig:
         betas: AdamW's betas.
         clip: gradient norm limit as a multiple of the running median norm; 0 for none.
         ema: decay of the weight average that is validated and shipped; 0 for none.
-        subnet_dtype: arithmetic of the dense blocks. The coupling state, Haar and losses are float32; only tf32, which holds for all
-            convolutions, also rounds what goes into Haar.
+        subnet_dtype: arithmetic of the dense blocks. The coupling state, Haar and losses are float32; tf32 alone, which holds for
+            all convolutions, also rounds what goes into Haar.
         float32_fraction: share of the steps at the end that run wholly in float32.
         dense: how dense blocks are computed, of `DENSE_MODES`.
         compile: ``cuda-graph`` records each shape of crops once and replays it, on a CUDA device alone; or a mode of torch.compile;
