@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from rescale_train.shipped import find_shipped, list_shipped, weights_folder
 
 torch.set_num_threads(1)
 
-# ONNX Runtime's telemetry is switched off before its first import, as `rescale.extras` does where it is asked for it.
+# Telemetry is switched off before a library is imported, as `rescale.extras` does where it is asked for one.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)
 
 # A run that a script started in the background inherits an ignored SIGINT; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from rescale.bundle import Bundle, check_precision
+from rescale.cli_options import checked
 from rescale.console import Version, new_app, print_json, require, run_app, work_bar
 from rescale.contract import GRADIENT
-from rescale.errors import CheckpointError, RescaleError
-from rescale.variants import SCALES, VARIANTS
+from rescale.errors import CheckpointError, RescaleError, UnknownModelError
+from rescale.variants import SCALES, VARIANTS, check_scale, variant
 
 REPORTED = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
 """What `--json` prints of the manifest."""
@@ -19,14 +20,33 @@ REPORTED = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
 app = new_app("Export a network as a bundle of ONNX graphs, checked against PyTorch.")
 
 
+def _check_size(name: str) -> None:
+    from rescale_train.config import SIZES
+
+    if name not in SIZES:
+        raise UnknownModelError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}")
+
+
+def _check_precisions(names: list[str]) -> None:
+    for name in names:
+        check_precision(name)
+
+
 @app.command()
 def export(
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(VARIANTS)}.")] = "dlv_irn_a",
-    scale: Annotated[int, typer.Option(help="2 or 4.")] = 2,
-    size: Annotated[str | None, typer.Option(help="lite, medium or full; without it medium where it ships, else lite.")] = None,
+    model: Annotated[str, typer.Option(callback=checked(variant), help=f"One of {', '.join(VARIANTS)}.")] = "dlv_irn_a",
+    scale: Annotated[int, typer.Option(callback=checked(check_scale), help="2 or 4.")] = 2,
+    size: Annotated[
+        str | None,
+        typer.Option(callback=checked(_check_size), help="lite, medium or full; without it medium where it ships, else lite."),
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights or checkpoint file instead of shipped weights.")] = None,
     precision: Annotated[
-        list[str], typer.Option(help="Graphs beside the float32 ones: mixed, fp16; repeat for several, fp32 for no more.")
+        list[str],
+        typer.Option(
+            callback=checked(_check_precisions),
+            help="Graphs beside the float32 ones: mixed, fp16; repeat for several, fp32 for no more.",
+        ),
     ] = ["mixed"],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
     triton: Annotated[Path | None, typer.Option(help="Also write Triton models into this model repository.")] = None,
@@ -63,8 +83,6 @@ def export(
     from rescale_export.triton import BACKENDS, check_repository, served_precision, write_repository
     from rescale_train.config import size_name
 
-    for wanted in precision:
-        check_precision(wanted)
     server = BACKENDS[0] if triton_backend is None else triton_backend
     if triton is not None:
         served_precision(server, triton_precision, dict.fromkeys(("fp32", *precision)))

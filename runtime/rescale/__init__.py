@@ -14,27 +14,28 @@ Needs numpy, Pillow and onnxruntime; the latter two are imported on first use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from rescale.errors import (
-    BackendError,
-    BundleError,
-    ConfigError,
-    InputError,
-    LrFileError,
-    MissingExtraError,
-    OutputError,
-    RescaleError,
-    UnknownModelError,
-)
-from rescale.variants import SCALES, VARIANTS, Variant
+TYPE_CHECKING = False  # as of `typing`, which takes as long to load as Python takes to begin: Ctrl-C is not told in one line yet
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from rescale.bundle import Bundle
     from rescale.container import Small, State
+    from rescale.errors import (
+        BackendError,
+        BundleError,
+        ConfigError,
+        InputError,
+        LrFileError,
+        MissingExtraError,
+        OutputError,
+        RescaleError,
+        UnknownModelError,
+    )
     from rescale.picture import Picture, open_picture, read_picture, write_picture
     from rescale.quality import psnr, psnr_y
     from rescale.rescaler import Rescaler, load
+    from rescale.variants import SCALES, VARIANTS, Variant
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,18 @@ __all__ = [
 ]
 
 _LAZY = {
+    "BackendError": "errors",
+    "BundleError": "errors",
+    "ConfigError": "errors",
+    "InputError": "errors",
+    "LrFileError": "errors",
+    "MissingExtraError": "errors",
+    "OutputError": "errors",
+    "RescaleError": "errors",
+    "UnknownModelError": "errors",
+    "SCALES": "variants",
+    "VARIANTS": "variants",
+    "Variant": "variants",
     "Bundle": "bundle",
     "Small": "container",
     "State": "container",
@@ -81,9 +94,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _LAZY.values():
+        return importlib.import_module(f"rescale.{name}")
+    if name in _LAZY:
         value = getattr(importlib.import_module(f"rescale.{_LAZY[name]}"), name)
         globals()[name] = value
         return value

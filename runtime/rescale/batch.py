@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescale.container import sidecar_path
-from rescale.errors import InputError, OutputError, RescaleError
+from rescale.errors import BundleError, InputError, OutputError, RescaleError
 from rescale.files import TEMPORARY_GLOB, is_left_over
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -161,6 +161,9 @@ def run(
     An error is kept and the next job begins, unless there is no room for any result. That ends the run after the jobs that have
     begun, as Ctrl-C does; after a second Ctrl-C these are given up as well.
 
+    Raises:
+        BundleError: the bundle is damaged, which no picture is to blame for; the jobs that have begun are waited for.
+
     Args:
         jobs: from `plan`.
         make: reads a job's source and writes its target atomically; called in worker threads.
@@ -178,6 +181,8 @@ def run(
         nonlocal full
         job, future = waiting[0]
         result = future.result()
+        if isinstance(result, BundleError):
+            raise result
         if not isinstance(result, AbandonedError):
             # Before it counts as told: Ctrl-C in between has it told once more, not left out.
             report(job, f"error: {result}" if isinstance(result, RescaleError) else result)
@@ -229,7 +234,7 @@ def _finish_begun(waiting: deque[tuple[Job, Future[RescaleError | str]]], finish
 
 
 def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrite: bool, job: Job) -> RescaleError | str:
-    """`DONE`, `SKIPPED`, or what is wrong, with the name of a file."""
+    """`DONE`, `SKIPPED`, or what is wrong, with the name of a file of the job or of the bundle."""
     if job.fault is not None:
         return job.fault
     try:
@@ -238,6 +243,8 @@ def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrit
             return SKIPPED
         job.target.parent.mkdir(parents=True, exist_ok=True)
         make(job)
+    except BundleError as e:
+        return e
     except RescaleError as e:
         if str(job.source) not in str(e) and str(job.target) not in str(e):
             e.args = (f"{job.source}: {e}", *e.args[1:])

@@ -38,9 +38,11 @@ from rescale.cli_options import (
     Threads,
     TileSide,
     bundle_option,
+    least_option,
     path,
     raw_option,
     target_option,
+    target_text,
 )
 from rescale.console import Version, new_app, require, run_app, warn
 from rescale.errors import InputError
@@ -61,7 +63,9 @@ def options(version: Version = False) -> None:
 @app.command()
 def down(
     source: Annotated[Path, typer.Argument(parser=path, help="HR picture, folder of them, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(parser=path, help="LR file (.png, .webp, .jxl), folder, or - for standard output.")],
+    target: Annotated[
+        str, typer.Argument(parser=target_text, help="LR file (.png, .webp, .jxl), folder, or - for standard output.")
+    ],
     bundle: BundleOption,
     layout: Annotated[
         Layout, typer.Option(help="-A: fourth plane in the alpha channel, a chunk or a strip of rows below.")
@@ -86,10 +90,7 @@ def down(
     check: Annotated[
         bool, typer.Option("--check", help="Restore each picture once, and print the PSNR against its source.")
     ] = False,
-    least: Annotated[
-        float | None,
-        typer.Option("--least", metavar="DB", help="Write no LR that is restored at a lower Y-PSNR than this; implies --check."),
-    ] = None,
+    least: Annotated[float | None, least_option] = None,
     raw: Annotated[str | None, raw_option("Frames of WIDTHxHEIGHT, rgb24 in, rgb24 or rgba (-A) out.")] = None,
     overwrite: Overwrite = None,
     backend: Backend = "auto",
@@ -111,11 +112,10 @@ def down(
     from rescale.resize import FILTER, hr_size, parse_target, resized
 
     kind = container or Container.PNG
-    if raw is None:
-        target = placed(source, target, f".{kind}")
-        if not source.is_dir() and target != STREAM:
-            kind = Container(container_for(target))
-    check_paths(source, target, overwrite)
+    goal = placed(source, target, f".{kind}" if raw is None else None)
+    if raw is None and not source.is_dir() and goal != STREAM:
+        kind = Container(container_for(goal))
+    check_paths(source, goal, overwrite)
     check = check or least is not None
     if raw is not None:
         others = {
@@ -129,8 +129,8 @@ def down(
         }
         _unused_with_raw(**others, refine=refine > 0, check=check, overwrite=overwrite is True)
     elif container not in (None, kind):
-        raise InputError(f"{target}: its name asks for {kind}, and --container for {container}; leave the option out")
-    elif carrier == "sidecar" and target == STREAM:
+        raise typer.BadParameter(f"{goal}: its name asks for {kind}, and --container for {container}; leave the option out")
+    elif carrier == "sidecar" and goal == STREAM:
         raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
     elif kind == "jxl":
         require(["imagecodecs"], "jxl")
@@ -141,9 +141,9 @@ def down(
         if layout != "alpha" and not net.bundle.variant.alpha:
             raise InputError(f"--layout {layout}: {net.bundle.title} makes no fourth plane to lay out; leave the option out")
         if raw is not None:
-            return raw_frames(net, source, target, raw, max_pixels, json_, upwards=False)
+            return raw_frames(net, source, goal, raw, max_pixels, json_, upwards=False)
 
-        def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
+        def make(origin: Path, place: Path, watch: Watch) -> dict[str, Any]:
             picture = open_picture(stream_in(origin), alpha, max_pixels, to_8_bit, first_frame)
             given = picture.size
             if wanted is not None:
@@ -163,21 +163,21 @@ def down(
                 warn(f"{origin}: {resized_text(facts)} ({FILTER}), and comes back in that size")
             data, sidecar = small.encode(kind, layout, carrier)
             if sidecar is None:
-                write_result(goal, data)
+                write_result(place, data)
             else:
-                atomic_write_both((sidecar_path(goal), sidecar), (goal, data))
+                atomic_write_both((sidecar_path(place), sidecar), (place, data))
             return facts | {"bytes": len(data) + len(sidecar or b"")}
 
         if wanted is not None and source.is_dir():
             warn(f"--target {wanted}: larger pictures are resized first ({FILTER}), and come back in that size")
         verb = Verb(make, lambda job: require_small(job, net.bundle, wanted), READABLE, f".{kind}", down_text, each=check)
-        return one_or_all(source, target, verb, bool(overwrite), json_)
+        return one_or_all(source, goal, verb, bool(overwrite), json_)
 
 
 @app.command()
 def up(
     source: Annotated[Path, typer.Argument(parser=path, help="LR file, folder of them, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(parser=path, help="HR picture (.png, .webp), folder, or - for standard output.")],
+    target: Annotated[str, typer.Argument(parser=target_text, help="HR picture (.png, .webp), folder, or - for standard output.")],
     bundle: BundleOption,
     force: Annotated[bool, typer.Option(help="Restore an LR that is not exact, without its auxiliary data.")] = False,
     trust_alpha: Annotated[
@@ -204,13 +204,12 @@ def up(
     from rescale.finished import require_large
     from rescale.picture import open_picture
 
-    if raw is None:
-        target = placed(source, target, ".png")
-    check_paths(source, target, overwrite)
+    goal = placed(source, target, ".png" if raw is None else None)
+    check_paths(source, goal, overwrite)
     if raw is not None:
         _unused_with_raw(force=force, trust_alpha=trust_alpha, reference=reference is not None, overwrite=overwrite is True)
     else:
-        require_writable(source, target, "restored")
+        require_writable(source, goal, "restored")
     if reference is not None and source.is_dir():
         raise InputError(f"--reference {reference}: is one picture, and {source} a folder of many; leave it out")
     original = None if reference is None else open_picture(reference, "keep", max_pixels, to_8_bit=True, first_frame=True)
@@ -218,9 +217,9 @@ def up(
         if trust_alpha and not net.bundle.variant.alpha:
             raise InputError(f"--trust-alpha: {net.bundle.title} reads no alpha channel; leave the option out")
         if raw is not None:
-            return raw_frames(net, source, target, raw, max_pixels, json_, upwards=True)
+            return raw_frames(net, source, goal, raw, max_pixels, json_, upwards=True)
 
-        def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
+        def make(origin: Path, place: Path, watch: Watch) -> dict[str, Any]:
             small = open_lr(origin, max_pixels)
             size = _restored_size(small, net)
             if math.prod(size) > max_pixels:
@@ -238,11 +237,11 @@ def up(
             facts = {"model": net.bundle.title, "state": str(state), "hr_size": list(picture.size)}
             if original is not None:
                 facts |= quality(picture.shown(), original.shown(), net.bundle.scale)
-            write_picture(goal, picture)
+            write_picture(place, picture)
             return facts
 
         verb = Verb(make, lambda job: require_large(job, not (force or trust_alpha)), list(SUFFIXES), ".png", up_text)
-        return one_or_all(source, target, verb, bool(overwrite), json_)
+        return one_or_all(source, goal, verb, bool(overwrite), json_)
 
 
 app.command()(info)
@@ -284,10 +283,10 @@ def _unused_with_raw(**given: bool) -> None:
     """Raw frames carry nothing but pixels.
 
     Raises:
-        InputError: an option was given that has no meaning for them.
+        BadParameter: an option was given that has no meaning for them.
     """
     for name in (n for n, there in given.items() if there):
-        raise InputError(f"--{name.replace('_', '-')}: has no meaning for raw frames; leave it out")
+        raise typer.BadParameter(f"--{name.replace('_', '-')}: has no meaning for raw frames; leave it out")
 
 
 def main(argv: list[str] | None = None) -> int:

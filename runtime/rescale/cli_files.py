@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rescale.cli_options import STREAM
+from rescale.cli_options import STREAM, ends_as_folder, path
 from rescale.console import INTERRUPTED, binary_input, binary_output, fail, print_json_line, printable, progress_bar, work_bar
 from rescale.errors import DamagedPictureError, InputError, LrFileError, OutputError
 
@@ -51,7 +51,7 @@ def check_paths(source: Path, target: Path, overwrite: bool | None = None) -> No
     """Fail before the work, not after it.
 
     Args:
-        source, target: as the command was given them, see also `placed`.
+        source, target: as the command was given them, the target by `placed`.
         overwrite: False refuses a target that is a file.
 
     Raises:
@@ -83,26 +83,36 @@ def check_paths(source: Path, target: Path, overwrite: bool | None = None) -> No
             )
 
 
-def placed(source: Path, target: Path, new_suffix: str) -> Path:
+def placed(source: Path, text: str, new_suffix: str | None) -> Path:
     """The file that one source becomes: where the target is a folder, the one of the source's name in it, as `cp` has it.
 
+    Args:
+        source: as the command was given it; a folder's results go to the target itself.
+        text: the target as it was written: with a slash at its end only a folder is meant, which has to be there.
+        new_suffix: of a file in a folder; None: one without a name of its own, such as raw frames.
+
     Raises:
-        OutputError: a folder, and standard input has no name.
+        OutputError: a folder that is not there, or standard input, which has no name for a file in it.
     """
-    if source.is_dir() or target == STREAM or not target.is_dir():
+    target = path(text)
+    if source.is_dir() or target == STREAM:
+        return target
+    if ends_as_folder(text) and not target.is_dir():
+        raise OutputError(f"{text}: no such folder")
+    if new_suffix is None or not target.is_dir():
         return target
     if source == STREAM:
         raise OutputError(f"{target}: is a folder, and standard input has no name; name a file in it")
     return target / source.with_suffix(new_suffix).name
 
 
-def stream_in(path: Path) -> Any:
+def stream_in(source: Path) -> Any:
     """What a picture is read from: a path, or standard input.
 
     Raises:
         InputError: standard input is closed.
     """
-    return binary_input() if path == STREAM else path
+    return binary_input() if source == STREAM else source
 
 
 def open_lr(source: Path, max_pixels: int) -> Small:

@@ -21,9 +21,9 @@ from rescale.cli_files import (
     worst,
     write_picture,
 )
-from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path
+from rescale.cli_options import STREAM, Json, MaxPixels, Overwrite, bundle_option, path, target_text
 from rescale.console import fail, print_json_line, printable, progress_bar, warn
-from rescale.errors import InputError, LrFileError, RescaleError
+from rescale.errors import LrFileError, RescaleError
 from rescale.limits import MAX_PIXELS
 
 Sources = Annotated[list[Path], typer.Argument(parser=path, help="LR files, folders of them, or - for standard input.")]
@@ -110,7 +110,7 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
 
     Args:
         sources: files, folders, or - for standard input.
-        look: tells of one file and returns its exit code.
+        look: tells of one file and returns its exit code. An OSError of it is one of standard output, and ends the command.
         json_: errors and the counts at the end are lines of JSON too.
         names: of the counts, by the exit codes; files with others are counted as ``errors``.
     """
@@ -126,10 +126,7 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
             try:
                 if fault is not None:
                     raise fault
-                try:
-                    codes.append(look(source))
-                except OSError as e:
-                    raise InputError(f"{source}: cannot read: {e.strerror or e}") from None
+                codes.append(look(source))
             except RescaleError as e:
                 codes.append(e.exit_code)
                 fail(str(e))
@@ -145,7 +142,7 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
 
 def strip(
     source: Annotated[Path, typer.Argument(parser=path, help="LR file, folder of them, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(parser=path, help="Ordinary picture to write (.png, .webp), folder, or -.")],
+    target: Annotated[str, typer.Argument(parser=target_text, help="Ordinary picture to write (.png, .webp), folder, or -.")],
     overwrite: Overwrite = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     json_: Json = False,
@@ -158,17 +155,17 @@ def strip(
     from rescale.container import SUFFIXES, Small
     from rescale.finished import require_bare, require_no_sidecar
 
-    target = placed(source, target, ".png")
-    check_paths(source, target, overwrite)
-    require_writable(source, target, "stripped")
+    goal = placed(source, target, ".png")
+    check_paths(source, goal, overwrite)
+    require_writable(source, goal, "stripped")
 
-    def make(origin: Path, goal: Path, watch: Watch) -> dict[str, Any]:
-        if goal != STREAM:
-            require_no_sidecar(goal)
+    def make(origin: Path, place: Path, watch: Watch) -> dict[str, Any]:
+        if place != STREAM:
+            require_no_sidecar(place)
         small = Small.open(stream_in(origin), max_pixels)
         bare = small.without_auxiliary()
         if small.block is not None and (left := left_in_pixels(small.block.model)):
             warn(f"{small.name}: {left}")
-        return {"lr_size": list(small.size), "bytes": write_picture(goal, bare)}
+        return {"lr_size": list(small.size), "bytes": write_picture(place, bare)}
 
-    return one_or_all(source, target, Verb(make, require_bare, list(SUFFIXES), ".png", strip_text), bool(overwrite), json_)
+    return one_or_all(source, goal, Verb(make, require_bare, list(SUFFIXES), ".png", strip_text), bool(overwrite), json_)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rescale.errors import RescaleError
+from rescale.errors import InputError, RescaleError
 
 STREAM = Path("-")
 """Standard input or output."""
@@ -19,14 +21,30 @@ def path(text: str) -> Path:
 
     Raises:
         BadParameter: nothing, which would be the folder that one stands in.
+        InputError: written as a folder, and is something else.
     """
     if not text:
         raise typer.BadParameter("is empty; name a file or folder (the folder that you are in is .)")
     named = Path(text)
+    if ends_as_folder(text) and os.path.lexists(named) and not named.is_dir():
+        raise InputError(f"{text}: no such folder")
     return named.absolute() if named == STREAM and text != "-" else named
 
 
-def _checked(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+def target_text(text: str) -> str:
+    """What names a target, as it stands, for `rescale.cli_files.placed`; what `path` refuses is refused."""
+    path(text)
+    return text
+
+
+def ends_as_folder(text: str) -> bool:
+    """Whether a path ends in a slash, which `Path` forgets."""
+    return text.endswith(os.sep if os.altsep is None else (os.sep, os.altsep))
+
+
+def checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Callback of an option: what `check` raises of a value is wrong usage."""
+
     def call(value: Any) -> Any:
         if value is not None:
             try:
@@ -69,6 +87,11 @@ def _check_target(text: str) -> None:
     parse_target(text)
 
 
+def _check_least(decibels: float) -> None:
+    if not math.isfinite(decibels):
+        raise typer.BadParameter(f"a number of dB is wanted, got {decibels}")
+
+
 def _budget(text: str | int) -> int:
     from rescale.memory import parse_memory
 
@@ -90,30 +113,38 @@ def bundle_option(help_text: str) -> Any:
 
 def raw_option(help_text: str) -> Any:
     """The option that says the size of raw frames."""
-    return typer.Option(callback=_checked(_check_raw), help=help_text)
+    return typer.Option(callback=checked(_check_raw), help=help_text)
 
 
 target_option = typer.Option(
     "--target",
     metavar="WxH",
-    callback=_checked(_check_target),
+    callback=checked(_check_target),
     help="Size of the LR: the source is resized first to this times the scale, never enlarged; 640x and x360 keep its shape.",
 )
 """The option that says the size of an LR."""
+
+least_option = typer.Option(
+    "--least",
+    metavar="DB",
+    callback=checked(_check_least),
+    help="Write no LR that is restored at a lower Y-PSNR than this; implies --check.",
+)
+"""The option that says how well an LR has to be restored."""
 
 BundleOption = Annotated[Path, bundle_option("Bundle made by rescale-export.")]
 Backend = Annotated[
     str,
     typer.Option(
-        callback=_checked(_check_backend), help="auto, onnxruntime[:PROVIDER[,KEY=VALUE...]], openvino, tensorrt or tensorrt-rtx."
+        callback=checked(_check_backend), help="auto, onnxruntime[:PROVIDER[,KEY=VALUE...]], openvino, tensorrt or tensorrt-rtx."
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(callback=_checked(_check_precision), help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere."),
+    typer.Option(callback=checked(_check_precision), help="fp32, mixed or fp16; by default mixed on TensorRT and fp32 elsewhere."),
 ]
 Exact = Annotated[bool, typer.Option(help="Tiles with the whole receptive field around them; slower.")]
-Threads = Annotated[int, typer.Option(callback=_checked(_check_threads), help="CPU threads; 0: all this process may use.", min=0)]
+Threads = Annotated[int, typer.Option(callback=checked(_check_threads), help="CPU threads; 0: all this process may use.", min=0)]
 Memory = Annotated[int | None, memory_option("Budget for the network, such as 2GB; by default half of what is available.")]
 TileSide = Annotated[int | None, typer.Option(help="Run in tiles of this many LR pixels a side, instead of a budget.", min=1)]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than this.", min=1)]

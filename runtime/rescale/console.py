@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import itertools
 import os
 import re
 import signal
@@ -85,8 +84,7 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, json_errors: bool =
         code, message = _carry_out(app, argv, memory_advice)
     if code == INTERRUPTED and terminated:
         code = TERMINATED
-    # The arguments themselves are asked: wrong ones end a command before it knows its options.
-    if message and json_errors and "--json" in itertools.takewhile(lambda a: a != "--", sys.argv[1:] if argv is None else argv):
+    if message and json_errors and start.wants_json(sys.argv[1:] if argv is None else argv):
         with suppress(OSError):
             line = {"status": "error", "error": message, "exit_code": code}
             print_json_line(line, sys.stderr if _holds_bytes else sys.stdout)

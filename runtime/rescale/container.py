@@ -21,7 +21,7 @@ from rescale import codes, colour, planes
 from rescale.block import Block
 from rescale.choices import Layout
 from rescale.decode import decode_pixels
-from rescale.errors import InputError, LrFileError
+from rescale.errors import DamagedPictureError, InputError, LrFileError
 from rescale.files import atomic_write, atomic_write_both
 from rescale.image import check_colours, check_plane
 from rescale.limits import MAX_PIXELS
@@ -283,7 +283,9 @@ class Small:
     def from_bytes(cls, data: bytes, name: str = "LR picture", max_pixels: int = MAX_PIXELS, sidecar: bytes | None = None) -> Small:
         """Read an LR file from its bytes (or a bytearray or memoryview), with the side-car's bytes if there is one; see `open`."""
         data, sidecar = _as_bytes(data, name), None if sidecar is None else _as_bytes(sidecar, name)
-        pixels = decode_pixels(data, name, max_pixels)
+        if not data:
+            raise DamagedPictureError(f"{name}: empty, not a picture that can be read")
+        pixels = decode_pixels(data, name, max_pixels, tuple(SUFFIXES))
         copies, faults, shown = carriers.read(data, name)
         base = cls(np.ascontiguousarray(pixels[:, :, :3]), name=name, colour=shown)
         newer: blocks.NewerFormatError | None = None

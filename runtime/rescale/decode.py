@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -86,8 +86,14 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(data: bytes, name: str, max_pixels: int) -> Iterator[Opened]:
+def opened(data: bytes, name: str, max_pixels: int, wanted: Sequence[str] = READABLE) -> Iterator[Opened]:
     """Open a picture file while the block runs.
+
+    Args:
+        data: the file.
+        name: for messages.
+        max_pixels: that it may have.
+        wanted: suffixes of what the caller asks for, which the message names.
 
     Raises:
         InputError: not a picture of `FORMATS`, damaged, or too large.
@@ -107,7 +113,7 @@ def opened(data: bytes, name: str, max_pixels: int) -> Iterator[Opened]:
     except Image.DecompressionBombError:
         raise InputError(f"{name}: {_TOO_LARGE}") from None
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
-        raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(READABLE)} are)") from None
+        raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(wanted)} are)") from None
     with image:
         check_pixels(image.width, image.height, max_pixels, name)
         if ImageFile.LOAD_TRUNCATED_IMAGES and image.format not in CHECKED:
@@ -138,17 +144,17 @@ def _open_image(data: bytes) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array:
+def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS, wanted: Sequence[str] = READABLE) -> Array:
     """Pixels of an LR file as uint8 (h, w, 3), or (h, w, 4) if it has transparency in any form.
 
-    Lossless tools may store equal pixels as gray, palette or fewer bits; all become RGB(A) again.
+    Lossless tools may store equal pixels as gray, palette or fewer bits; all become RGB(A) again. `wanted` is as for `opened`.
 
     Raises:
         InputError: not readable, too large, or with samples that 8 bits cannot hold.
     """
     if jxl.is_jxl(data):
         return jxl.decode(data, name, max_pixels)
-    with opened(data, name, max_pixels) as found:
+    with opened(data, name, max_pixels, wanted) as found:
         found.load()
         if is_deep(found.image.mode):
             raise InputError(f"{name}: {found.image.mode} samples; an LR picture has 8 bits")

@@ -76,12 +76,11 @@ def eight_bits(image: Image.Image, depth: int, again: Callable[[], Image.Image],
     Raises:
         InputError: a kind that Pillow does not give all bits of.
     """
-    if image.format == "AVIF" or (image.format == "PPM" and image.mode == "RGB" and depth == 16):
-        return np.array(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))  # rounded by the decoder
-    dark = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
-    if depth != 16 or dark or (image.mode == "I" and image.format != "PPM") or image.mode == "F":
-        raise InputError(f"{name}: {_kind(image, depth, dark)}, of which 8 bits are not made here; convert it to 8 bits first")
-    samples = np.asarray(image).astype(np.uint16)[:, :, None] if is_deep(image.mode) else _both_bytes(image, again, name)
+    if obstacle := why_not_rounded(image, depth):
+        raise InputError(f"{name}: {obstacle}; convert it to 8 bits first")
+    if _rounded_by_decoder(image, depth):
+        return np.array(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))
+    samples = np.asarray(image).astype(np.uint16)[:, :, None] if is_deep(image.mode) else _both_bytes(image, again)
     key = image.info.get("transparency")
     found = ROUNDED[samples]
     if key is None:
@@ -89,10 +88,34 @@ def eight_bits(image: Image.Image, depth: int, again: Callable[[], Image.Image],
     return np.dstack([found, np.where((samples == key).all(2), 0, 255).astype(np.uint8)])
 
 
-def _both_bytes(image: Image.Image, again: Callable[[], Image.Image], name: str) -> npt.NDArray[np.uint16]:
+def why_not_rounded(image: Image.Image, depth: int) -> str:
+    """What keeps `eight_bits` from rounding an opened picture of more than 8 bits; empty if nothing does."""
+    if _rounded_by_decoder(image, depth):
+        return ""
+    dark = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+    if depth != 16 or dark or (image.mode == "I" and image.format != "PPM") or image.mode == "F":
+        return f"{_kind(image, depth, dark)}, of which 8 bits are not made here"
+    if not is_deep(image.mode) and not _stored_mode(image):
+        return "16 bits a sample, stored as Pillow reads only 8 of them"
+    return ""
+
+
+def _rounded_by_decoder(image: Image.Image, depth: int) -> bool:
+    return image.format == "AVIF" or (image.format == "PPM" and image.mode == "RGB" and depth == 16)
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """The raw mode of all parts of a picture, if both bytes of its samples can be had by it; else empty."""
     assert isinstance(image, ImageFile.ImageFile)
     modes = {_raw_mode(tile) for tile in image.tile}
     mode = modes.pop() if len(modes) == 1 else ""
+    kind, _, order = mode.rpartition(";16")
+    return mode if mode == "LA;16B" or (kind in ("RGB", "RGBX", "RGBA") and order in _SECOND) else ""
+
+
+def _both_bytes(image: Image.Image, again: Callable[[], Image.Image]) -> npt.NDArray[np.uint16]:
+    assert isinstance(image, ImageFile.ImageFile)
+    mode = _stored_mode(image)
     if mode == "LA;16B":  # four bytes a pixel, which are taken as they come
         image.tile = [_with_mode(tile, "RGBA") for tile in image.tile]
         pairs = np.asarray(image).astype(np.uint16)
@@ -100,8 +123,6 @@ def _both_bytes(image: Image.Image, again: Callable[[], Image.Image], name: str)
         pairs[:, :, 0::2] |= pairs[:, :, 1::2]
         return np.ascontiguousarray(pairs[:, :, 0::2])
     kind, _, order = mode.rpartition(";16")
-    if kind not in ("RGB", "RGBX", "RGBA") or order not in _SECOND:
-        raise InputError(f"{name}: 16 bits a sample, stored as Pillow reads only 8 of them; convert it to 8 bits first")
     with again() as other:
         assert isinstance(other, ImageFile.ImageFile)
         other.tile = [_with_mode(tile, f"{kind};16{_SECOND[order]}") for tile in other.tile]

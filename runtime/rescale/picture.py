@@ -17,7 +17,7 @@ from PIL import Image
 from rescale import avif, colour, jxl, png, riff
 from rescale.choices import AlphaRule
 from rescale.decode import opened
-from rescale.deep import eight_bits, is_deep, stored_depth
+from rescale.deep import eight_bits, is_deep, stored_depth, why_not_rounded
 from rescale.errors import InputError
 from rescale.files import atomic_write
 from rescale.image import check_colours, check_plane, check_rgb, check_sides
@@ -161,14 +161,16 @@ def open_picture(
             raise InputError(
                 f"{name}: has several frames", "extract the one you want as a PNG, or `down --first-frame` takes the first"
             )
-        deep = is_deep(image.mode) or depth > 8
-        if deep and not to_8_bit:
-            reason = f"{name}: more than 8 bits a sample, which the networks cannot hold"
-            raise InputError(reason, "`down --to-8-bit` rounds them")
         if image.format == "TIFF" and _has_associated_alpha(image):
             raise InputError(f"{name}: its colours are multiplied by its alpha, which cannot be undone exactly; convert it first")
         if not is_deep(image.mode) and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-            raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB by its colour profile first (docs/commands.md)")
+            how = " by its colour profile" if image.mode == "CMYK" else ""  # others have none
+            raise InputError(f"{name}: colour mode {image.mode}; convert it to RGB{how} first (docs/commands.md)")
+        deep = is_deep(image.mode) or depth > 8
+        if deep and not to_8_bit:
+            with found.damage_is_named():
+                cure = "convert it to 8 bits first" if why_not_rounded(image, depth) else "`down --to-8-bit` rounds them"
+            raise InputError(f"{name}: more than 8 bits a sample, which the networks cannot hold", cure)
         if deep:
             with found.damage_is_named():
                 planes = eight_bits(image, depth, found.again, name)

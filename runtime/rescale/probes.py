@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rescale.console import PACKAGE
-from rescale.extras import set_environment
+from rescale.extras import import_quietly
 
 WORKS, INSTALLED, ABSENT, BROKEN = "works", "installed", "not installed", "broken"
 NO_DEVICE, BUILDS = "no device", "builds only"
@@ -181,8 +181,7 @@ def onnxruntime() -> Facts:
         return finding(ABSENT, cure=cure)
     # The wheels for GPUs hold the same module under other names.
     version = version_of("onnxruntime-gpu", "onnxruntime", "onnxruntime-directml", "onnxruntime-openvino")
-    set_environment("onnxruntime")
-    ort, numpy = importlib.import_module("onnxruntime"), importlib.import_module("numpy")
+    ort, numpy = import_quietly("onnxruntime"), importlib.import_module("numpy")
     providers = list(ort.get_available_providers())
     session = ort.InferenceSession(IDENTITY, providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {"x": numpy.ones(1, numpy.float32)})
@@ -195,7 +194,7 @@ def openvino() -> Facts:
     """OpenVINO and its devices."""
     if not is_installed("openvino"):
         return finding(ABSENT, detail="optional; the faster backend on CPUs", cure="pip install openvino")
-    module = importlib.import_module("openvino")
+    module = import_quietly("openvino")
     devices = list(module.Core().available_devices)
     half = "BF16" in module.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     detail = f"devices {', '.join(devices)}; {'fp32 and mixed (bfloat16)' if half else 'fp32'} on this CPU"

@@ -8,6 +8,9 @@ import sys
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
+TELLS_IN_JSON = "rescale.cli"
+"""Command whose errors are lines of JSON too, if it is asked for them."""
+
 
 def run(module: str) -> int:
     """Load the module of a command and call its ``main``.
@@ -22,5 +25,12 @@ def run(module: str) -> int:
         code: int = importlib.import_module(module).main()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
+        if module == TELLS_IN_JSON and wants_json(sys.argv[1:]):
+            print(f'{{"status": "error", "error": "interrupted", "exit_code": {INTERRUPTED}}}', flush=True)
         return INTERRUPTED
     return code
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether ``--json`` is among the options: wrong words, and Ctrl-C, end a command before it knows them."""
+    return "--json" in (argv[: argv.index("--")] if "--" in argv else argv)

@@ -1,4 +1,4 @@
-"""The TensorRT backend against stand-ins for CUDA and TensorRT: engine files, sizes, memory, errors. Nothing here is a GPU's."""
+"""The TensorRT backend against stand-ins for CUDA and TensorRT: engine files, sizes, memory, order, errors. Nothing is a GPU's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,17 @@ def fake(cmake, native, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def load(fake, native, monkeypatch):
+def cuda(fake):
+    """The fake CUDA, which finds nothing wrong in the test."""
+    library = ctypes.CDLL(str(fake / "libfake_cuda.so"))
+    library.fake_cuda_objections.restype = ctypes.c_char_p
+    library.fake_cuda_objections()
+    yield library
+    assert library.fake_cuda_objections() == b""
+
+
+@pytest.fixture
+def load(fake, cuda, native, monkeypatch):
     """Loads a bundle with the fake TensorRT."""
     library = type(native)(fake / "rescale" / "librescale.so", fake / "libnvinfer.so")
 
@@ -56,8 +66,11 @@ def make(tmp_path) -> Callable[..., Path]:
     def write(bundle: Path, graph: str, low: int, high: int, folder: Path | None = None, **changes: object) -> Path:
         b = Bundle(bundle)
         entry = b.graph(graph, "fp32")
-        factor = 1 if graph == "downscale" else b.scale
-        data = f"fake {graph} {b.scale} {b.variant.lr_channels} {low // factor} {high // factor}".encode()
+        factor = {"downscale": 1, "upscale": b.scale, "encoder": b.scale, "decoder": 4 * b.scale}[graph]
+        grid = 4 if graph == "encoder" else 1
+        planes = next((t.axes[1] for t in (*entry.inputs, *entry.outputs) if t.name == "z"), 0)
+        sides = f"{low // factor} {-(-high // factor // grid) * grid}"
+        data = f"fake {graph} {b.scale} {b.variant.lr_channels} {planes} {sides}".encode()
         target = (folder or tmp_path) / engine_name(graph, "fp32", "tensorrt", f"{low}-{high}", "ab" * 32)
         info = EngineInfo(
             path=target,
@@ -102,6 +115,49 @@ def wanted(hr: np.ndarray) -> np.ndarray:
     return np.dstack([small, alpha_to_file(np.full(small.shape[:2], 200, np.uint8))])
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy as device memory is: at a multiple of 256."""
+    raw = np.empty(array.nbytes + 256, np.uint8)
+    out = raw[-raw.ctypes.data % 256 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
+
+
+def run_device(session, graph: str, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], stream=None) -> None:
+    sides = [
+        (DeviceTensor * len(arrays))(*(DeviceTensor(n.encode(), a.ctypes.data, a.shape) for n, a in arrays.items()))
+        for arrays in (inputs, outputs)
+    ]
+    arguments = (sides[0], len(inputs), sides[1], len(outputs))
+    session.native.call("rescale_run_device", session.pointer, graph.encode(), *arguments, stream)
+
+
+class Stream:
+    """A caller's stream, with kernels that bring bytes to the device and back."""
+
+    def __init__(self, cuda):
+        self.cuda, self.handle = cuda, ctypes.c_void_p()
+        assert cuda.cudaStreamCreateWithFlags(byref(self.handle), 1) == 0
+
+    def copy(self, target: np.ndarray, source: np.ndarray) -> None:
+        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (target, source))
+        assert self.cuda.cudaMemcpyAsync(*pointers, ctypes.c_size_t(source.nbytes), 1, self.handle) == 0
+
+    def wait(self) -> None:
+        assert self.cuda.cudaStreamSynchronize(self.handle) == 0
+
+    def end(self) -> None:
+        assert self.cuda.cudaStreamDestroy(self.handle) == 0
+
+
+@pytest.fixture
+def streams(cuda):
+    found = [Stream(cuda) for _ in range(2)]
+    yield found
+    for stream in found:
+        stream.end()
+
+
 def test_engines_are_chosen_by_size_and_run(load, make, bundle, picture, tmp_path):
     path = bundle("irn_a", 2)
     for graph in ("downscale", "upscale"):
@@ -128,9 +184,9 @@ def test_the_smallest_engine_runs_whatever_ran_before(load, make, fake, bundle, 
         assert ran.fake_trt_last_high() == high
 
 
-def test_a_run_that_fails_leaves_the_callers_memory_alone(load, make, fake, failure, bundle, picture, tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_the_callers_memory_alone(load, make, cuda, failure, bundle, picture, tmp_path, monkeypatch):
     """Copies from and to page-locked memory go on after the call that asked for them: somebody must wait for them."""
-    path, cuda = bundle("irn_a", 2), ctypes.CDLL(str(fake / "rescale" / "librescale.so"))
+    path = bundle("irn_a", 2)
     make(path, "downscale", 2, 64)
     session = load(path, engines=str(tmp_path), tile_width=64, tile_height=64)
     hr = picture(20, 20)
@@ -153,24 +209,100 @@ def test_the_cache_folder_is_pythons(load, make, failure, corrected_pair, pictur
         assert np.array_equal(load(path).downscale(hr)[0], wanted(hr))
 
 
-def test_device_memory_of_the_caller(load, make, native, failure, bundle, picture, tmp_path):
+def test_device_memory_of_the_caller(load, make, cuda, failure, bundle, picture, tmp_path):
     path = bundle("irn_a", 2)
     make(path, "downscale", 2, 64)
     session = load(path, engines=str(tmp_path))
-    hr = picture(16, 24)
-    lr = np.zeros((8, 12, 4), np.uint8)
+    hr, lr = aligned(picture(16, 24)[None]), aligned(np.zeros((1, 8, 12, 4), np.uint8))
 
-    def run(name: bytes, out: np.ndarray, graph: bytes = b"downscale") -> None:
-        given = DeviceTensor(b"hr", hr.ctypes.data, (1, *hr.shape)), DeviceTensor(name, out.ctypes.data, (1, *out.shape))
-        session.native.call("rescale_run_device", session.pointer, graph, byref(given[0]), 1, byref(given[1]), 1, None)
+    def run(name: str = "lr", out: np.ndarray = lr, graph: str = "downscale", given: np.ndarray = hr) -> None:
+        run_device(session, graph, {"hr": given}, {name: out})
 
-    run(b"lr", lr)
-    assert np.array_equal(lr[:, :, :3], hr[::2, ::2])
-    assert "downscale: wanted are lr" in message(failure, "backend", run, b"rl", lr)
-    assert "another shape than its memory" in message(failure, "backend", run, b"lr", lr[:7])
-    assert "unknown graph 'sidescale'" in message(failure, "input", run, b"lr", lr, b"sidescale")
-    nothing = ("rescale_run_device", session.pointer, b"downscale", None, 0, None, 0, None)
-    assert "downscale: wanted are hr" in message(failure, "backend", session.native.call, *nothing)
+    run()
+    assert cuda.cudaStreamSynchronize(None) == 0
+    assert np.array_equal(lr[..., :3], hr[:, ::2, ::2])
+    assert "downscale: wanted are lr" in message(failure, "backend", run, "rl")
+    assert "another shape than its memory" in message(failure, "backend", run, "lr", lr[:, :7])
+    assert "unknown graph 'sidescale'" in message(failure, "input", run, "lr", lr, "sidescale")
+    slipped = "its address is not a multiple of 256, as that of a slice may be; give a copy of it"
+    assert message(failure, "backend", run, "lr", lr[:, 1:]) == f"downscale: lr: {slipped}"
+    assert message(failure, "backend", run, "lr", lr, "downscale", hr[:, 1:]) == f"downscale: hr: {slipped}"
+    assert "downscale: wanted are hr" in message(failure, "backend", run_device, session, "downscale", {}, {})
+
+
+def test_a_run_is_in_the_order_of_the_callers_stream(load, make, cuda, streams, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    for graph in ("downscale", "upscale"):
+        make(path, graph, 2, 64)
+    session = load(path, engines=str(tmp_path))
+    pictures, got = [picture(16, 24)[None], picture(24, 32)[None]], []
+    for stream, source in zip(streams, pictures, strict=True):
+        hr, lr = aligned(np.zeros_like(source)), aligned(np.zeros((1, *(n // 2 for n in source.shape[1:3]), 4), np.uint8))
+        back, small, large = aligned(np.zeros_like(hr)), np.zeros_like(lr), np.zeros_like(hr)
+        # Before, between and behind the runs in the same stream; both streams share the engines.
+        stream.copy(hr, source)
+        run_device(session, "downscale", {"hr": hr}, {"lr": lr}, stream.handle)
+        stream.copy(small, lr)
+        run_device(session, "upscale", {"lr": lr}, {"hr": back}, stream.handle)
+        stream.copy(large, back)
+        got.append((hr, lr, back, small, large))
+    assert cuda.fake_cuda_under_way() == 2 * 5  # it has waited for nothing
+    streams[1].wait()
+    streams[0].wait()
+    for source, (_, _, _, small, large) in zip(pictures, got, strict=True):
+        assert np.array_equal(small[..., :3], source[:, ::2, ::2])
+        assert np.array_equal(large, source[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
+
+
+def test_a_run_from_the_host_comes_after_the_callers(load, make, cuda, streams, failure, bundle, picture, tmp_path, monkeypatch):
+    path = bundle("irn_a", 2)
+    make(path, "downscale", 2, 64)
+    session = load(path, engines=str(tmp_path))
+    hr, lr = aligned(picture(16, 24)[None]), aligned(np.zeros((1, 8, 12, 4), np.uint8))
+    run_device(session, "downscale", {"hr": hr}, {"lr": lr}, streams[0].handle)
+    assert np.array_equal(session.downscale(hr[0])[0], wanted(hr[0]))
+    monkeypatch.setenv("FAKE_TRT_FAILS", "1")  # half of such a run is under way
+    run = (run_device, session, "downscale", {"hr": hr}, {"lr": lr}, streams[0].handle)
+    assert "enqueueV3 failed: a kernel was not launched" in message(failure, "backend", *run)
+    monkeypatch.delenv("FAKE_TRT_FAILS")
+    assert np.array_equal(session.downscale(hr[0])[0], wanted(hr[0]))
+    for stream in streams:
+        stream.wait()
+
+
+def test_the_end_of_a_session_waits_for_the_callers_runs(load, make, cuda, streams, bundle, picture, tmp_path):
+    path = bundle("irn_a", 2)
+    make(path, "downscale", 2, 64)
+    hr, lr = aligned(picture(16, 24)[None]), aligned(np.zeros((1, 8, 12, 4), np.uint8))
+    session = load(path, engines=str(tmp_path))
+    run_device(session, "downscale", {"hr": hr}, {"lr": lr}, streams[0].handle)
+    session.close()
+    assert np.array_equal(lr[..., :3], hr[:, ::2, ::2])
+
+
+def test_networks_with_latent_planes_run(load, make, cuda, streams, bundle, picture, tmp_path):
+    """z, single precision, is a second output and a second input."""
+    path = bundle("irn_m", 2)
+    for graph in ("downscale", "upscale", "encoder", "decoder"):
+        make(path, graph, 8, 128)
+    session = load(path, engines=str(tmp_path))
+    for height, width in ((32, 48), (30, 46)):
+        hr = picture(height, width)
+        lr, code = session.downscale(hr)
+        assert np.array_equal(lr, hr[::2, ::2])
+        padded = np.pad(lr, ((0, -lr.shape[0] % 4), (0, -lr.shape[1] % 4), (0, 0)), "edge")
+        assert np.array_equal(code, padded[::4, ::4, [0, 1, 2, 0]].transpose(2, 0, 1))
+        got = session.upscale(lr, code, np.zeros_like(hr))
+        change = np.kron(2 * code.astype(int) + 1, np.ones((8, 8), int))[:3, :height, :width]
+        assert np.array_equal(got, (lr.repeat(2, 0).repeat(2, 1) ^ change.transpose(1, 2, 0)).astype(np.uint8))
+    # The same in the caller's memory, whatever the order of the names.
+    planes = next(t.axes[1] for t in Bundle(path).graph("decoder", "fp32").outputs)
+    small, z = aligned(lr[None, :12, :20]), aligned(np.full((1, planes, 12, 20), 3.5, np.float32))
+    for inputs in ({"lr": small, "z": z}, {"z": z, "lr": small}):
+        large = aligned(np.zeros((1, 24, 40, 3), np.uint8))
+        run_device(session, "upscale", inputs, {"hr": large}, streams[0].handle)
+        streams[0].wait()
+        assert np.array_equal(large, small.repeat(2, 1).repeat(2, 2) ^ 7)
 
 
 def test_engines_of_other_versions_and_sizes_stand_in_nobodys_way(load, make, failure, bundle, picture, tmp_path):
@@ -193,22 +325,18 @@ def test_engines_of_other_versions_and_sizes_stand_in_nobodys_way(load, make, fa
 def test_engines_of_padded_planes_are_found_by_the_pictures_size(load, make, failure, bundle, picture, tmp_path):
     path = bundle("irn_m", 2)
     session = load(path, engines=str(tmp_path))
-    planes = np.zeros((1, 9, 12, 16), np.float32)
-    given = DeviceTensor(b"z", planes.ctypes.data, planes.shape)
-    code = np.zeros((1, 4, 3, 4), np.uint8)
-    taken = DeviceTensor(b"code", code.ctypes.data, code.shape)
-    arguments = ("rescale_run_device", session.pointer, b"encoder", byref(given), 1, byref(taken), 1, None)
-    assert f"--profile 1x24x32 --out {tmp_path}," in message(failure, "backend", session.native.call, *arguments)
+    planes, code = aligned(np.zeros((1, 9, 12, 16), np.float32)), aligned(np.zeros((1, 4, 3, 4), np.uint8))
+    arguments = (session, "encoder", {"z": planes}, {"code": code})
+    assert f"--profile 1x24x32 --out {tmp_path}," in message(failure, "backend", run_device, *arguments)
     # LR sides of 11 and 15 are padded to 12 and 16: the engine is asked, and this one is not whole.
     make(path, "encoder", 2, 30).write_bytes(b"")
-    assert "truncated" in message(failure, "backend", session.native.call, *arguments)
+    assert "truncated" in message(failure, "backend", run_device, *arguments)
 
 
-def test_the_callers_device_stays_and_nothing_is_left(load, make, fake, failure, bundle, picture, tmp_path, monkeypatch):
+def test_the_callers_device_stays_and_nothing_is_left(load, make, cuda, failure, bundle, picture, tmp_path, monkeypatch):
     path = bundle("irn_a", 2)
     make(path, "downscale", 2, 64)
     monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
-    cuda = ctypes.CDLL(str(fake / "rescale" / "librescale.so"))
     before = cuda.fake_cuda_held()
     session = load(path, engines=str(tmp_path), device=1)
     assert cuda.fake_cuda_device() == 0

@@ -191,13 +191,17 @@ def test_a_checkpoint_that_does_not_fit(
         (["--model", "esrgan"], "unknown model 'esrgan': choose one of irn, irn_a, irn_m"),
         (["--scale", "3"], "unknown scale 3: choose one of 2, 4"),
         (["--size", "huge"], "unknown size 'huge': choose one of full, medium, lite"),
-        (["--precision", "nope", "--checkpoint", "/nowhere/w.safetensors"], "unknown precision 'nope': choose one of fp32, mixed"),
-        (["--checkpoint", "/nowhere/w.safetensors"], "/nowhere/w.safetensors: no such checkpoint"),
+        (["--precision", "nope"], "unknown precision 'nope': choose one of fp32, mixed"),
     ],
 )
-def test_unknown_names(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 1
-    assert message in error(capsys)
+def test_unknown_names_are_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--checkpoint", "/nowhere/w.safetensors"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", "/nowhere/w.safetensors"]) == 1
+    assert "/nowhere/w.safetensors: no such checkpoint" in error(capsys)
 
 
 def test_a_corrupt_checkpoint_is_named(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,10 +48,10 @@ def test_packages_import_only_what_they_may(package):
 
 
 @pytest.mark.parametrize("package", FOLDERS)
-def test_onnxruntime_is_imported_without_its_telemetry(package):
-    """By `rescale.extras.import_library`, which sets the environment first."""
+def test_libraries_are_imported_without_their_telemetry(package):
+    """By `rescale.extras`, which keeps them from it."""
     files = sorted((ROOT / FOLDERS[package] / package).rglob("*.py"))
-    assert [path for path in files if "onnxruntime" in imports(path)] == []
+    assert [path for path in files if {"onnxruntime", "openvino"} & imports(path)] == []
 
 
 @pytest.mark.parametrize("package", FOLDERS)
@@ -66,9 +66,17 @@ def test_import_rescale_is_light():
     assert not loaded & {"torch", "onnx", "onnxruntime", "tensorrt", "polygraphy", "pycuda", "PIL", "numpy", "typer", "rich"}
 
 
+def test_hardly_anything_is_loaded_before_ctrl_c_is_told_in_one_line():
+    code = "import sys; before = set(sys.modules); import rescale.__main__; print(*set(sys.modules) - before)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert {m for m in loaded if m.partition(".")[0] == "rescale"} == {"rescale", "rescale.__main__", "rescale.start"}
+    assert not loaded & {"typing", "dataclasses", "re", "json"}
+
+
 def test_public_names_all_resolve():
     import rescale
 
+    assert rescale.errors.InputError is rescale.InputError
     assert all(getattr(rescale, name) is not None for name in rescale.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = rescale.nothing

@@ -176,6 +176,8 @@ def test_usage_errors_are_exit_code_2(here):
         ("memory", "lots", "memory 'lots': a size is wanted"),
         ("precision", "fp64", "fp64"),
         ("threads", "4097", "at most 4096, got 4097"),
+        ("least", "nan", "a number of dB is wanted, got nan"),
+        ("least", "inf", "a number of dB is wanted, got inf"),
         ("raw", "33", "size '33': WIDTHxHEIGHT is wanted"),
         ("raw", "9" * 5000 + "x4", "9999...': WIDTHxHEIGHT is wanted"),
     ],
@@ -282,7 +284,6 @@ def test_raw_mistakes(here, bundle, error_of, tmp_path):
     (tmp_path / "f.raw").write_bytes(bytes(33 * 21 * 3 + 5))
     for args, message in (
         (["down", "f.raw", "o.raw", "--raw", "33x21", *here], "frame 1: the stream ends after 5 of 2079 bytes"),
-        (["down", "f.raw", "o.raw", "--raw", "33x21", "--container", "webp", *here], "--container: has no meaning for raw frames"),
         (["down", "f.raw", "o.raw", "--raw", "33x21", "-b", bundle("irn_m", 2)], "raw frames cannot carry its latent code"),
     ):
         code, err = error_of(args)

@@ -43,6 +43,18 @@ def test_ctrl_c_is_one_line_while_modules_are_loaded(module, tmp_path):
         assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_is_a_line_of_json_too_while_modules_are_loaded(tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    line = {"status": "error", "error": "interrupted", "exit_code": 130}
+    for words, wanted in ((["--json"], [line]), (["--", "--json"], []), ([], [])):
+        done = run("-m", "rescale", "info", *words, home=tmp_path, PYTHONPATH=path)
+        assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+        assert [json.loads(text) for text in done.stdout.splitlines()] == wanted
+    assert run("-m", "rescale_export", "--json", home=tmp_path, PYTHONPATH=path).stdout == ""
+
+
 def test_every_install_line_names_an_extra_that_exists():
     """In the messages of all packages, and in the documentation."""
     extras = set(importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or ())
@@ -90,6 +102,16 @@ def test_the_environments_word_on_telemetry_counts(tmp_path):
     )
     assert run("-c", code, home=tmp_path).stdout == "1\n"
     assert run("-c", code, home=tmp_path, ORT_DISABLE_TELEMETRY="0").stdout == "0\n"
+
+
+@pytest.mark.parametrize(("first", "told"), [("", []), ("import openvino_telemetry; ", ["openvino_telemetry"])])
+def test_openvino_is_kept_from_telling_of_its_import(tmp_path, first, told):
+    """Its wheels bring a package for that, which sends by a process of its own; a program that imports it itself has it."""
+    pytest.importorskip("openvino")
+    code = f"{first}import sys; from rescale.extras import import_library as i; i('openvino', 'openvino'); "
+    code += "print([m for m in sys.modules if m == 'openvino_telemetry'], file=sys.stderr)"
+    done = run("-c", code, home=tmp_path, CI="true")  # where it sends nothing, even if it is there
+    assert done.stderr.splitlines()[-1] == str(told)
 
 
 def test_the_doctor_does_not_take_folders_that_one_stands_in_for_packages(tmp_path):

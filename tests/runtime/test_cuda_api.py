@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rescale import cuda
-from rescale.cuda import CudaApi, open_api
+from rescale.cuda import CaptureError, CudaApi, open_api
 from rescale.cuda.cuda_python import Buffer, CudaPython, Pinned
 from rescale.cuda.fake import FakeCuda
 from rescale.cuda.pycuda import PyCuda
@@ -122,6 +122,17 @@ def test_results_and_out_of_memory():
     with pytest.raises(BackendError, match="cudaGraphInstantiate: cudaErrorInvalidValue"):
         api.end_capture(1)
     assert "cudaGraphDestroy" in api._rt.called
+
+
+def test_what_a_capture_forbids_is_an_error_of_its_own():
+    real = pytest.importorskip("cuda.bindings.runtime")
+    for number in (*range(900, 910), 700):
+        api = unopened(cudaDeviceSynchronize=(real.cudaError_t(number),))
+        with pytest.raises(BackendError, match=rf"cudaDeviceSynchronize: \w+ \({number}\): ") as error:
+            api.synchronize()
+        assert isinstance(error.value, CaptureError) == (900 <= number <= 908)
+        # By which PyCUDA's are known.
+        assert ("captur" in str(error.value).partition("): ")[2]) == (900 <= number <= 908)
 
 
 def test_page_locked_memory_is_seen_without_a_copy():

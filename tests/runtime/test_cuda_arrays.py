@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from rescale.cuda import CaptureError
 from rescale.cuda.arrays import DeviceArray, to_device, view
 from rescale.cuda.dlpack import _exported, capsule
 from rescale.cuda.fake import FakeCuda
@@ -75,6 +76,31 @@ def test_a_consumer_in_another_stream_is_put_in_order_and_waited_for_at_the_end(
     assert api.executed[-1] == "read"
     with api.current():
         api.destroy_stream(other)
+    assert api.violations == []
+
+
+def test_an_array_that_a_capture_forbids_to_free_is_freed_later():
+    api = FakeCuda()
+    array = to_device(api, np.arange(9, dtype=np.uint8))
+    with api.current():
+        array.__dlpack__(stream=api.create_stream())
+    for call in ("synchronize", "free"):
+        api.failures[call] = CaptureError("900")
+        with pytest.raises(CaptureError):
+            array.free()
+        assert array.to_host()[8] == 8
+    api.failures["synchronize"] = CaptureError("900")
+    del array
+    gc.collect()
+    assert api.used() == 9
+    api.failures["synchronize"] = CaptureError("900")  # the capture goes on
+    first = to_device(api, np.zeros(3, np.uint8))
+    assert api.used() == 9 + 3
+    second = to_device(api, np.zeros(3, np.uint8))
+    assert api.used() == 3 + 3
+    first.free()
+    second.free()
+    assert api.alive()["device"] == 0
     assert api.violations == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from captured_copies import replay
@@ -103,10 +104,40 @@ class TestFake:
         self.wrong(api, "graph was destroyed", api.launch, graph, graph_stream)
 
     def test_what_a_capture_forbids(self, api):
-        stream, event = api.create_stream(), api.create_event()
+        stream, event, host = api.create_stream(), api.create_event(), api.allocate_host(8)
         api.begin_capture(stream)
-        for call, arguments in ((api.allocate, (8,)), (api.synchronize, ()), (api.synchronize_event, (event,))):
+        for call, arguments in (
+            (api.allocate, (8,)),
+            (api.allocate_host, (8,)),
+            (api.free_host, (host,)),
+            (api.synchronize, ()),
+            (api.synchronize_event, (event,)),
+        ):
             self.wrong(api, "while this thread captures", call, *arguments)
+
+    def test_what_a_capture_forbids_other_threads(self, api):
+        stream, other, event = api.create_stream(), api.create_stream(), api.create_event()
+        api.begin_capture(stream)
+
+        def elsewhere():
+            with api.current():
+                self.wrong(api, "synchronize: while a stream captures", api.synchronize)
+                for call, arguments in (
+                    (api.record, (event, stream)),
+                    (api.kernel, ("k", stream, [], [], None)),
+                    (api.end_capture, (stream,)),
+                ):
+                    self.wrong(api, "was used while another thread captures it", call, *arguments)
+                # All else goes on.
+                api.free(api.allocate(8))
+                api.free_host(api.allocate_host(8))
+                api.record(event, other)
+                api.synchronize_event(event)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(elsewhere).result(30)
+        assert len(api.violations) == 4
+        assert api.end_capture(stream)
 
     def test_a_captured_graph_runs_when_it_is_launched(self, api):
         replay(api, api.create_stream(), 4, (1, 2), api.synchronize)

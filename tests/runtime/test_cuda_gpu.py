@@ -130,6 +130,33 @@ def test_a_graph_replays_its_copies(api):
         api.destroy_stream(stream)
 
 
+def test_other_threads_go_on_while_a_stream_captures(api):
+    if not api.captures:
+        pytest.skip(f"{api.name} has no CUDA graphs")
+    want = np.arange(1000, dtype=np.uint8)
+
+    def meanwhile():
+        for stream in (None, own):
+            array = to_device(api, want, stream)
+            assert np.array_equal(array.to_host(), want)
+            array.free()
+        with api.current():
+            api.free(api.allocate(1 << 20))
+
+    with api.current():
+        stream, own = api.create_stream(), api.create_stream()
+        device, host = api.allocate(1000), api.allocate_host(1000)
+        api.begin_capture(stream)
+        api.to_device(device, host, 1000, stream)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(meanwhile).result()
+        api.destroy_graph(api.end_capture(stream))
+        api.free(device)
+        api.free_host(host)
+        for s in (stream, own):
+            api.destroy_stream(s)
+
+
 def test_threads_share_the_device_and_free_each_others_memory(api):
     def work(i):
         want = np.full(1 << 20, i, np.uint8)

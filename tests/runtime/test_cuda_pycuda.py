@@ -8,7 +8,7 @@ import types
 import pytest
 from fake_pycuda import Driver
 
-from rescale.cuda import open_api, stream_handle
+from rescale.cuda import CaptureError, open_api, stream_handle
 from rescale.errors import BackendError, OutOfMemoryError
 
 
@@ -59,6 +59,22 @@ def test_pycuda_uses_the_primary_context_only(driver):
         ]
         with pytest.raises(OutOfMemoryError, match="pycuda: cuMemAlloc failed: out of memory"):
             api.allocate(2000)
+
+
+def test_pycudas_errors_of_captures_are_known_by_their_words(driver, monkeypatch):
+    api = open_api("pycuda")
+    for text, kind in (
+        ("operation not permitted when stream is capturing", CaptureError),
+        ("an illegal memory access", BackendError),
+    ):
+
+        def synchronize(text=text):
+            raise driver.Error(f"cuCtxSynchronize failed: {text}")
+
+        monkeypatch.setattr(driver.Context, "synchronize", staticmethod(synchronize))
+        with api.current(), pytest.raises(BackendError, match=text) as error:
+            api.synchronize()
+        assert type(error.value) is kind
 
 
 def test_pycuda_knows_its_own_streams_only(driver):

@@ -132,6 +132,16 @@ def test_what_cannot_be_rounded_is_refused_all_the_same():
     ):
         with pytest.raises(InputError, match=message):
             open_picture(data, to_8_bit=True)
+        with pytest.raises(InputError, match=r"more than 8 bits a sample, .*; convert it to 8 bits first$"):
+            open_picture(data)
+
+
+def test_rounding_is_no_advice_where_the_colours_are_refused_too():
+    tifffile, out = pytest.importorskip("tifffile"), io.BytesIO()
+    tifffile.imwrite(out, RNG.integers(0, 65536, (9, 11, 4), np.uint16), photometric="separated")
+    for to_8_bit in (False, True):
+        with pytest.raises(InputError, match="colour mode CMYK; convert it to RGB by its colour profile first"):
+            open_picture(out.getvalue(), to_8_bit=to_8_bit)
 
 
 def test_a_pnm_of_16_bits_is_rounded_if_asked():

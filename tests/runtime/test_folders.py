@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,21 @@ def test_a_folder_never_replaces_its_own_sources(here, tmp_path, error_of, pictu
     assert code == 1
     assert f"is the source {original} itself; choose another folder for the results" in err
     assert original.read_bytes() == before
+
+
+@pytest.mark.parametrize(("command", "graph"), [("down", "downscale"), ("up", "upscale")])
+def test_a_damaged_bundle_is_no_fault_of_the_pictures(here, tmp_path, told, picture, command, graph):
+    broken = tmp_path / "broken"
+    shutil.copytree(here[1], broken)
+    (broken / f"{graph}.onnx").write_bytes((broken / f"{graph}.onnx").read_bytes()[:-9])
+    os.mkdir("photos")
+    for i in range(5):
+        rescale.write_picture(f"photos/{i}.png", picture(8, 8, seed=i))
+    assert told(["down", "photos", "small", *here])[0] == 0
+    code, lines, err = told([command, "photos" if command == "down" else "small", "out", "-b", broken])
+    assert (code, err.count("\n"), [line.get("status") for line in lines]) == (1, 1, ["error"])
+    assert err.startswith(f"error: {broken}/{graph}.onnx: SHA-256 ")
+    assert files(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])

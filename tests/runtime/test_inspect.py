@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import rescale
 from rescale.cli import main
+from rescale.errors import DamagedPictureError
 
 
 @pytest.fixture
@@ -83,6 +87,29 @@ def test_a_single_file_is_told_of_as_before(many):
     code, out, _ = many("info", "lr/a.png")
     assert (code, out.startswith("source: lr/a.png\nstate: exact\n"), "\n\n" in out) == (0, True, False)
     assert many("verify", "none.png", "--json")[1].count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_standard_output_that_fails_is_no_fault_of_a_file(many, monkeypatch, command, options):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    words = [sys.executable, "-m", "rescale", command, "lr/a.png", "lr/sub/b.webp", "lr", *options]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: output: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_is_no_picture_is_told_what_lr_files_are(many):
+    Path("junk").write_text("junk")
+    assert many("info", "junk") == (1, "", "error: junk: not a picture that can be read (.png .webp .jxl are)\n")
+    with pytest.raises(DamagedPictureError, match=r"^LR picture: empty, "):
+        rescale.Small.from_bytes(b"")
 
 
 def test_a_folder_without_lr_files_is_an_error_and_no_success(many):

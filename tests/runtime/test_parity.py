@@ -219,3 +219,38 @@ def test_pytorchs_own_results_are_equal(full_bundle: BundleOf, model: str) -> No
     assert (parity.lost, parity.mean_lost) == (0.0, 0.0)
     assert {k: c.different for k, c in parity.total().items()} == dict.fromkeys(parity.total(), 0)
     assert all(c.worst is None and c.z_error == 0.0 for c in parity.cases)
+
+
+def nudged(array: np.ndarray) -> np.ndarray:
+    """Its first value as little off as the gate lets pass."""
+    out = array.copy()
+    out.flat[0] = array.flat[0] ^ 1 if array.dtype == np.uint8 else array.flat[0] + 1e-3
+    return out
+
+
+@pytest.mark.parametrize(("model", "off"), [("irn_a", "lr"), ("irn_m", "lr"), ("irn_m", "z")])
+def test_a_backend_that_cannot_restore_its_own_lr_is_refused(full_bundle: BundleOf, model: str, off: str) -> None:
+    """All that it makes of PyTorch's inputs is PyTorch's; only what its own LR or z leads to is the worst picture there is."""
+    bundle = Bundle(full_bundle(model, 2))
+    turn = iter(golden_vectors(bundle))
+    now: dict[str, Any] = {}
+
+    def run(graph: str, inputs: Any) -> dict[str, Any]:
+        if graph == "downscale":
+            now.update(next(turn))
+            return {name: nudged(now[name]) if name == off else now[name] for name in ("lr", "z") if name in now}
+        if graph == "encoder":
+            return {"code": now["code"] if np.array_equal(inputs["z"], pad_planes(now["z"], 4)) else nudged(now["code"])}
+        if graph == "decoder":
+            z_hat = pad_planes(now["z_hat"], 4)
+            return {"z": z_hat if np.array_equal(inputs["code"], now["code"]) else nudged(z_hat)}
+        theirs = {"lr": now["lr"], "z": now.get("z_hat")}
+        if all(np.array_equal(value, theirs[name]) for name, value in inputs.items()):
+            return {"hr": now["restored"]}
+        return {"hr": np.where(now["hr"] < 128, 255, 0).astype(np.uint8)}
+
+    parity = measure(bundle, run)
+    for c in parity.cases:
+        assert c.psnr < c.psnr_up == c.psnr_reference
+        assert (c.graphs["lr"].different, c.graphs["hr"].different, c.worst) == (int(off == "lr"), 0, None)
+    assert "dB lost, allowed are 0.02" in str(parity.failure())

@@ -74,10 +74,9 @@ def test_a_single_target_that_may_not_be_replaced_stays(here, error_of, no_netwo
 
 
 @pytest.mark.parametrize("options", [["s.webp", "--container", "png"], ["s.png", "--container", "webp"]])
-def test_a_container_against_the_name_of_the_file_is_refused(here, error_of, no_network, options):
-    code, err = error_of(["down", "photo.png", *options, *here])
-    assert code == 1
-    assert f"{options[0]}: its name asks for {options[0][2:]}, and --container for {options[2]}" in err
+def test_a_container_against_the_name_of_the_file_is_refused(here, capsys, no_network, options):
+    assert main(["down", "photo.png", *options, *here]) == 2
+    assert f"{options[0]}: its name asks for {options[0][2:]}, and --container for {options[2]}" in capsys.readouterr().err
     assert not Path(options[0]).exists()
 
 
@@ -89,6 +88,28 @@ def test_an_empty_argument_is_not_the_folder_one_stands_in(here, capsys, command
     assert main([*command, *(here if command[0] in ("down", "up") else [])]) == 2
     assert "is empty; name a file or folder" in capsys.readouterr().err
     assert os.listdir() == ["photo.png"]
+
+
+def test_a_slash_at_the_end_means_a_folder(here, error_of, no_network, picture):
+    os.mkdir("in")
+    Path("file").write_bytes(b"old")
+    for command in (["down", "photo.png"], ["down", "-", "--raw", "8x8"], ["up", "photo.png"], ["strip", "photo.png"]):
+        for target in ("new/", "new.png/", "file/"):
+            where = here if command[0] != "strip" else []
+            assert error_of([*command, target, *where]) == (1, f"error: {target}: no such folder")
+    for command in ("info", "verify"):
+        assert error_of([command, "photo.png/"]) == (1, "error: photo.png/: no such folder")
+    assert sorted(os.listdir()) == ["file", "in", "photo.png"]
+    assert Path("file").read_bytes() == b"old"
+
+
+def test_folders_are_named_with_a_slash_or_without(here):
+    os.mkdir("od")
+    assert main(["down", "photo.png", "od/", *here]) == 0
+    assert main(["up", "od/", "new/", *here]) == 0
+    assert main(["strip", "od/photo.png", "new/"]) == 0
+    assert main(["verify", "od/", "-b", f"{here[1]}/"]) == 0
+    assert os.listdir("od") == os.listdir("new") == ["photo.png"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names of POSIX")

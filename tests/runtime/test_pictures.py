@@ -218,8 +218,9 @@ def test_what_eight_bits_of_rgb_cannot_hold_is_refused_with_the_way_out(picture)
         (deep_tiff(), "more than 8 bits a sample"),
         (b"\xff\x0a" + bytes(60), "JPEG XL as a source would lose its colour profile"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "not a picture that can be read"),
-        (encoded(rgb.convert("CMYK"), "JPEG"), "colour mode CMYK; convert it to RGB"),
-        (encoded(rgb.convert("LAB"), "TIFF"), "colour mode LAB; convert it to RGB"),
+        (encoded(rgb.convert("CMYK"), "JPEG"), "colour mode CMYK; convert it to RGB by its colour profile first"),
+        (encoded(rgb.convert("LAB"), "TIFF"), "colour mode LAB; convert it to RGB first"),
+        (encoded(rgb.convert("YCbCr"), "TIFF"), "colour mode YCbCr; convert it to RGB first"),
         (encoded(rgb, "PNG", save_all=True, append_images=[other]), "has several frames; extract the one you want"),
         (encoded(rgb, "GIF", save_all=True, append_images=[other]), "has several frames"),
         (encoded(rgb, "WEBP", save_all=True, append_images=[other]), "has several frames"),
@@ -279,12 +280,11 @@ def test_gray_is_the_mean_in_every_container(picture):
 
 
 def test_a_palette_with_more_transparency_than_colours_is_damage(picture) -> None:
-    """Pillow finds it when the pixels are converted."""
     chunks = png.read_chunks(encoded(Image.fromarray(picture(8, 9)).quantize(16), "PNG"), "x")
     at = next(i for i, c in enumerate(chunks) if c.kind == b"IDAT")
     data = png.assemble([*chunks[:at], png.Chunk(b"tRNS", b"\x80" * 300, True), *chunks[at:]])
     for read in (open_picture, Small.from_bytes):
-        with pytest.raises(InputError, match="truncated or damaged picture"):
+        with pytest.raises(InputError, match="damaged PNG: tRNS of 300 bytes"):
             read(data)
 
 

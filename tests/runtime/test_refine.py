@@ -206,5 +206,5 @@ def test_the_command_refines_a_file_and_a_folder(refinable, picture, tmp_path, c
     assert (tmp_path / "out" / "0.png").read_bytes() == (tmp_path / "0.png").read_bytes()
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "0.png").read_bytes()
     assert main(["verify", str(tmp_path / "0.png"), "-b", path]) == 0
-    assert main(["down", "-", "-", "-b", path, "--raw", "8x8", "--refine", "3"]) == 1
+    assert main(["down", "-", "-", "-b", path, "--raw", "8x8", "--refine", "3"]) == 2
     assert "--refine: has no meaning for raw frames" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import skimage
+from safetensors import safe_open
 
 import rescale
 from rescale import Rescaler, Small
@@ -19,6 +22,7 @@ from rescale_train.models import RescalingNet
 from rescale_train.shipped import find_shipped, list_shipped
 
 DATA = Path(skimage.__file__).parent / "data"
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -76,6 +80,45 @@ def test_every_card_is_true(weights):
     assert weights.card["parameters"] == sum(p.numel() for p in net.parameters())
     assert {"data", "machine", "steps", "minutes", "recipe", "figures"} <= set(weights.card)
     assert weights.path.stem == weights.title.replace(" ", "_")
+
+
+@pytest.mark.parametrize("weights", list_shipped(), ids=lambda s: s.title)
+def test_every_card_says_what_its_weights_file_says(weights):
+    """The run before is in the file of later weights only; of the others the card alone knows it."""
+    card = weights.card
+    with safe_open(weights.path, "pt") as file:
+        recipe, progress = (json.loads(file.metadata()[key]) for key in ("recipe", "progress"))
+    assert card["recipe"] == recipe
+    assert card["steps"] == progress["step"] == recipe["train"]["steps"]
+    assert card["minutes"] == pytest.approx(progress["seconds"] / 60, abs=0.0501)
+    figures = {key: value for key, value in progress.items() if "_psnr_" in key}
+    assert figures
+    assert card["validation"] == pytest.approx(figures, abs=0.0000501)
+    assert card.get("earlier", []) == progress.get("earlier", card.get("earlier", []))
+
+
+def result_rows():
+    """Rows of README's two tables of results that are not the paper's: scale, sets, first cell, other cells."""
+    rows = []
+    for scale, sets, body in re.findall(r"^\| x([24]): HR / LR .*?\|(.*)\|\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.M):
+        for row in body.splitlines():
+            first, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+            if not first.startswith("paper: "):
+                rows.append(pytest.param(int(scale), [s.strip() for s in sets.split("|")], first, cells, id=f"x{scale} {first}"))
+    return rows
+
+
+def test_both_tables_of_results_are_found():
+    assert {row.values[0] for row in result_rows()} == {2, 4}
+
+
+@pytest.mark.parametrize(("scale", "sets", "first", "cells"), result_rows())
+def test_the_results_in_the_readme_are_those_of_the_cards(scale, sets, first, cells):
+    model, size, rest = re.fullmatch(r"\*\*(\w+) (\w+)\*\* \((.*)\)", first).groups()
+    card = find_shipped(model, scale, size).card
+    assert f"{card['parameters'] / 1e6:.2f} M" in rest
+    figures = {name: card["figures"][name] for name in sets}
+    assert cells == [f"**{f['hr_psnr_y']:.2f}** / {f['lr_psnr_y']:.2f} / {f['bytes'] / 1000:.0f}" for f in figures.values()]
 
 
 def test_runtime_agrees_with_pytorch_in_9999_of_10000_bytes(opened, shipped_weights):

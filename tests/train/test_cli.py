@@ -201,7 +201,9 @@ def test_init_from_another_network_is_an_error(
     ("arguments", "code", "message"),
     [
         (["--set", "train.steps"], 2, "--set takes KEY=VALUE, got 'train.steps'"),
-        (["--set", "train.stepz=3"], 1, "train.stepz: unknown key"),
+        (["--set", "train.stepz=3"], 2, "train.stepz: unknown key"),
+        (["--set", "train.steps=many"], 2, "--set train.steps: 'many' is not a TOML value"),
+        (["--set", "net.model='gan'"], 2, "unknown model 'gan'"),
         (["--device", "tpu9"], 1, "--device tpu9: unknown; use auto, cpu, cuda or cuda:N"),
         (["--device", "meta"], 1, "--device meta: unknown; use auto, cpu, cuda or cuda:N"),
         (["--device", "mps"], 1, "--device mps: unknown; use auto, cpu, cuda or cuda:N"),
@@ -218,6 +220,17 @@ def test_init_from_another_network_is_an_error(
 def test_wrong_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str) -> None:
     assert run(*arguments) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_recipe_that_has_no_file_is_a_wrong_word(tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Any) -> None:
+    rest = ["--data", str(tmp_path), "--set", "train.steps=3"]
+    assert main(["run", "irn_x2_lit", *rest]) == 2
+    assert "unknown recipe 'irn_x2_lit': give a .toml file or one of " in capsys.readouterr().err
+    assert main(["run", str(tmp_path / "none.toml"), *rest]) == 1
+    assert "none.toml: cannot read the recipe" in error()
+    (tmp_path / "wrong.toml").write_text("[net]\nmodel = 'irn'\nscale = 2\nsize = 'lite'\n[train]\nstepz = 3\n")
+    assert main(["run", str(tmp_path / "wrong.toml"), *rest]) == 1
+    assert "wrong.toml: train.stepz: unknown key" in error()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

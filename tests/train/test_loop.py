@@ -19,7 +19,7 @@ from rescale_train.bicubic import bicubic_picture
 from rescale_train.config import Recipe
 from rescale_train.data import CropSampler
 from rescale_train.log import read_log
-from rescale_train.loop import MAX_SKIPPED, DivergedError, Options, Trainer
+from rescale_train.loop import CLIP_WINDOW, MAX_SKIPPED, DivergedError, Options, Trainer
 from rescale_train.models import RescalingNet, build
 from rescale_train.pretrain import pretrain_autoencoder
 from rescale_train.schedule import learning_rate, subnet_arithmetic
@@ -187,6 +187,21 @@ def test_gradients_above_the_running_median_are_clipped(recipe_of: RecipeOf, sam
     assert moved[1] <= 2e-12
 
 
+def test_the_limit_is_of_the_median_of_a_window(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
+    """Neither some large norms nor what was long ago lift it."""
+    recipe = recipe_of(clip=2.0)
+    trainer, sampler = Trainer(recipe, CPU), sampler_of(recipe)
+    norms = trainer.norms = [1.0] * 60 + [1000.0] * 40
+    for _ in range(3):
+        terms = trainer.train_step(sampler)
+        assert terms is not None
+        assert terms["grad_norm"] > 20.0
+        assert float(torch.nn.utils.get_total_norm([p.grad for p in trainer.parameters])) == pytest.approx(2.0, rel=1e-4)
+        norms = [*norms, terms["grad_norm"]][-CLIP_WINDOW:]
+        assert trainer.norms == norms
+    assert len(norms) == CLIP_WINDOW
+
+
 def test_max_minutes_stops_cleanly_and_resumably(recipe_of: RecipeOf, sampler_of: SamplerOf, tmp_path: Path) -> None:
     recipe = recipe_of(steps=1000)
     result = Trainer(recipe, CPU).run(sampler_of(recipe), [], Options(tmp_path, max_minutes=0.0, log_every=7))
@@ -277,12 +292,17 @@ def test_the_average_lags_behind_the_weights_and_is_what_ships(recipe_of: Recipe
     assert same([p.detach() for p in shipped.parameters()], trainer.average)
 
 
-def test_the_first_average_follows_the_young_decay(recipe_of: RecipeOf, sampler_of: SamplerOf) -> None:
-    recipe = recipe_of()
+@pytest.mark.parametrize(("step", "decay"), [(0, 2.0 / 11.0), (10_000, 0.9)])
+def test_the_average_follows_the_young_decay_up_to_the_recipes(
+    recipe_of: RecipeOf, sampler_of: SamplerOf, step: int, decay: float
+) -> None:
+    recipe = recipe_of(steps=20_000, ema=0.9)
     trainer = Trainer(recipe, CPU)
+    trainer.step = step
     before = weights(trainer)
     trainer.train_step(sampler_of(recipe))
-    want = [b + (p - b) * (1.0 - 2.0 / 11.0) for b, p in zip(before, weights(trainer), strict=True)]
+    want = [b + (p - b) * (1.0 - decay) for b, p in zip(before, weights(trainer), strict=True)]
+    assert max(float((w - b).abs().max()) for w, b in zip(want, before, strict=True)) > 1e-4
     for a, w in zip(trainer.average, want, strict=True):
         torch.testing.assert_close(a, w, atol=1e-7, rtol=0)
 

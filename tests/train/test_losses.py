@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rescale_export.probe import probe_picture
 from rescale_train.bicubic import bicubic_batch
 from rescale_train.config import LossConfig, Recipe
 from rescale_train.losses import PSNR_WEIGHT, ROUNDING, Objective, charbonnier, log_error, weigh_luma
-from rescale_train.models import RescalingNet
+from rescale_train.models import RescalingNet, quantise
 
 MODELS = ["irn", "irn_a", "irn_m", "dlv_irn_a", "dlv_irn_m"]
 
@@ -158,6 +159,71 @@ def test_only_the_total_carries_a_gradient(
     assert [k for k, v in terms.items() if v.requires_grad] == ["total"]
     terms["total"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+
+
+ALONE = {
+    "hr": LossConfig(hr=1.0, lr=1e-30, z=0.0, z_mse=0.0),
+    "lr": LossConfig(hr=0.0, lr=1.0, z=0.0, z_mse=0.0),
+    "z": LossConfig(hr=0.0, lr=1e-30, z=1.0, z_mse=0.0),
+    "z_mse": LossConfig(hr=0.0, lr=1e-30, z=0.0, z_mse=1.0),
+}
+"""Weights that leave one term in the total; an LR weight of 0 would be the default."""
+
+
+PARTS = (".F.", ".G.", ".H.", "autoencoder.encoder.", "autoencoder.decoder.")
+REACHED = {"hr": PARTS, "lr": PARTS[:3], "z": PARTS[:3], "z_mse": PARTS}
+"""Whose parameters each term trains."""
+
+
+@pytest.mark.parametrize("hr_kind", ["charbonnier", "psnr"])
+def test_the_gradient_of_each_term_is_that_of_finite_differences(
+    monkeypatch: pytest.MonkeyPatch,
+    net_of: Callable[..., RescalingNet],
+    recipe_of: Callable[..., Recipe],
+    batch: Tensor,
+    hr_kind: str,
+) -> None:
+    """With rounding errors that stay as they are: that is the function whose gradient straight-through rounding has. The step is
+    so small because the slope of a ReLU jumps."""
+    recipes = {term: recipe_of("irn_m", net={"blocks": (2,)}, loss=replace(ALONE[term], hr_kind=hr_kind)) for term in ALONE}
+    net = net_of(recipes["hr"].net, 0.05, True).double()
+    reference = bicubic_batch(batch, 2).double()
+
+    def terms(term: str = "hr") -> dict[str, Tensor]:
+        return Objective(net, recipes[term])(batch.double(), reference)
+
+    parameters = list(net.parameters())
+    gradients = {term: torch.autograd.grad(terms(term)["total"], parameters) for term in ALONE}
+    errors: list[Tensor] = []
+    monkeypatch.setattr(quantise, "straight_through", lambda v, to: errors.append((to - v).detach()) or to)
+    terms()
+    assert len(errors) == 2, "those of RGB and latent"
+
+    def terms_at(step: float, direction: list[Tensor]) -> dict[str, Tensor]:
+        turn = iter(errors)
+        monkeypatch.setattr(quantise, "straight_through", lambda v, to: v + next(turn))
+        before = [p.clone() for p in parameters]
+        for p, d in zip(parameters, direction, strict=True):
+            p += step * d
+        found = terms()
+        for p, b in zip(parameters, before, strict=True):
+            p.copy_(b)
+        return found
+
+    reached: dict[str, list[str]] = {term: [] for term in ALONE}
+    for part in PARTS:
+        draw = generator(1)
+        inside = [part in name for name, _ in net.named_parameters()]
+        direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * i for p, i in zip(parameters, inside, strict=True)]
+        with torch.no_grad():
+            after, before = (terms_at(step, direction) for step in (1e-8, -1e-8))
+        for term in ALONE:
+            slope = float(after[term] - before[term]) / 2e-8
+            got = sum(float((g * d).sum()) for g, d in zip(gradients[term], direction, strict=True))
+            assert got == pytest.approx(slope, rel=1e-4, abs=1e-4), (term, part)
+            if abs(slope) > 1e-2:
+                reached[term].append(part)
+    assert {term: tuple(parts) for term, parts in reached.items()} == REACHED
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ constexpr const char* kBackend = "tensorrt";
 const std::string kLibrary = cat("libnvinfer.so.", NV_TENSORRT_MAJOR);
 #endif
 
+constexpr std::uintptr_t kAlignment = 256;  // of what TensorRT reads and writes
+
 void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   const Code code = error == cudaErrorMemoryAllocation ? Code::out_of_memory : Code::backend;
@@ -245,8 +247,8 @@ class TensorRtRunner : public Runner {
   void run_device(GraphId graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,
                   void* stream) override {
     const Graph& g = bundle_.graph(graph, precision_);
-    check_names(graph, g.inputs, inputs);
-    check_names(graph, g.outputs, outputs);
+    check_given(graph, g.inputs, inputs);
+    check_given(graph, g.outputs, outputs);
     const std::lock_guard<std::mutex> guard(lock_);
     const OnDevice there(device_);
     there.require();
@@ -256,7 +258,7 @@ class TensorRtRunner : public Runner {
   }
 
  private:
-  void check_names(GraphId graph, const std::vector<TensorInfo>& wanted, const std::vector<DeviceTensor>& given) const {
+  void check_given(GraphId graph, const std::vector<TensorInfo>& wanted, const std::vector<DeviceTensor>& given) const {
     bool same = wanted.size() == given.size();
     std::string names;
     for (const TensorInfo& t : wanted) {
@@ -266,6 +268,11 @@ class TensorRtRunner : public Runner {
       same = same && found;
     }
     if (!same) fail(Code::backend, name_of(graph), ": wanted are ", names);
+    for (const DeviceTensor& d : given) {
+      if (reinterpret_cast<std::uintptr_t>(d.data) % kAlignment == 0) continue;
+      fail(Code::backend, name_of(graph), ": ", text(d.name), ": its address is not a multiple of ", kAlignment,
+           ", as that of a slice may be; give a copy of it");
+    }
   }
 
   void enqueue(GraphId graph, const std::vector<DeviceTensor>& inputs, const std::vector<DeviceTensor>& outputs,

@@ -7,6 +7,7 @@ the process that does the same: TensorRT, PyTorch, CuPy, ONNX Runtime. Nothing i
 from __future__ import annotations
 
 import importlib
+import threading
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -20,6 +21,14 @@ NAMES = ("cuda-python", "pycuda", "torch")
 Stream = Any
 Event = Any
 Graph = Any
+
+CAPTURE = threading.RLock()
+"""Held while a stream captures, and around each wait for a device: CUDA refuses those while any stream captures, in whatever thread
+and mode, and the capture is spoiled. Reentrant, since the garbage collector may end an array in the thread that captures."""
+
+
+class CaptureError(BackendError):
+    """CUDA refused a call because a stream captures (its errors 900 to 908): the device is well, and later the call will do."""
 
 
 class DeviceBuffer(Protocol):
@@ -48,8 +57,8 @@ class HostBuffer(Protocol):
 class CudaApi(Protocol):
     """CUDA calls on one device. All but `current` are made inside of ``with api.current()``, in any thread.
 
-    Every call raises OutOfMemoryError where memory is short and BackendError for any other failure; errors of earlier
-    asynchronous work may come from any later call.
+    Every call raises OutOfMemoryError where memory is short, CaptureError where a capture forbids it and BackendError for any other
+    failure; errors of earlier asynchronous work may come from any later call.
     """
 
     @property
@@ -120,7 +129,7 @@ class CudaApi(Protocol):
         """Wait, in this thread, for what the event stands for."""
 
     def synchronize(self) -> None:
-        """Wait for all work on the device."""
+        """Wait for all work on the device; only under `CAPTURE`."""
 
     def to_device(self, target: DeviceBuffer, source: HostBuffer, nbytes: int, stream: Stream) -> None:
         """Copy the first bytes, asynchronously."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.cuda import CudaApi, DeviceBuffer, Event, HostBuffer, Stream, optional
+from rescale.cuda import CAPTURE, CaptureError, CudaApi, DeviceBuffer, Event, HostBuffer, Stream, optional
 from rescale.cuda.dlpack import capsule
 from rescale.errors import BackendError, RescaleError
 
@@ -20,6 +21,9 @@ ALIGNMENT = 256
 """TensorRT wants addresses that are multiples of this."""
 
 _CUDA, _CUDA_MANAGED = 2, 13
+
+_refused: deque[DeviceArray] = deque()
+"""Arrays that were dropped while a capture forbade to free them; freed when the next one is made."""
 
 
 class DeviceArray:
@@ -35,6 +39,9 @@ class DeviceArray:
     """
 
     def __init__(self, api: CudaApi, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike, stream: Stream) -> None:
+        for _ in range(len(_refused)):
+            with contextlib.suppress(IndexError):  # another thread frees them
+                _refused.popleft()._drop()
         self._api, self._buffer, self._stream = api, buffer, stream
         self.pointer, self.shape, self.dtype = buffer.pointer, tuple(shape), np.dtype(dtype)
         self.stream = api.handle(stream)
@@ -80,7 +87,7 @@ class DeviceArray:
         self._live()
         out = np.empty(self.shape, self.dtype)
         api = self._api
-        with api.current(), _staged(api, self.nbytes) as (host, event):
+        with api.current(), _staged(api, self.nbytes, self._stream) as (host, event):
             api.to_host(host, self._buffer, self.nbytes, self._stream)
             api.record(event, self._stream)
             api.synchronize_event(event)
@@ -88,21 +95,35 @@ class DeviceArray:
         return out
 
     def free(self) -> None:
-        """Give the memory back now; using the array afterwards is an error."""
+        """Give the memory back now; using the array afterwards is an error.
+
+        Raises:
+            CaptureError: a capture that is not ours forbids it; the array is as it was.
+        """
         with self._lock:
             if self._freed:
                 return
             self._freed = True
-        with self._api.current():
-            if self._foreign:
-                # A consumer of DLPack may still be reading in a stream of its own.
-                self._api.synchronize()
-            self._api.free(self._buffer)
+        try:
+            with self._api.current():
+                if self._foreign:
+                    # A consumer of DLPack may still be reading in a stream of its own.
+                    _wait_for_all(self._api)
+                self._api.free(self._buffer)
+        except CaptureError:
+            self._freed = False
+            raise
 
     def __del__(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
         # At the interpreter's end CUDA may be gone before us.
         with contextlib.suppress(RescaleError, AttributeError, TypeError):
-            self.free()
+            try:
+                self.free()
+            except CaptureError:
+                _refused.append(self)
 
     def _order(self, consumer: int) -> None:
         """Later work in the consumer's stream waits for what our stream holds now."""
@@ -110,7 +131,7 @@ class DeviceArray:
         try:
             target = self._api.caller_stream(consumer)
         except BackendError:  # PyCUDA knows only streams of its own
-            self._api.synchronize()
+            _wait_for_all(self._api)
             return
         after(self._api, target, self._stream)
 
@@ -136,6 +157,12 @@ def after(api: CudaApi, later: Stream, earlier: Stream) -> None:
         api.destroy_event(event)
 
 
+def _wait_for_all(api: CudaApi) -> None:
+    """Wait for the device, where it is not known for what."""
+    with CAPTURE:
+        api.synchronize()
+
+
 def to_device(api: CudaApi, array: npt.NDArray[Any], stream: Any = None) -> DeviceArray:
     """Copy a numpy array to the device; waits until it is there.
 
@@ -149,7 +176,7 @@ def to_device(api: CudaApi, array: npt.NDArray[Any], stream: Any = None) -> Devi
         order = api.caller_stream(stream)
         buffer = api.allocate(source.nbytes, order)
         made = DeviceArray(api, buffer, source.shape, source.dtype, order)
-        with _staged(api, source.nbytes) as (host, event):
+        with _staged(api, source.nbytes, order) as (host, event):
             host.array()[:] = source.reshape(-1).view(np.uint8)
             api.to_device(buffer, host, source.nbytes, order)
             api.record(event, order)
@@ -158,8 +185,8 @@ def to_device(api: CudaApi, array: npt.NDArray[Any], stream: Any = None) -> Devi
 
 
 @contextlib.contextmanager
-def _staged(api: CudaApi, nbytes: int) -> Iterator[tuple[HostBuffer, Event]]:
-    """Page-locked memory and an event, for one copy that is waited for in the block."""
+def _staged(api: CudaApi, nbytes: int, stream: Stream) -> Iterator[tuple[HostBuffer, Event]]:
+    """Page-locked memory and an event, for one copy in a stream that is waited for in the block."""
     host = api.allocate_host(nbytes)
     try:
         event = api.create_event()
@@ -168,7 +195,8 @@ def _staged(api: CudaApi, nbytes: int) -> Iterator[tuple[HostBuffer, Event]]:
         except BaseException:
             # A copy may be under way.
             with contextlib.suppress(BackendError):
-                api.synchronize()
+                api.record(event, stream)
+                api.synchronize_event(event)
             raise
         finally:
             api.destroy_event(event)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.cuda import optional, stream_handle
+from rescale.cuda import CaptureError, optional, stream_handle
 from rescale.errors import BackendError, OutOfMemoryError
 
 
@@ -164,6 +164,6 @@ class CudaPython:
             _, text = self._rt.cudaGetErrorString(error)
             text = text.decode(errors="replace") if isinstance(text, bytes) else text
             short = self._rt.cudaError_t.cudaErrorMemoryAllocation
-            kind = OutOfMemoryError if error == short else BackendError
+            kind = OutOfMemoryError if error == short else CaptureError if 900 <= int(error) <= 908 else BackendError
             raise kind(f"{name}: {error.name} ({int(error)}): {text}")
         return result[0] if result else None

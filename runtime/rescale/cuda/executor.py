@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.cuda import CudaApi, DeviceBuffer, HostBuffer
+from rescale.cuda import CAPTURE, CaptureError, CudaApi, DeviceBuffer, HostBuffer
 from rescale.cuda.arrays import ALIGNMENT, DeviceArray, View, after
 from rescale.cuda.engine import Context, LoadedEngine, Plan, Shape
 from rescale.cuda.notes import Notes
@@ -71,11 +71,12 @@ class _Arena:
 
 
 class _Slot:
-    """Staging of one run."""
+    """Staging of one run. `idle`: nothing on the device can touch its memory."""
 
     def __init__(self, api: CudaApi) -> None:
         self.inputs, self.outputs = _Arena(api), _Arena(api)
         self.loaded, self.computed, self.done = (api.create_event() for _ in range(3))
+        self.idle = True
 
     def events(self) -> tuple[Any, ...]:
         return self.loaded, self.computed, self.done
@@ -156,6 +157,9 @@ class Executor:
             if slot is None:
                 return None
             try:
+                if not slot.idle:
+                    self._finish(slot)
+                slot.idle = False
                 places, nbytes = layout({name: (a.shape, a.dtype) for name, a in inputs.items()})
                 host, device = slot.inputs.fit(nbytes)
                 _fill(host.array(), places, inputs)
@@ -174,8 +178,8 @@ class Executor:
                     api.to_host(out_host, out_device, out_bytes, self._copy_out)
                     api.record(slot.done, self._copy_out)
             except BaseException as e:
-                self._settle()
-                if isinstance(e, OutOfMemoryError):
+                slot.idle = self._settle(partial(self._finish, slot))
+                if isinstance(e, OutOfMemoryError) and slot.idle:
                     # Who tries again with a smaller picture gets this memory too.
                     with contextlib.suppress(BackendError):
                         slot.inputs.free()
@@ -193,6 +197,7 @@ class Executor:
         with self.entered():
             try:
                 self.api.synchronize_event(ticket.slot.done)
+                ticket.slot.idle = True
                 assert ticket.slot.outputs.host is not None
                 data = ticket.slot.outputs.host.array()
                 return {
@@ -200,16 +205,18 @@ class Executor:
                     for name, (start, shape, dtype) in ticket.outputs.items()
                 }
             except BaseException:
-                self._settle()
+                ticket.slot.idle = self._settle(partial(self._finish, ticket.slot))
                 raise
             finally:
                 self._give_back(ticket.slot)
 
     def abandon(self, ticket: Ticket) -> None:
-        """Wait for a run whose outputs nobody wants; after `close` there is nothing to do."""
-        with contextlib.suppress(RescaleError), self.entered():
-            self._settle()
-            self._give_back(ticket.slot)
+        """Let go of a run whose outputs nobody wants.
+
+        Who takes its slot waits for it. This does not: the garbage collector may drop a generator where a lock is held or a stream
+        captures.
+        """
+        self._give_back(ticket.slot)
 
     def run_device(
         self, engine: LoadedEngine, inputs: Mapping[str, View], stream: Any, outputs: Mapping[str, View]
@@ -248,7 +255,7 @@ class Executor:
                 self._run(engine, plan, addresses)
                 after(api, stream, self._compute)
             except BaseException:
-                self._settle()
+                self._settle(self._idle)
                 for array in made.values():
                     array.free()
                 raise
@@ -267,7 +274,7 @@ class Executor:
         with api.current():
             # Also where the device has failed: what can be freed is.
             with contextlib.suppress(RescaleError):
-                api.synchronize()
+                self._idle(self._copy_in, self._compute, self._copy_out)
             steps: list[Callable[[], None]] = [partial(api.destroy_graph, c.graph) for c in self._captured.values()]
             for slot in self._slots:
                 steps += [slot.inputs.free, slot.outputs.free, *(partial(api.destroy_event, e) for e in slot.events())]
@@ -295,20 +302,32 @@ class Executor:
             self._free.append(slot)
             self._state.notify_all()
 
-    def _settle(self) -> None:
-        """Wait for the device, so that what is under way may be freed or used again; where that fails the device is lost."""
+    def _settle(self, wait: Callable[[], None]) -> bool:
+        """Wait, so that memory may be freed or filled again; False: CUDA does not wait now. If it fails, the device is lost."""
         try:
-            self.api.synchronize()
-        except OutOfMemoryError:
-            pass
+            wait()
+        except (OutOfMemoryError, CaptureError):
+            return False
         except BackendError as e:
             with self._state:
                 self._broken = self._broken or str(e)
+        return True
 
-    def _idle(self) -> None:
-        """Wait for the compute stream."""
-        self.api.record(self._quiet, self._compute)
-        self.api.synchronize_event(self._quiet)
+    def _finish(self, slot: _Slot) -> None:
+        """Wait for a slot's work, by all that is in the streams, since any part of it may be missing; never for the device, whose
+        other work is not ours and may be a capture.
+        """
+        with self._enqueue:  # what is recorded in a stream that captures is captured
+            for event, stream in zip(slot.events(), (self._copy_in, self._compute, self._copy_out), strict=True):
+                self.api.record(event, stream)
+        for event in slot.events():
+            self.api.synchronize_event(event)
+
+    def _idle(self, *streams: Any) -> None:
+        """Wait for streams, the compute stream unless others are named; under the lock of `_enqueue`."""
+        for stream in streams or (self._compute,):
+            self.api.record(self._quiet, stream)
+            self.api.synchronize_event(self._quiet)
 
     def _scratch_of(self, nbytes: int) -> DeviceBuffer:
         """Scratch memory of at least so many bytes; what was captured with a smaller one is forgotten."""
@@ -368,15 +387,16 @@ class Executor:
         context.bind(addresses, scratch.pointer, scratch.nbytes)
         context.execute(api.handle(stream))
         try:
-            api.begin_capture(stream)
-            try:
-                context.execute(api.handle(stream))
-            except BaseException:
-                # Leaves the capture, which is invalid.
-                with contextlib.suppress(BackendError):
-                    api.destroy_graph(api.end_capture(stream))
-                raise
-            self._captured[key] = _Captured(api.end_capture(stream), context)
+            with CAPTURE:
+                api.begin_capture(stream)
+                try:
+                    context.execute(api.handle(stream))
+                except BaseException:
+                    # Leaves the capture, which is invalid.
+                    with contextlib.suppress(BackendError):
+                        api.destroy_graph(api.end_capture(stream))
+                    raise
+                self._captured[key] = _Captured(api.end_capture(stream), context)
         except BackendError as e:
             # The context may go: what it runs at this moment is finished first.
             self._idle()

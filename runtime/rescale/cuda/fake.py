@@ -5,7 +5,9 @@ For tests on any machine. `rescale.cuda.fake_order` says what runs when. Checked
 - memory: use after free, double free, out of bounds, freed while work on it is under way;
 - page-locked memory: touched by this process while a copy is under way;
 - order: work of two streams on the same bytes that no event puts in order;
-- threads: calls outside of ``with api.current()``; calls that a capture forbids; use of what was destroyed.
+- threads: calls outside of ``with api.current()``; use of what was destroyed;
+- captures, thread-local as the runtime's are: in the thread that captures, memory that comes or goes, and waits; in every other,
+  waits for the device and use of the stream that captures. Streams are non-blocking: the legacy default stream stays free.
 """
 
 from __future__ import annotations
@@ -148,10 +150,12 @@ class FakeCuda:
 
     def allocate_host(self, nbytes: int) -> Memory:
         with self._call("allocate_host"):
+            self._not_capturing("allocate_host")
             return self._new(nbytes, "host", None)
 
     def free_host(self, buffer: Any) -> None:
         with self._call("free_host"):
+            self._not_capturing("free_host")
             self._end(buffer, "host")
             self._idle(buffer, "freed")
             self._bury(buffer)
@@ -201,6 +205,8 @@ class FakeCuda:
     def synchronize(self) -> None:
         with self._call("synchronize"):
             self._not_capturing("synchronize")
+            if self._order.capturing():
+                self._wrong("synchronize: while a stream captures")
             self._order.finish_all()
 
     def to_device(self, target: Any, source: Any, nbytes: int, stream: Any) -> None:
@@ -276,7 +282,7 @@ class FakeCuda:
             self._wrong("the event was destroyed")
 
     def _not_capturing(self, name: str) -> None:
-        if self._order.captures_here():
+        if threading.get_ident() in self._order.capturing():
             self._wrong(f"{name}: while this thread captures")
 
     def _new(self, nbytes: int, kind: str, stream: Any) -> Memory:

@@ -139,14 +139,17 @@ class Order:
         """Whether what is put into the stream is recorded."""
         return self._stream(stream).capturing is not None
 
-    def captures_here(self) -> bool:
-        """Whether this thread began a capture that has not ended."""
-        return any(s.capturing is not None and s.thread == threading.get_ident() for s in self._streams.values())
+    def capturing(self) -> list[int]:
+        """The threads that began a capture which has not ended."""
+        return [s.thread for s in self._streams.values() if s.capturing is not None]
 
     def _stream(self, stream: int) -> _Stream:
         if stream not in self._streams:
             self._wrong(f"stream {stream:#x} does not exist or was destroyed")
-        return self._streams[stream]
+        s = self._streams[stream]
+        if s.capturing is not None and s.thread != threading.get_ident():
+            self._wrong(f"stream {stream:#x} was used while another thread captures it")
+        return s
 
     def _finish(self, mask: int) -> None:
         """Run what a mask names, in any order that is allowed. Nothing beyond it runs: a device may be as slow."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescale.cuda import optional
+from rescale.cuda import CaptureError, optional
 from rescale.errors import BackendError, OutOfMemoryError
 
 INSTALL = "rescale-toolkit[pycuda]"
@@ -193,7 +193,9 @@ class PyCuda:
         except self._drv.MemoryError as e:
             raise OutOfMemoryError(f"pycuda: {e}") from None
         except self._drv.Error as e:
-            raise BackendError(f"pycuda: {type(e).__name__}: {e}") from None
+            # PyCUDA tells no numbers; the texts of 900 to 908, and no others, speak of captures.
+            kind = CaptureError if "captur" in str(e) else BackendError
+            raise kind(f"pycuda: {type(e).__name__}: {e}") from None
 
 
 def _raw(stream: Any) -> Any:
