@@ -93,6 +93,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert told.err.startswith(f"error: {lost}: cannot write")
     assert main(["speed", str(recipe), "--set", "train.batch"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+    assert main(["speed", str(recipe), "--set", "train.foo=1"]) == 2
 
 
 @pytest.mark.slow

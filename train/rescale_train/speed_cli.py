@@ -12,8 +12,7 @@ from rescale.console import print_json, progress_bar, require
 from rescale.files import atomic_write
 from rescale.json_text import as_json
 from rescale.threads import usable_threads
-from rescale_train.options import EXTRA, Device, Overrides, RecipeName, overrides_of, pick_device
-from rescale_train.recipe import load_recipe
+from rescale_train.options import EXTRA, Device, Overrides, RecipeName, pick_device, recipe_of
 
 
 def speed(
@@ -32,7 +31,7 @@ def speed(
 
     from rescale_train.speed import WARM_UP, compiled, matmul_peak, measure, table, variants
 
-    plan = load_recipe(recipe, overrides_of(set_))
+    plan = recipe_of(recipe, set_)
     where = pick_device(device)
     count = threads or usable_threads()
     torch.set_num_threads(count)
