@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 
@@ -79,6 +80,24 @@ def test_failures_of_the_library_become_our_errors_and_the_next_run_works(bundle
         assert np.array_equal(runner.run("downscale", {"hr": x})["lr"], reference("irn", 2).run("downscale", {"hr": x})["lr"])
 
 
+@contextlib.contextmanager
+def failing_once(api, call, after):
+    """One call of CUDA fails while the block runs, after so many that do not."""
+    left, original = [after], getattr(api, call)
+
+    def failing(*arguments):
+        left[0] -= 1
+        if left[0] == -1:
+            raise BackendError(f"{call} failed")
+        return original(*arguments)
+
+    setattr(api, call, failing)
+    try:
+        yield
+    finally:
+        delattr(api, call)
+
+
 @pytest.mark.parametrize("call", ["allocate", "allocate_host", "to_device", "record", "wait", "to_host", "synchronize_event"])
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_any_cuda_call_may_fail_once(bundle, tmp_path, reference, call, after):
@@ -86,22 +105,12 @@ def test_any_cuda_call_may_fail_once(bundle, tmp_path, reference, call, after):
     (x, y) = frames((1, 32, 32), (1, 64, 64))
     with opened(bundle("irn", 2), tmp_path, slots=2) as (runner, _, api):
         runner.run("downscale", {"hr": x})
-        left = [after]
-        original = getattr(api, call)
-
-        def failing(*arguments):
-            left[0] -= 1
-            if left[0] == -1:
-                raise BackendError(f"{call} failed")
-            return original(*arguments)
-
-        setattr(api, call, failing)
-        try:
-            list(runner.run_many("downscale", [{"hr": y}, {"hr": x}, {"hr": y}]))
-            runner.run_device("downscale", {"hr": to_device(api, y)})
-        except BackendError as e:
-            assert f"{call} failed" in str(e)  # noqa: PT017
-        delattr(api, call)
+        with failing_once(api, call, after):
+            try:
+                list(runner.run_many("downscale", [{"hr": y}, {"hr": x}, {"hr": y}]))
+                runner.run_device("downscale", {"hr": to_device(api, y)})
+            except BackendError as e:
+                assert f"{call} failed" in str(e)  # noqa: PT017
         # What is not ours is not waited for: it may be a capture.
         assert "synchronize" not in {c.name for c in api.calls}
         assert np.array_equal(runner.run("downscale", {"hr": y})["lr"], reference("irn", 2).run("downscale", {"hr": y})["lr"])
@@ -114,18 +123,9 @@ def test_a_run_in_the_callers_stream_that_fails_leaves_nothing(bundle, tmp_path,
     with opened(bundle("irn", 2), tmp_path, clean=False) as (runner, _, api):
         device = to_device(api, x)
         runner.run_device("downscale", {"hr": device})["lr"].free()
-        left, used, original = [after], api.used(), getattr(api, call)
-
-        def failing(*arguments):
-            left[0] -= 1
-            if left[0] == -1:
-                raise BackendError(f"{call} failed")
-            return original(*arguments)
-
-        setattr(api, call, failing)
-        with pytest.raises(BackendError, match=f"{call} failed"):
+        used = api.used()
+        with failing_once(api, call, after), pytest.raises(BackendError, match=f"{call} failed"):
             runner.run_device("downscale", {"hr": device})
-        delattr(api, call)
         assert api.used() == used
         assert "synchronize" not in {c.name for c in api.calls}
         got = runner.run_device("downscale", {"hr": device})["lr"].to_host()
