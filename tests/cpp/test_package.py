@@ -314,7 +314,8 @@ def test_a_run_that_cannot_end_is_ended_by_the_second_signal(built, consumer, or
     shim = {"RESCALE_ONNXRUNTIME": str(consumer / "libshim.so"), "SHIM_LIBRARY": str(ort), "SHIM_HANGS": "1"}
     running = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, env=os.environ | shim)
     try:
-        wait_until(lambda: catches(running.pid, number))
+        assert running.stderr.readline() == b"hangs\n"  # before that the first signal would end it
+        assert catches(running.pid, number)
         running.send_signal(number)
         wait_until(lambda: not catches(running.pid, number))
         assert running.poll() is None

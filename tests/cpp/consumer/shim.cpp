@@ -1,12 +1,13 @@
 // Stands between the library and ONNX Runtime: tells when a call is inside of it, and can give itself out for another version.
 //   SHIM_LIBRARY   the true library
 //   SHIM_VERSION   the version to tell, such as 1.17.1
-//   SHIM_HANGS     if set, no run ends, whatever it is told
+//   SHIM_HANGS     if set, a run says so on standard error and does not end, whatever it is told
 
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 
 namespace {
@@ -23,7 +24,10 @@ struct Inside {
 
 OrtStatusPtr ORT_API_CALL run(OrtSession* s, const OrtRunOptions* o, const char* const* in, const OrtValue* const* values, size_t n,
                               const char* const* out, size_t m, OrtValue** results) NO_EXCEPTION {
-  while (std::getenv("SHIM_HANGS")) pause();
+  if (std::getenv("SHIM_HANGS")) {
+    std::fputs("hangs\n", stderr);
+    for (;;) pause();
+  }
   Inside inside;
   return true_api->Run(s, o, in, values, n, out, m, results);
 }
