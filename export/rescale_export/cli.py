@@ -11,7 +11,7 @@ from rescale.bundle import Bundle, check_precision
 from rescale.cli_options import checked
 from rescale.console import Version, new_app, print_json, require, run_app, work_bar
 from rescale.contract import GRADIENT
-from rescale.errors import CheckpointError, RescaleError, UnknownModelError
+from rescale.errors import CheckpointError, RescaleError
 from rescale.variants import SCALES, VARIANTS, check_scale, variant
 
 REPORTED = ("graphs", "precisions", GRADIENT, "parity", "precision_parity")
@@ -21,10 +21,9 @@ app = new_app("Export a network as a bundle of ONNX graphs, checked against PyTo
 
 
 def _check_size(name: str) -> None:
-    from rescale_train.config import SIZES
+    from rescale_train.config import check_size
 
-    if name not in SIZES:
-        raise UnknownModelError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}")
+    check_size(name)
 
 
 def _check_precisions(names: list[str]) -> None:

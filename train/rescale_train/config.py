@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rescale.errors import ConfigError
+from rescale.errors import ConfigError, UnknownModelError
 from rescale.variants import Variant, check_scale, variant
 from rescale_train.content.mix import MixConfig
 
@@ -170,6 +170,16 @@ def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig
         **row,
     }
     return NetConfig(**{**values, **overrides})
+
+
+def check_size(size: str) -> None:
+    """Check that networks can be of a size.
+
+    Raises:
+        UnknownModelError: it is none of `SIZES`.
+    """
+    if size not in SIZES:
+        raise UnknownModelError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
 
 
 def size_name(config: NetConfig) -> str:

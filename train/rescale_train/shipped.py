@@ -14,7 +14,7 @@ import torch
 from rescale.errors import CheckpointError, UnknownModelError
 from rescale.variants import check_scale, variant
 from rescale_train import checkpoint
-from rescale_train.config import DEFAULT_SIZES, SIZES, Recipe, size_name
+from rescale_train.config import DEFAULT_SIZES, Recipe, check_size, size_name
 from rescale_train.lineage import UNKNOWN, provenance, rounded, stage
 from rescale_train.models import RescalingNet
 
@@ -112,8 +112,8 @@ def find_shipped(model: str, scale: int, size: str | None = None, folder: Path |
     """
     variant(model)
     check_scale(scale)
-    if size is not None and size not in SIZES:
-        raise UnknownModelError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+    if size is not None:
+        check_size(size)
     every = list_shipped(folder)
     fitting = [s for s in every if (s.model, s.scale) == (model, scale) and size in (None, s.size)]
     if not fitting:

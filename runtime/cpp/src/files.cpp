@@ -9,6 +9,7 @@
 #include <random>
 
 #include "files.hpp"
+#include "links.hpp"
 #include "sha256.hpp"
 
 namespace rescale {
@@ -80,19 +81,6 @@ bool is_file(const std::string& path) {
 }
 
 namespace {
-
-// Where a file that may be a symbolic link lies, there or not yet.
-std::string followed(std::string path) {
-  constexpr int kMostLinks = 40;  // as Linux has it
-  for (int i = 0; i < kMostLinks; i++) {
-    char target[4096];
-    const ssize_t size = ::readlink(path.c_str(), target, sizeof target);
-    if (size < 0) break;
-    const std::string to(target, static_cast<std::size_t>(size));
-    path = to.rfind('/', 0) == 0 ? to : path.substr(0, path.rfind('/') + 1) + to;
-  }
-  return path;
-}
 
 // By chance alone: in containers all processes have the same number, and one that was killed leaves its file.
 std::string temporary_name() {

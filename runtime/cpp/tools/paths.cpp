@@ -7,6 +7,8 @@
 
 #include <filesystem>
 
+#include "../src/links.hpp"
+
 namespace tool {
 namespace {
 
@@ -23,17 +25,6 @@ bool is_folder(const std::string& path) {
 }
 
 std::string folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path().string() : "."; }
-
-// The folder of what a path leads to, which may not be there yet.
-std::string folder_behind(fs::path path) {
-  constexpr int kMostLinks = 40;  // as Linux has it
-  std::error_code failed;
-  for (int i = 0; i < kMostLinks && fs::is_symlink(path, failed); i++) {
-    const fs::path to = fs::read_symlink(path, failed);
-    path = to.is_absolute() ? to : path.parent_path() / to;
-  }
-  return folder_of(path);
-}
 
 }  // namespace
 
@@ -57,7 +48,7 @@ void check_paths(const std::string& source, const std::string& target) {
   }
   if (there && S_ISDIR(to.st_mode)) throw Error(Code::output, target + ": is a folder; name a file in it");
   if (there && !S_ISREG(to.st_mode)) return;  // a pipe or device is written to as it is
-  const std::string behind = folder_behind(target);
+  const std::string behind = folder_of(rescale::detail::followed(target));
   if (!is_folder(behind)) {
     throw Error(Code::output,
                 target + ": is a link into the folder " + behind + ", which does not exist; make it, or remove the link");
