@@ -26,6 +26,12 @@ def _check_size(name: str) -> None:
     check_size(name)
 
 
+def _check_server(name: str) -> None:
+    from rescale_export.triton import check_backend
+
+    check_backend(name)
+
+
 def _check_precisions(names: list[str]) -> None:
     for name in names:
         check_precision(name)
@@ -50,7 +56,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL_xSCALE_SIZE here.")] = None,
     triton: Annotated[Path | None, typer.Option(help="Also write Triton models into this model repository.")] = None,
     triton_backend: Annotated[
-        str | None, typer.Option(help="What runs them: onnxruntime, tensorrt or python; by default onnxruntime.")
+        str | None,
+        typer.Option(
+            callback=checked(_check_server), help="What runs them: onnxruntime, tensorrt or python; by default onnxruntime."
+        ),
     ] = None,
     triton_precision: Annotated[
         str | None, typer.Option(help="Graphs that Triton serves; by default mixed for tensorrt, fp32 for others.")

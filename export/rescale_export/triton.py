@@ -65,6 +65,12 @@ def title(bundle: Bundle) -> str:
     return name
 
 
+def check_backend(name: str) -> None:
+    """Raises ConfigError unless `name` is one of `BACKENDS`."""
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown Triton backend {name!r}: choose {', '.join(BACKENDS)}")
+
+
 def served_precision(backend: str, precision: str | None, held: Iterable[str]) -> str:
     """Which graphs a backend serves: those asked for, or the backend's default.
 
@@ -76,8 +82,7 @@ def served_precision(backend: str, precision: str | None, held: Iterable[str]) -
     Raises:
         ConfigError: an unknown backend, or a precision that it does not run or the bundle does not hold.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown Triton backend {backend!r}: choose {', '.join(BACKENDS)}")
+    check_backend(backend)
     if backend == "python" and precision not in (None, "fp32"):
         raise ConfigError(f"the Python backend runs float32 graphs, not {precision!r}")
     precision = check_precision(precision or ("mixed" if backend == "tensorrt" else "fp32"))

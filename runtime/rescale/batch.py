@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescale.container import sidecar_path
-from rescale.errors import BundleError, InputError, OutputError, RescaleError
+from rescale.errors import BundleError, InputError, LoadError, OutputError, RescaleError
 from rescale.files import TEMPORARY_GLOB, is_left_over
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """What the system says where no further file could be written either."""
+
+NO_PICTURES = (BundleError, LoadError)
+"""Errors that no picture is to blame for: the next one would meet the same."""
 
 DONE, SKIPPED = "done", "skipped"
 """What becomes of a job without an error."""
@@ -162,7 +165,8 @@ def run(
     begun, as Ctrl-C does; after a second Ctrl-C these are given up as well.
 
     Raises:
-        BundleError: the bundle is damaged, which no picture is to blame for; the jobs that have begun are waited for.
+        BundleError, LoadError: the bundle is damaged or the backend cannot load its graphs, which no picture is to blame for; the
+            jobs that have begun are waited for.
 
     Args:
         jobs: from `plan`.
@@ -181,7 +185,7 @@ def run(
         nonlocal full
         job, future = waiting[0]
         result = future.result()
-        if isinstance(result, BundleError):
+        if isinstance(result, NO_PICTURES):
             raise result
         if not isinstance(result, AbandonedError):
             # Before it counts as told: Ctrl-C in between has it told once more, not left out.
@@ -243,7 +247,7 @@ def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrit
             return SKIPPED
         job.target.parent.mkdir(parents=True, exist_ok=True)
         make(job)
-    except BundleError as e:
+    except NO_PICTURES as e:
         return e
     except RescaleError as e:
         if str(job.source) not in str(e) and str(job.target) not in str(e):

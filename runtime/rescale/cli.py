@@ -131,7 +131,7 @@ def down(
     elif container not in (None, kind):
         raise typer.BadParameter(f"{goal}: its name asks for {kind}, and --container for {container}; leave the option out")
     elif carrier == "sidecar" and goal == STREAM:
-        raise InputError("--carrier sidecar: needs a file to lie beside, not standard output")
+        raise typer.BadParameter("--carrier sidecar: needs a file to lie beside, not standard output")
     elif kind == "jxl":
         require(["imagecodecs"], "jxl")
     wanted = None if target_size is None else parse_target(target_size)

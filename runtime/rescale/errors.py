@@ -50,6 +50,10 @@ class BackendError(RescaleError):
     """A backend that was asked for is missing or failed."""
 
 
+class LoadError(BackendError):
+    """A backend cannot load a graph of a bundle, whatever the picture."""
+
+
 class OutOfMemoryError(BackendError):
     """The backend could not get the memory it needed."""
 

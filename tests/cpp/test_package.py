@@ -354,7 +354,7 @@ def test_the_program_reads_and_writes_streams(program, bundle, picture, tmp_path
     for arguments, data, status, words in (
         (("up", "-", "-", "-b", path), b"", 3, "<stdin>: empty: take an undamaged copy"),
         (("up", "-", "-", "-b", path), source, 3, "<stdin>: it carries no marker of this toolkit"),
-        (("down", "-", "-", "-b", path, "--carrier", "sidecar"), source, 1, "needs a file to lie beside, not standard output"),
+        (("down", "-", "-", "-b", path, "--carrier", "sidecar"), source, 2, "needs a file to lie beside, not standard output"),
         (("down", "-", "-", "-b", path, "--exact=1"), source, 2, "--exact takes no value"),
         (("down", "-", "-", "-x"), source, 2, "no option -x"),
         (("down", "-", "-", "--bundle"), source, 2, "--bundle takes a value"),

@@ -275,7 +275,7 @@ def test_what_triton_cannot_have_is_said_before_the_export(tmp_path: Path, capsy
     base = ["--model", "irn", "--out", str(tmp_path / "b")]
     (tmp_path / "file").write_text("in the way")
     wrong = [
-        (["--triton-backend", "torch"], 1, "error: unknown Triton backend 'torch': choose onnxruntime, tensorrt, python\n"),
+        (["--triton-backend", "torch"], 2, "unknown Triton backend 'torch': choose onnxruntime, tensorrt, python"),
         (["--triton-precision", "fp16"], 1, "add --precision fp16"),
         (["--triton-backend", "tensorrt", "--precision", "fp32"], 1, "the bundle holds fp32: add --precision mixed"),
         (["--triton", str(tmp_path / "file")], 1, "file: is not a folder; choose another one for --triton"),

@@ -232,7 +232,7 @@ def test_a_name_with_control_characters_does_not_reach_the_terminal(here, capsys
         (["down", "f.raw", "o.raw", "--raw", "33x21", "--max-pixels", "600"], 1, "--raw 33x21: 693 pixels, at most 600"),
         (["down", "empty.raw", "o.raw", "--raw", "33x21"], 1, "empty.raw: holds no frame"),
         (["up", "f.raw", "o.raw", "--raw", "33x21", "--reference", "photo.png"], 2, "--reference: has no meaning for raw frames"),
-        (["down", "photo.png", "-", "--carrier", "sidecar"], 1, "--carrier sidecar: needs a file to lie beside"),
+        (["down", "photo.png", "-", "--carrier", "sidecar"], 2, "--carrier sidecar: needs a file to lie beside"),
         (["up", "lr", "hr", "--reference", "photo.png"], 1, "--reference photo.png: is one picture"),
         (["up", "photo.png", "hr.png", "--reference", "none.png"], 1, "none.png"),
         (["down", "f.raw", "o.raw", "--raw", "33x21", "--least", "40"], 2, "--check: has no meaning for raw frames"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -240,18 +241,25 @@ def test_a_folder_never_replaces_its_own_sources(here, tmp_path, error_of, pictu
     assert original.read_bytes() == before
 
 
+@pytest.mark.parametrize("vouched", [False, True], ids=["damaged", "cannot be loaded"])
 @pytest.mark.parametrize(("command", "graph"), [("down", "downscale"), ("up", "upscale")])
-def test_a_damaged_bundle_is_no_fault_of_the_pictures(here, tmp_path, told, picture, command, graph):
+def test_a_bundle_that_cannot_run_is_no_fault_of_the_pictures(here, tmp_path, told, picture, command, graph, vouched):
     broken = tmp_path / "broken"
     shutil.copytree(here[1], broken)
-    (broken / f"{graph}.onnx").write_bytes((broken / f"{graph}.onnx").read_bytes()[:-9])
+    data = (broken / f"{graph}.onnx").read_bytes()[:-9]
+    (broken / f"{graph}.onnx").write_bytes(data)
+    if vouched:
+        manifest = json.loads((broken / "manifest.json").read_text())
+        manifest["graphs"][graph]["sha256"] = hashlib.sha256(data).hexdigest()
+        (broken / "manifest.json").write_text(json.dumps(manifest))
     os.mkdir("photos")
     for i in range(5):
         rescale.write_picture(f"photos/{i}.png", picture(8, 8, seed=i))
     assert told(["down", "photos", "small", *here])[0] == 0
-    code, lines, err = told([command, "photos" if command == "down" else "small", "out", "-b", broken])
+    options = ["--backend", "onnxruntime", "-b", broken]
+    code, lines, err = told([command, "photos" if command == "down" else "small", "out", *options])
     assert (code, err.count("\n"), [line.get("status") for line in lines]) == (1, 1, ["error"])
-    assert err.startswith(f"error: {broken}/{graph}.onnx: SHA-256 ")
+    assert err.startswith(f"error: {broken}: {graph} cannot be loaded" if vouched else f"error: {broken}/{graph}.onnx: SHA-256 ")
     assert files(tmp_path / "out") == []
 
 

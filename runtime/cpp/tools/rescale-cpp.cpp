@@ -83,7 +83,7 @@ void down(const Arguments& a) {
   const bool keeps = a.choice("--alpha", "refuse", {"refuse", "keep"}) == "keep";
   const std::uint64_t most = a.max_pixels();
   if (a.paths[1] == kStream && carrier == "sidecar") {
-    throw rescale::Error(rescale::Code::input, "--carrier sidecar: needs a file to lie beside, not standard output");
+    throw Usage{"--carrier sidecar: needs a file to lie beside, not standard output"};
   }
   const auto net = load(a);
   if (layout != "alpha" && net.info().lr_channels != 4) {

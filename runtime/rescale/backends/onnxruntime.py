@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rescale.backends.watched import watched
 from rescale.bundle import Bundle
-from rescale.errors import BackendError, BundleError, OutOfMemoryError
+from rescale.errors import BackendError, BundleError, LoadError, OutOfMemoryError
 from rescale.extras import import_library
 from rescale.graph_file import require_self_contained
 from rescale.threads import usable_threads
@@ -118,11 +118,11 @@ class OnnxRuntimeRunner:
                 except BundleError:
                     raise
                 except Exception as e:  # as above
-                    raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {_said(e)}") from None
+                    raise LoadError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {_said(e)}") from None
                 # ONNX Runtime only warns where a provider cannot be used, and runs on the CPU.
                 used = session.get_providers()
                 if self._provider not in used:
-                    raise BackendError(f"{self._provider} cannot run {graph}: ONNX Runtime would use {', '.join(used)} instead")
+                    raise LoadError(f"{self._provider} cannot run {graph}: ONNX Runtime would use {', '.join(used)} instead")
                 self._sessions[graph] = session
             return self._sessions[graph]
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from rescale.backends.watched import BEAT
 from rescale.bundle import Bundle
-from rescale.errors import BackendError, BundleError, OutOfMemoryError
+from rescale.errors import BackendError, BundleError, LoadError, OutOfMemoryError
 from rescale.extras import import_library
 from rescale.graph_file import require_self_contained
 from rescale.threads import usable_threads
@@ -186,7 +186,7 @@ class OpenVinoRunner:
                 except (BackendError, BundleError):
                     raise
                 except Exception as e:
-                    raise BackendError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
+                    raise LoadError(f"{self._bundle.path}: {graph} cannot be loaded by {self.name}: {e}") from None
             return self._models[graph]
 
     def _compile(self, graph: str, data: bytes) -> Any:
@@ -235,7 +235,7 @@ def _check(compiled: Any, what: str) -> None:
     """Refuse a compiled model that rounds the coupling stream, or that has no bfloat16 at all.
 
     Raises:
-        BackendError: so it is; this version of OpenVINO treats the marks in another way.
+        LoadError: so it is; this version of OpenVINO treats the marks in another way.
     """
     half = 0
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -244,7 +244,7 @@ def _check(compiled: Any, what: str) -> None:
         if info.get("runtimePrecision") != "bf16" or kind in _MOVES:
             continue
         if kind != "Convolution" or not _IN_SUBNET.search(name) or _OF_INPUT.search(name):
-            raise BackendError(f"{what}: {name} ({kind}) would run in bfloat16, outside the subnets; use --precision fp32")
+            raise LoadError(f"{what}: {name} ({kind}) would run in bfloat16, outside the subnets; use --precision fp32")
         half += 1
     if not half:
-        raise BackendError(f"{what}: no convolution would run in bfloat16; use --precision fp32")
+        raise LoadError(f"{what}: no convolution would run in bfloat16; use --precision fp32")
