@@ -360,7 +360,7 @@ def test_a_sweep_says_how_long_it_takes_and_leaves_out_what_takes_too_long(
         (Options(precisions=["int8"]), ConfigError, "unknown precision 'int8': choose one of fp32, mixed, fp16"),
         (Options(resolutions=["wide"]), ConfigError, "--resolution wide: wanted is WIDTHxHEIGHT"),
         (Options(models=["nonesuch"]), UnknownModelError, "unknown model 'nonesuch'"),
-        (Options(sizes=["huge"]), ConfigError, "unknown size 'huge'"),
+        (Options(sizes=["huge"]), UnknownModelError, "unknown size 'huge'"),
     ],
 )
 def test_wrong_options_are_refused(options: Options, kind: type[Exception], message: str) -> None:

@@ -216,7 +216,6 @@ def test_overrides_replace_values_and_reach_nested_tables(tmp_path: Path) -> Non
         ("train.betas", '[0.9, "x"]', "train.betas: float was expected, got 'x'"),
         ("train.loss", "3", "train.loss: a table was expected, got 3"),
         ("net.scale", "2.0", "net.scale: int was expected, got 2.0"),
-        ("net.size", '"huge"', "unknown size 'huge': choose one of full, medium, lite"),
         ("net.blocks", "[1, 2]", "net.blocks: dlv_irn_m x2 has 1 Haar level(s), got (1, 2)"),
         ("net.blocks", "[0]", "net.blocks: each level takes 0 to 64 blocks, the last at least 1, got (0,)"),
         ("net.growth", "0", "net.growth: 1 to 256, got 0"),
@@ -332,9 +331,9 @@ def test_a_size_stated_later_decides_over_what_was_listed_before(tmp_path: Path)
     assert load_recipe(str(derived)).net.blocks == full.blocks
 
 
-@pytest.mark.parametrize(("key", "value"), [("model", "'esrgan'"), ("scale", "3")])
-def test_an_unknown_model_or_scale_lists_those_that_exist(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"unknown {key} .*: choose one of"):
+@pytest.mark.parametrize(("key", "value"), [("model", "'esrgan'"), ("scale", "3"), ("size", "'huge'")])
+def test_an_unknown_model_scale_or_size_names_the_file_and_lists_those_that_exist(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(UnknownModelError, match=rf"r\.toml with what overrides it: unknown {key} .*: choose one of"):
         load_recipe(write(tmp_path, GOOD), {f"net.{key}": value})
 
 

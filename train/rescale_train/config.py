@@ -149,15 +149,24 @@ DEFAULT_SIZES = ("medium", "lite")
 times the time at x2, that of medium over lite is worth 2.4 times at x2 and a third more at x4 (docs/experiments.md, the ladder)."""
 
 
+def check_size(size: str) -> None:
+    """Check that networks can be of a size.
+
+    Raises:
+        UnknownModelError: it is none of `SIZES`.
+    """
+    if size not in SIZES:
+        raise UnknownModelError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+
+
 def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig:
     """The network of a named size.
 
     Raises:
-        ConfigError: unknown size or a bad override.
-        UnknownModelError: unknown model or scale.
+        ConfigError: a bad override.
+        UnknownModelError: unknown model, scale or size.
     """
-    if size not in SIZES:
-        raise ConfigError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+    check_size(size)
     row = dict(SIZES[size])
     levels = check_scale(scale).bit_length() - 1
     if levels == 1 and "lr_growth" in row:
@@ -170,16 +179,6 @@ def net_config(model: str, scale: int, size: str, **overrides: Any) -> NetConfig
         **row,
     }
     return NetConfig(**{**values, **overrides})
-
-
-def check_size(size: str) -> None:
-    """Check that networks can be of a size.
-
-    Raises:
-        UnknownModelError: it is none of `SIZES`.
-    """
-    if size not in SIZES:
-        raise UnknownModelError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
 
 
 def size_name(config: NetConfig) -> str:

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rescale.errors import ConfigError
+from rescale.errors import ConfigError, UnknownModelError
 from rescale_train.config import NetConfig, Recipe, TrainConfig, net_config, require
 from rescale_train.tables import convert, from_dict, to_dict
 
@@ -48,6 +48,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
 
     Raises:
         ConfigError: no such recipe, or its content is wrong; the message names the key, and the file if it is one.
+        UnknownModelError: of an unknown model, scale or size; the message names the file if it is one.
     """
     table = _recipe_table(name_or_path)
     if "net.size" in overrides:
@@ -67,10 +68,10 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] = types.MappingP
             raise ConfigError(f"--set {key}: {value[:100]!r} is not a TOML value; quote text, as in '\"bfloat16\"'") from None
     try:
         return _of_tables(table)
-    except ConfigError as e:
+    except (ConfigError, UnknownModelError) as e:
         if not _is_file(name_or_path):
             raise
-        raise ConfigError(f"{name_or_path}{' with what overrides it' if overrides else ''}: {e}") from None
+        raise type(e)(f"{name_or_path}{' with what overrides it' if overrides else ''}: {e}") from None
 
 
 def _of_tables(table: dict[str, Any]) -> Recipe:
