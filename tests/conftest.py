@@ -100,7 +100,7 @@ def corrected_pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     def get(model: str) -> tuple[Path, Path]:
         net, folder = random_net(model, 2, corrections=2), tmp_path_factory.mktemp("corrected")
         write_bundle(net, folder / "with", None, ("mixed",), refine=True)
-        write_bundle(net.without_corrections(), folder / "without", None, ())
+        write_bundle(net.with_corrections(0), folder / "without", None, ())
         return folder / "with", folder / "without"
 
     return get

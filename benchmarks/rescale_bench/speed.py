@@ -147,7 +147,7 @@ def measure_case(subject: Subject, wanted: Sequence[Competitor], size: Size, ses
     if _peers(wanted):
         save_net(subject.net, folder / NET)
         if subject.net.corrections:
-            why = "the encoder's corrections take gradients; compare a bundle made with --no-corrections"
+            why = "the encoder's corrections take gradients; compare a bundle made with --corrections 0"
             missing |= dict.fromkeys(peers.TRACED, why)
         else:
             export_naive(subject.net, folder, lr_size)

@@ -179,13 +179,15 @@ def _config(bundle: Bundle) -> NetConfig:
 
 
 def _weights_of(bundle: Bundle) -> RescalingNet | None:
-    """The network with the bundle's weights, if they ship with the package, be it without their corrections."""
+    """The network with the bundle's weights, if they ship with the package, be it with fewer of their corrections."""
     for shipped in list_shipped():
         same = shipped.card.get("weights_sha256") == bundle.network
-        if same or (shipped.card["recipe"]["net"].get("corrections") and not bundle.corrections):
+        if same or shipped.card["recipe"]["net"].get("corrections", 0) > bundle.corrections:
             net = checkpoint.read_net(shipped.path)
-            if same or checkpoint.flow_digest(net) == bundle.network:
-                return net if same else net.without_corrections()
+            if not same:
+                net = net.with_corrections(bundle.corrections)
+            if checkpoint.weights_digest(net) == bundle.network:
+                return net
     return None
 
 

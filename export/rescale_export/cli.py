@@ -70,11 +70,11 @@ def export(
         bool, typer.Option("--refine", help="Also the gradient graph, which `rescale down --refine` needs (docs/refine.md).")
     ] = False,
     corrections: Annotated[
-        bool,
+        int | None,
         typer.Option(
-            help="Keep the encoder's corrections, if there are any; without them it is some ten times faster and restores less."
+            help="How many of the encoder's corrections to keep; by default all. 0: some ten times faster, restores less.", min=0
         ),
-    ] = True,
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     version: Version = False,
 ) -> None:
@@ -106,9 +106,10 @@ def export(
         shipped = find_shipped(model, scale, size)
         source, card = shipped.path, shipped.card
         where, figure = shipped.headline()
-        said = f"shipped weights {shipped.title}" + (f", {figure:.2f} dB Y-PSNR on {where}" if where else "")
+        said = f"shipped weights {shipped.title}"
+        measured = f", {figure:.2f} dB Y-PSNR on {where}" if where else ""
     else:
-        source, said = checkpoint, f"weights of {checkpoint}"
+        source, said, measured = checkpoint, f"weights of {checkpoint}", ""
     found = checkpoints.read(source)
     config = found.recipe.net
     if (config.model, config.scale) != (model, scale):
@@ -117,15 +118,22 @@ def export(
     card = card or card_beside(source, checkpoints.weights_digest(net)) or provenance(found.progress)
     if size is not None and size_name(config) != size:
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
-    if config.corrections and corrections:
-        said = f"{said}, {config.corrections} corrections of the encoder (--no-corrections is some ten times faster)"
-    elif config.corrections:
-        net = net.without_corrections()
-        said = f"{said}, without the encoder's corrections"
+    kept = config.corrections if corrections is None else corrections
+    some = 0 < kept < config.corrections
+    if kept > config.corrections or (some and not found.recipe.train.nested):
+        wanted = f"0 to {config.corrections}" if found.recipe.train.nested else f"0 or all {config.corrections}, trained as one"
+        raise CheckpointError(f"{source}: --corrections {kept}: wanted is {wanted if config.corrections else '0, as it has none'}")
+    if kept < config.corrections:
+        net = net.with_corrections(kept)
+        said = f"{said}, {kept} of {config.corrections} corrections of the encoder"
         # What the card measured and counted is with them.
         card = {k: v for k, v in card.items() if k not in ("figures", "validation", "parameters", "weights_sha256")}
-    elif not corrections:
-        said = f"{said}; they have no corrections to leave out"
+    elif kept:
+        said = f"{said}{measured}, {kept} corrections of the encoder (--corrections 0 is some ten times faster)"
+    elif corrections == 0:
+        said = f"{said}{measured}; they have no corrections to leave out"
+    else:
+        said += measured
     target = out or Path(bundle_name(net))
     if triton is not None:
         check_repository(triton, target)
@@ -199,7 +207,7 @@ def print_list(json_: bool) -> None:
             what = f"{w['parameters'] / 1e6:.2f} M parameters{corrected}, {w['steps']:,} steps"
             figures = ", ".join(f"{k} {v['hr_psnr_y']:.2f} dB" for k, v in w["figures"].items())
             print(f"    shipped: {w['size']}{marked}, {what}; Y-PSNR {figures}")
-    print("(default): what is taken without --size; steps: of all runs that led to the weights; corrections: see --no-corrections")
+    print("(default): what is taken without --size; steps: of all runs that led to the weights; corrections: see --corrections")
 
 
 def main(argv: list[str] | None = None) -> int:

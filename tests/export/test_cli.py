@@ -114,7 +114,7 @@ def test_a_card_stays_whole_where_there_are_no_corrections_to_leave_out(
         return Bundle(bundle("irn_a", 2))
 
     monkeypatch.setattr(bundles, "write_bundle", write)
-    assert main(["--model", "irn_a", "--no-corrections"]) == 0
+    assert main(["--model", "irn_a", "--corrections", "0"]) == 0
     assert cards == [find_shipped("irn_a", 2).card]
     said = capsys.readouterr().out.splitlines()[0]
     assert said.endswith("39.50 dB Y-PSNR on BSD100; they have no corrections to leave out")

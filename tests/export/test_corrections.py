@@ -51,7 +51,7 @@ def test_the_graph_gives_what_pytorch_gives(make_net, picture, model, scale, cha
     found = session_of(model_.SerializeToString()).run(None, {"hr": hr})[0]
     assert np.abs(found.astype(int) - want).max() <= 1
     assert (found != want).mean() <= 1e-3
-    assert (want != reference(net.without_corrections(), hr)["lr"]).mean() > 0.05, "the corrections do something"
+    assert (want != reference(net.with_corrections(0), hr)["lr"]).mean() > 0.05, "the corrections do something"
 
 
 @pytest.mark.parametrize("model", ["irn", "irn_a"])
@@ -70,7 +70,7 @@ def test_codes_beyond_what_a_file_holds_are_corrected_as_in_pytorch(make_net, mo
 def test_no_step_is_longer_than_the_limit(make_net, picture):
     free, net = (make_net("irn", 2, corrections=2, correction_limit=limit) for limit in (0.0, 0.5))
     hr = picture(24, 20, 0)[None]
-    want, flow = reference(net, hr)["lr"], reference(net.without_corrections(), hr)["lr"].astype(int)
+    want, flow = reference(net, hr)["lr"], reference(net.with_corrections(0), hr)["lr"].astype(int)
     found = session_of(graphs.downscale(net).model({}).SerializeToString()).run(None, {"hr": hr})[0]
     assert (found != want).mean() <= 1e-3
     assert np.abs(found - flow).max() <= 2 * 0.5 + 1 < np.abs(reference(free, hr)["lr"] - flow).max()
@@ -237,29 +237,46 @@ def test_a_manifest_that_contradicts_itself_is_refused(corrected_pair, tmp_path,
         Bundle(tmp_path / "b")
 
 
-def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_command_leaves_them_out_on_demand(make_net, tmp_path, capsys, monkeypatch, nested):
     net = make_net("irn_a", 2, corrections=2)
     base = load_recipe("irn_a_x2_lite", {})
-    recipe = dataclasses.replace(base, net=net.config, train=dataclasses.replace(base.train, flow_frozen=True))
+    recipe = dataclasses.replace(base, net=net.config, train=dataclasses.replace(base.train, flow_frozen=True, nested=nested))
     checkpoint.write(tmp_path / "w.safetensors", net.state_dict(), recipe, {"step": 1, "seconds": 1.0})
     monkeypatch.chdir(tmp_path)
     run = ["--model", "irn_a", "--scale", "2", "--checkpoint", "w.safetensors", "--precision", "fp32", "--out"]
-    assert main([*run, "all"]) == 0
-    assert main([*run, "fast", "--no-corrections"]) == 0
+    assert main([*run, "2"]) == 0
+    assert main([*run, "0", "--corrections", "0"]) == 0
     said = capsys.readouterr().out
-    assert "irn_a x2: weights of w.safetensors, 2 corrections of the encoder (--no-corrections is some ten times faster)" in said
-    assert "irn_a x2: weights of w.safetensors, without the encoder's corrections" in said
-    one, other = Bundle(tmp_path / "all"), Bundle(tmp_path / "fast")
-    assert (one.corrections, other.corrections) == (2, 0)
-    assert one.weights == other.weights
+    assert "irn_a x2: weights of w.safetensors, 2 corrections of the encoder (--corrections 0 is some ten times faster)" in said
+    assert "irn_a x2: weights of w.safetensors, 0 of 2 corrections of the encoder" in said
+    assert main([*run, "1", "--corrections", "1"]) == (0 if nested else 1)
+    if not nested:
+        wanted = "w.safetensors: --corrections 1: wanted is 0 or all 2, trained as one\n"
+        assert capsys.readouterr().err.endswith(wanted)
+    wanted = "0 to 2" if nested else "0 or all 2, trained as one"
+    assert main([*run, "3", "--corrections", "3"]) == 1
+    assert capsys.readouterr().err.endswith(f"w.safetensors: --corrections 3: wanted is {wanted}\n")
+    bundles = [Bundle(tmp_path / str(count)) for count in ((0, 1, 2) if nested else (0, 2))]
+    assert [b.corrections for b in bundles] == ([0, 1, 2] if nested else [0, 2])
+    assert {b.weights for b in bundles} == {bundles[0].weights}
+    assert len({b.network for b in bundles}) == len(bundles)
 
 
-def test_a_card_says_nothing_of_corrections_that_were_left_out(tmp_path, monkeypatch):
+def test_corrections_that_are_not_there_cannot_be_asked_for(tmp_path, capsys):
+    run = ["--model", "irn", "--size", "lite", "--out", str(tmp_path / "b"), "--corrections", "1"]
+    assert main(run) == 1
+    assert "irn_x2_lite.safetensors: --corrections 1: wanted is 0, as it has none\n" in capsys.readouterr().err
+    assert main([*run[:-1], "-1"]) == 2
+
+
+def test_a_card_says_nothing_of_corrections_that_were_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--model", "irn", "--scale", "2", "--size", "medium", "--no-corrections", "--precision", "fp32"]) == 0
+    assert main(["--model", "irn", "--scale", "2", "--size", "medium", "--corrections", "0", "--precision", "fp32"]) == 0
     card = Bundle(tmp_path / "irn_x2_medium").manifest["weights"]["card"]
     assert card["recipe"]["train"]["steps"] == 600
     assert not {"figures", "validation", "parameters", "weights_sha256"} & card.keys()
+    assert "shipped weights irn x2 medium, 0 of 3 corrections of the encoder\n" in capsys.readouterr().out, "no figure of others"
 
 
 @pytest.mark.parametrize("model", ["irn_a", "irn_m"])

@@ -106,8 +106,8 @@ def test_fresh_ones_change_nothing_and_trained_ones_only_the_encoder(make_net, m
     z_hat, code = net.decode_z(down.lr, down.code), plain.downscale(x).code
     assert torch.equal(net.upscale(down.lr, z_hat), plain.upscale(down.lr, z_hat))
     assert (down.code is None and code is None) or torch.equal(down.code, code), "the latent code is the flow's"
-    assert torch.equal(net.without_corrections().downscale(x).lr, plain.downscale(x).lr)
-    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(plain) == checkpoint.weights_digest(net.without_corrections())
+    assert torch.equal(net.with_corrections(0).downscale(x).lr, plain.downscale(x).lr)
+    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(plain) == checkpoint.weights_digest(net.with_corrections(0))
     assert checkpoint.weights_digest(net) != checkpoint.flow_digest(net)
 
 
@@ -130,7 +130,7 @@ def test_a_step_is_held_to_its_limit(make_net):
     net.config = dataclasses.replace(net.config, correction_limit=255.0 * most)
     assert torch.allclose(corrected(net, x, y) - y, free.clamp(-most, most), atol=1e-7)
     assert checkpoint.weights_digest(net) != before[0]
-    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(net.without_corrections()) == before[1]
+    assert checkpoint.flow_digest(net) == checkpoint.weights_digest(net.with_corrections(0)) == before[1]
 
 
 def test_weights_without_a_limit_keep_the_digest_that_they_had():
@@ -171,6 +171,40 @@ def test_with_a_frozen_flow_only_they_are_trained(recipe, tmp_path: Path):
     assert one == other
 
 
+def test_nested_ones_are_made_in_turn(recipe, tmp_path, monkeypatch):
+    """One, two, ... and all of them, then one again; also where a run goes on, and the same for every process."""
+    net = dataclasses.replace(recipe.net, corrections=3)
+    nested = dataclasses.replace(recipe, net=net, train=dataclasses.replace(recipe.train, nested=True, steps=9, optimiser="adamw"))
+    made, correct = [], RescalingNet.correct
+    monkeypatch.setattr(RescalingNet, "correct", lambda self, *args: made.append(args[3]) or correct(self, *args))
+    trainer, taught = Trainer(nested, torch.device("cpu")), []
+    for _ in range(4):
+        trainer.train_step(sampler())
+        taught.append(sum(b.convs[-1].weight.grad is not None for b in trainer.net.corrections))
+    trainer.save(tmp_path / "c.safetensors", {})
+    again = Trainer(nested, torch.device("cpu"))
+    again.resume(tmp_path / "c.safetensors")
+    again.train_step(sampler())
+    assert made == [1, 2, 3, 1, 2]
+    assert taught == [1, 2, 3, 1], "what is not made learns nothing from that step"
+    assert trainer.net.downscale(torch.rand(1, 3, 16, 16)).lr.shape == (1, nested.net.variant.lr_channels, 8, 8)
+    assert made[-1] is None, "all of them where nothing is trained"
+
+
+@pytest.mark.parametrize(("model", "scale"), ALL)
+@torch.no_grad()
+def test_the_first_of_them_can_be_had_alone(make_net, model, scale):
+    net, x = make_net(model, scale, corrections=3), torch.rand(1, 3, 8 * scale, 8 * scale)
+    found = [net.with_corrections(count).downscale(x) for count in range(4)]
+    for count, down in enumerate(found):
+        assert torch.equal(down.lr_raw, net.downscale(x, count).lr_raw)
+        assert not down.lr_raw.requires_grad
+    assert torch.equal(found[3].lr, net.downscale(x).lr)
+    assert len({f.lr_raw.sum().item() for f in found}) == 4, "each of them does something"
+    assert len({checkpoint.weights_digest(net.with_corrections(count)) for count in range(4)}) == 4
+    assert {checkpoint.flow_digest(net.with_corrections(count)) for count in range(4)} == {checkpoint.flow_digest(net)}
+
+
 def test_they_grow_in_number_and_not_otherwise(make_net):
     net = make_net("irn_a", 2, corrections=2)
     more = grow(net, dataclasses.replace(net.config, corrections=3, growth=6))
@@ -192,14 +226,14 @@ def test_a_flow_goes_on_without_them(make_net, tmp_path, model, scale):
     net = make_net(model, scale, corrections=2)
     wider = dataclasses.replace(net.config, corrections=0, growth=6)
     x = torch.rand(1, 3, 8 * scale, 8 * scale)
-    grown, flow = grow(net, wider).downscale(x), net.without_corrections().downscale(x)
+    grown, flow = grow(net, wider).downscale(x), net.with_corrections(0).downscale(x)
     assert torch.allclose(grown.lr, flow.lr, atol=1e-5)
     path = tmp_path / "corrected.safetensors"
     checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1, flow_frozen=True)), {})
-    start = read_start(path, Recipe(net.without_corrections().config, TrainConfig(steps=1)))
+    start = read_start(path, Recipe(net.with_corrections(0).config, TrainConfig(steps=1)))
     assert start.grown.endswith("left without its corrections")
     assert start.digest == checkpoint.weights_digest(net), "cards find what a run began with by the whole network's digest"
-    assert start.weights.keys() == net.without_corrections().state_dict().keys()
+    assert start.weights.keys() == net.with_corrections(0).state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +253,7 @@ def test_a_flow_goes_on_without_them(make_net, tmp_path, model, scale):
             {"net.corrections": 1, "train.flow_frozen": "true", "train.compile": '"default"'},
             'train.compile: "none" is wanted',
         ),
+        ("dlv_irn_a_x2_lite", {"train.nested": "true"}, "train.nested: is of net.corrections, and there are none"),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, values, message):
@@ -234,7 +269,11 @@ def test_their_arithmetic_is_counted():
     dense = 9 * (8 * 48 + 56 * 48 + 104 * 48 + 152 * 48 + 200 * 4)
     assert correction_macs(recipe.net) == 2 * flow + dense
     pixels = 2 * 24**2
-    assert step_flop(recipe, 2, 96) == 2 * pixels * (3 * flow + recipe.net.corrections * (2 * flow + 3 * dense))
+    assert recipe.train.nested
+    assert recipe.net.corrections == 3
+    assert step_flop(recipe, 2, 96) == 2 * pixels * (3 * flow + 2 * (2 * flow + 3 * dense)), "two of three in the mean"
+    whole = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, nested=False))
+    assert step_flop(whole, 2, 96) == 2 * pixels * (3 * flow + 3 * (2 * flow + 3 * dense))
 
 
 @pytest.mark.parametrize("model", ["irn", "dlv_irn_a"])

@@ -50,14 +50,19 @@ class BothRanks:
         return torch.cat(hr), torch.cat(lr)
 
 
+SIZES = {"train.steps": "3", "train.batch": "4", "train.final_batch": "4"}
+NESTED = {"net.corrections": "2", "net.correction_growth": "4", "train.flow_frozen": "true", "train.nested": "true"}
+
+
 @pytest.mark.timeout(600)
-def test_two_processes_train_one_net(tmp_path: Path, pictures: Path, recipe_file: Path) -> None:
+@pytest.mark.parametrize("changes", [SIZES, SIZES | NESTED], ids=["flow", "nested corrections"])
+def test_two_processes_train_one_net(tmp_path: Path, pictures: Path, recipe_file: Path, changes: dict[str, str]) -> None:
     (tmp_path / "main.py").write_text(SCRIPT)
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launch, str(tmp_path / "main.py"), str(tmp_path), "run", str(recipe_file), "--data", str(pictures)]
     command += ["--out", str(out), "--threads", "1", "--device", "cpu", "--log-every", "1", "--holdout", "1"]
-    command += ["--set", "train.steps=3", "--set", "train.batch=4", "--set", "train.final_batch=4"]
+    command += [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("pictures to train on") == 1, "one process speaks"
@@ -67,7 +72,7 @@ def test_two_processes_train_one_net(tmp_path: Path, pictures: Path, recipe_file
     assert {p.name for p in out.iterdir()} == {"checkpoint.safetensors", "log.jsonl", "loss.png"}
     assert [r["step"] for r in read_log(out / "log.jsonl") if "total" in r] == [1, 2, 3]
 
-    recipe = load_recipe(str(recipe_file), {"train.steps": "3", "train.batch": "4", "train.final_batch": "4"})
+    recipe = load_recipe(str(recipe_file), changes)
     paths = find_pictures([pictures])
     held = spread(paths, 1)
     sampler = CropSampler([load_picture(p) for p in paths if p not in held], 2, recipe.train.seed, CPU)

@@ -363,7 +363,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(recipe_of: RecipeOf, key: str,
 
 
 def test_a_final_batch_that_never_comes_need_not_be_shared(recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda module, device_ids: module)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda module, **options: module)
     assert Trainer(recipe_of(batch=4, final_batch=3, final_fraction=0.0), CPU, world=2).world == 2
 
 

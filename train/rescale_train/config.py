@@ -263,6 +263,8 @@ class TrainConfig:
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
         flow_frozen: keep the flow and the autoencoder fixed and train `net.corrections` alone, which nothing else does.
+        nested: make the first 1, 2, ... of `net.corrections` in turn, so many a step, so that the others can be left out of the
+            trained encoder (as by nested dropout; Rippel et al., ICML 2014).
         seed: of the weights, the crops, the mixed-in pictures and the noise.
         loss: weights of the loss terms.
         mix: pictures beside the photographs; none by default.
@@ -294,6 +296,7 @@ class TrainConfig:
     ae_pretrain_steps: int = 0
     ae_frozen: bool = False
     flow_frozen: bool = False
+    nested: bool = False
     seed: int = 0
     loss: LossConfig = field(default_factory=LossConfig)
     mix: MixConfig = field(default_factory=MixConfig)
@@ -333,6 +336,7 @@ class Recipe:
             self.train.flow_frozen == bool(self.net.corrections),
             "train.flow_frozen: true is wanted with net.corrections and not without; it is what trains them (docs/corrections.md)",
         )
+        require(not self.train.nested or self.net.corrections > 0, "train.nested: is of net.corrections, and there are none")
         require(
             not self.net.corrections or self.train.compile == "none",
             f'train.compile: "none" is wanted with net.corrections, got "{self.train.compile}"',

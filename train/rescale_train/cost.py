@@ -39,11 +39,12 @@ def step_flop(recipe: Recipe, count: int, patch: int) -> int:
     """Floating-point operations of a training step.
 
     Both directions, forward and (twice as much) backward; of a frozen flow the way down forward, and the way up with its adjoint.
-    The slopes that corrections see are not differentiated, their dense blocks are.
+    The slopes that corrections see are not differentiated, their dense blocks are. Of nested corrections it is the mean step.
     """
     c = recipe.net
     pixels = count * (patch // c.scale) ** 2
     flow = macs_per_lr_pixel(c)
     passes = 3 if recipe.train.flow_frozen else 6
-    corrections = c.corrections * (3 * correction_macs(c) - 4 * flow)
-    return 2 * (passes * flow + corrections) * pixels
+    made = (1 + c.corrections) / 2 if recipe.train.nested else c.corrections
+    corrections = made * (3 * correction_macs(c) - 4 * flow)
+    return round(2 * (passes * flow + corrections) * pixels)

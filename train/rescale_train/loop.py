@@ -142,7 +142,9 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters] if recipe.train.ema else []
         objective: nn.Module = Objective(self.net, recipe)
         if world > 1:
-            objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
+            objective = nn.parallel.DistributedDataParallel(
+                objective, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=recipe.train.nested
+            )
         self._captured = CapturedPass(objective, self.parameters) if captured else None
         if recipe.train.compile not in ("none", "cuda-graph"):
             # Two shapes come in a run, those of the final crops last; each is compiled for itself.
@@ -170,7 +172,7 @@ class Trainer:
             if t.compile != "none":
                 self._compile_anew()
             with subnet_arithmetic(self.recipe, self.step, self.device):
-                terms = self.objective(*batch, generator)
+                terms = self.objective(*batch, generator, 1 + self.step % self.recipe.net.corrections if t.nested else None)
             terms["total"].backward()
         self.step += 1
         if self.device.type == "cuda" and self.step < t.steps:

@@ -65,19 +65,22 @@ class Objective(nn.Module):
         self.net, self.recipe = net, recipe
         self.lr_weight = recipe.train.loss.lr or float(net.config.scale**2)
 
-    def forward(self, hr: Tensor, lr_reference: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, hr: Tensor, lr_reference: Tensor, generator: torch.Generator | None = None, corrections: int | None = None
+    ) -> dict[str, Tensor]:
         """Loss terms of a batch.
 
         Args:
             hr: (B, 3, H, W) in [0, 1].
             lr_reference: (B, 3, h, w) bicubic reduction.
             generator: of random z and LR noise.
+            corrections: how many of the encoder's are made; None: all.
 
         Returns:
             ``total``, and the unweighted terms ``hr``, ``lr``, ``z`` and (-M) ``z_mse``, each a scalar.
         """
         train, weights = self.recipe.train, self.recipe.train.loss
-        down = self.net.downscale(hr)
+        down = self.net.downscale(hr, corrections)
         lr = down.lr
         if train.lr_noise > 0:
             rgb = lr[:, :3]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -150,35 +151,43 @@ class RescalingNet(nn.Module):
         low, high = (torch.tensor(v, dtype=y.dtype, device=y.device).view(1, -1, 1, 1) for v in code_range(self.config))
         return straight_through(y, torch.clamp(y, low, high))
 
-    def correct(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def correct(self, x: Tensor, y: Tensor, z: Tensor, count: int | None = None) -> Tensor:
         """Learned steps from the flow's y towards one that restores more: y + C(y, slope) / 255, `corrections` times (ours).
 
         An encoder is one function for all pictures; what it leaves to be gained for one picture is told by the decoder's gradient
         (iterative amortised inference, Marino et al., arXiv 1807.09356). x, y and z as of `slope`. Each step begins at codes that a
         file can hold: beyond them the decoder was never trained, its slopes grow without bounds and so would the steps. A step is
         held to `correction_limit`: of lines and edges that photographs do not have slopes are far outside of what C has seen.
+        Of a `count`, only the first so many are made.
         """
         limit = self.config.correction_limit
-        for block in self.corrections:
+        for block in itertools.islice(self.corrections, count):
             y = self.held(y)
             step = block(torch.cat((y, SLOPE_GAIN * self.slope(x, y, z)), 1))
             y = y + (torch.clamp(step, -limit, limit) if limit else step) / 255.0
         return y
 
-    def without_corrections(self) -> RescalingNet:
-        """The same flow, whose encoder is faster and restores less; files of either are restored by both."""
-        net = RescalingNet(dataclasses.replace(self.config, corrections=0))
-        net.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("corrections.")})
+    def with_corrections(self, count: int) -> RescalingNet:
+        """The same flow with the first corrections alone: its encoder is faster and restores less; files of either are restored by
+        both. Between none and all is for those that were trained for it (`train.nested`)."""
+        net = RescalingNet(dataclasses.replace(self.config, corrections=count))
+        left = tuple(f"corrections.{k}." for k in range(count, self.config.corrections))
+        net.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith(left)})
         return net.train(self.training)
 
-    def downscale(self, x: Tensor) -> Downscaled:
-        """HR (B, 3, H, W) in [0, 1] -> what an LR file holds, and what the losses need."""
+    def downscale(self, x: Tensor, corrections: int | None = None) -> Downscaled:
+        """HR (B, 3, H, W) in [0, 1] -> what an LR file holds, and what the losses need.
+
+        Args:
+            x: the pictures.
+            corrections: how many are made; None: all.
+        """
         y, z = self(x)
         code = None
         if self.autoencoder is not None:
             code = quantise_latent(self.autoencoder.encode(z))
         if self.corrections:
-            y = self.correct(x, y, self.decode_z(y, code))
+            y = self.correct(x, y, self.decode_z(y, code), corrections)
         rgb = y[:, :3]
         lr = quantise_rgb(rgb)
         if self.config.variant.alpha:
