@@ -12,7 +12,7 @@ from typing import Any
 
 from rescale.errors import InputError
 from rescale.image import MAX_SIDE
-from rescale_bench.formats import FORMAT, LEAST, MOST_DB
+from rescale_bench.formats import FORMAT, LEAST, MOST_DB, RATE_FORMAT
 
 MAX_BYTES = 64 << 20
 SECTIONS = ("speed", "quality", "parity")
@@ -164,7 +164,12 @@ def _sections(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         form = data["format"]
         if form != FORMAT:
             known = isinstance(form, str) and form.partition("/")[0] == FAMILY
-            cure = "compare it with the version that wrote it" if known else "a file of another program?"
+            if known:
+                cure = "compare it with the version that wrote it"
+            elif form == RATE_FORMAT:
+                cure = "a file of rescale-bench rate, which is not compared"
+            else:
+                cure = "a file of another program?"
             raise InputError(f"{path}: format {reprlib.repr(form)}, this version reads {FORMAT}; {cure}")
         return {name: data[name] for name in SECTIONS if name in data}
     if "cases" in data and "sweeps" in data:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 FORMAT = "rescale-report/1"
-"""Of a report's JSON."""
+RATE_FORMAT = "rescale-rate/1"
+"""Of the JSON of a report, and of rates."""
+
+MEAN = (
+    "of the pictures' values; those that a picture has not (SSIM below its window's size, a codec's largest picture) are left out"
+)
 
 MOST_DB = 200.0
 """What no finite PSNR of 8 bits reaches: a file that says more is damaged."""

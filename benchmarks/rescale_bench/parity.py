@@ -134,6 +134,12 @@ class Report:
         return any((b, p) == (result.backend, result.precision) for b, p, _ in self.missing)
 
 
+def check_limit(max_loss: float) -> None:
+    """Raises ConfigError of a limit that is no number of dB, or below 0."""
+    if not 0.0 <= max_loss < math.inf:
+        raise ConfigError(f"the largest loss must be a number of dB, 0 or more, got {max_loss:g}")
+
+
 def check(
     bundle: Bundle,
     backends: Sequence[str] = (),
@@ -163,8 +169,7 @@ def check(
         ParityError: a result of another shape or dtype than the reference's.
         InputError: a picture of a set cannot be read.
     """
-    if not 0.0 <= max_loss < math.inf:
-        raise ConfigError(f"the largest loss must be a number of dB, 0 or more, got {max_loss:g}")
+    check_limit(max_loss)
     for precision in precisions:
         bundle.graph("downscale", precision)
     report = Report(bundle, max_loss)

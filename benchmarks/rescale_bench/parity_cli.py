@@ -18,7 +18,7 @@ from rescale.files import atomic_write
 from rescale_bench import polygraphy_io
 from rescale_bench.bundles import distinct
 from rescale_bench.outputs import check_files
-from rescale_bench.parity import BACKENDS, Group, Report, Result, check
+from rescale_bench.parity import BACKENDS, Group, Report, Result, check, check_limit
 from rescale_bench.parity_report import DEFINITIONS, as_dict, show
 from rescale_bench.sizes import parse_size
 
@@ -73,6 +73,7 @@ def run(paths: Sequence[Path], options: Options, files: Files, out: Path | None,
     if files.writes and files.load_outputs:
         raise ConfigError("--load-outputs judges results; give it without --save-inputs and --save-outputs")
     _no_idle_options(options, files, out is not None, as_json)
+    check_limit(options.max_loss)
     check_files(out, files.save_inputs, files.save_outputs)
     bundles = [Bundle(path) for path in paths]
     if files.writes:

@@ -13,6 +13,7 @@ from rescale.cli_options import Threads
 from rescale.console import progress_bar, require
 from rescale.files import atomic_write
 from rescale_bench import options
+from rescale_bench.formats import MEAN
 
 PROTOCOL = {
     "source": "sides cut to multiples of the scale, at the bottom and right",
@@ -60,7 +61,7 @@ def psnr(
     needs = {"LR files as lossless WebP": WEBP, "LR files as lossless JPEG XL": JXL}
     report: dict[str, Any] = {
         "definitions": DEFINITIONS,
-        "mean": "of the pictures' values",
+        "mean": MEAN,
         "protocol": PROTOCOL,
         "versions": versions(),
         "missing": [f"{what}: {reason}" for what, need in needs.items() if (reason := need.missing())],

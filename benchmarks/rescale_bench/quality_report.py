@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from rescale_bench.formats import MEAN
+from rescale_bench.markdown import head, plain, row
 from rescale_bench.paper import published_rows
 
 MEASURED, PUBLISHED = "measured", "published"
@@ -89,19 +91,19 @@ def as_markdown(report: Mapping[str, Any], each: bool) -> str:
     lines: list[str] = []
     for table in report["tables"]:
         pictures = f"{table['count']} picture" + ("s" if table["count"] != 1 else "")
-        lines += [f"## {table['set']}, x{table['scale']} ({pictures})", ""]
-        lines += _head(["", "", *(head for head, _, _ in COLUMNS), FORCED[0]])
-        for row in table["rows"]:
-            name = f"**{row['method']}**" if row["origin"] == MEASURED else row["method"]
-            cells = [_figure(row.get(key), digits) for _, key, digits in (*COLUMNS, FORCED)]
-            lines.append(_row([name, row["origin"], *cells]))
+        lines += [f"## {plain(table['set'])}, x{table['scale']} ({pictures})", ""]
+        lines += head(["", "", *(title for title, _, _ in COLUMNS), FORCED[0]])
+        for r in table["rows"]:
+            name = f"**{r['method']}**" if r["origin"] == MEASURED else r["method"]
+            cells = [_figure(r.get(key), digits) for _, key, digits in (*COLUMNS, FORCED)]
+            lines.append(row([name, r["origin"], *cells]))
         lines.append("")
         if table["spread"]:
             lines += [*map(_spread, table["spread"]), ""]
         if each:
             lines += _pictures(report, table)
     published = [r for t in report["tables"] for r in t["rows"] if r["origin"] == PUBLISHED]
-    lines += ["Means of the pictures' values.", ""]
+    lines += [f"Means {MEAN}.", ""]
     lines += [f"- {title}: {path}" for title, path in report.get("told_apart", {}).items()]
     sources = sorted({r["source"] for r in published})
     lines += [f"- {source}: {', '.join(_methods(published, source))}, as published" for source in sources]
@@ -113,13 +115,14 @@ def as_markdown(report: Mapping[str, Any], each: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(row: Mapping[str, Any]) -> str:
+def _spread(found: Mapping[str, Any]) -> str:
     """In HR Y-PSNR."""
-    text = f"- {row['method']}, picture by picture: lowest {_figure(row['lowest'][1], 2)} dB ({row['lowest'][0]})"
-    for gain in row["gains"]:
+    name, lowest = found["lowest"]
+    text = f"- {found['method']}, picture by picture: lowest {_figure(lowest, 2)} dB ({name})"
+    for gain in found["gains"]:
         (least, low), (most, high) = gain["least"], gain["most"]
         text += f"; over {gain['over']} {low:+.2f} ({least}) to {high:+.2f} ({most}), median {gain['median']:+.2f}"
-    return text
+    return plain(text)
 
 
 def _methods(rows: list[dict[str, Any]], source: str) -> list[str]:
@@ -129,9 +132,9 @@ def _methods(rows: list[dict[str, Any]], source: str) -> list[str]:
 def _pictures(report: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for r in _of(report["results"], table["scale"], table["set"]):
-        lines += [f"{r['model']}, each picture:", "", *_head(["", *(head for head, _, _ in COLUMNS), FORCED[0]])]
+        lines += [f"{r['model']}, each picture:", "", *head(["", *(title for title, _, _ in COLUMNS), FORCED[0]])]
         for p in r["pictures"]:
-            lines.append(_row([p["name"], *(_figure(p[key], digits) for _, key, digits in (*COLUMNS, FORCED))]))
+            lines.append(row([p["name"], *(_figure(p[key], digits) for _, key, digits in (*COLUMNS, FORCED))]))
         lines.append("")
     return lines
 
@@ -140,11 +143,3 @@ def _figure(value: float | None, digits: int) -> str:
     if value is None or math.isnan(value):
         return ""
     return f"{value:.{digits}f}" if math.isfinite(value) else "inf"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _head(cells: list[str]) -> list[str]:
-    return [_row(cells), "|" + "---|" * len(cells)]

@@ -24,8 +24,6 @@ from rescale_bench.rate_pictures import SourceSet
 from rescale_bench.store import Store, digest
 from rescale_train.bicubic import enlarge_picture
 
-FORMAT = "rescale-rate/1"
-
 DEFINITIONS = {
     "psnr_y": "restored or decoded HR against source: PSNR (dB, peak 255) of BT.601 Y in 16..235, not rounded; the whole picture",
     "psnr_rgb": "the same over R, G and B together",

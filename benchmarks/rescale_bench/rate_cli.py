@@ -43,10 +43,11 @@ def rate(
     from rescale.json_text import as_json
     from rescale.rescaler import load
     from rescale_bench.bundles import bundles_of
+    from rescale_bench.formats import RATE_FORMAT
     from rescale_bench.machine import versions
     from rescale_bench.outputs import make_folder
     from rescale_bench.pictures import look_at
-    from rescale_bench.rate import DEFINITIONS, FORMAT, Tools, measure_set
+    from rescale_bench.rate import DEFINITIONS, Tools, measure_set
     from rescale_bench.rate_codecs import LOSSLESS, LOSSY, Codec, Lossless, lr_containers, missing
     from rescale_bench.rate_pictures import shown, source_sets
     from rescale_bench.rate_plots import plots
@@ -79,7 +80,7 @@ def rate(
         found = [measure_set(nets, s, tools, advance) for s in sets]
     used: list[Codec | Lossless] = [*lossy, *lossless]
     report: dict[str, Any] = {
-        "format": FORMAT,
+        "format": RATE_FORMAT,
         "definitions": DEFINITIONS,
         "settings": {c.title: f"{c.settings} ({c.need.version()})" for c in used},
         "versions": versions(),

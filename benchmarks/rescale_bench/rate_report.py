@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rescale_bench.markdown import head, plain, row
 from rescale_bench.rate_codecs import LOSSLESS, LOSSY
 
 TITLES = {c.name: c.title for c in LOSSY}
@@ -31,7 +32,7 @@ def as_markdown(report: Mapping[str, Any], plots: Mapping[str, str] | None = Non
     if report["missing"]:
         lines += ["", "Not measured, because it is not installed:", "", *(f"- {line}" for line in report["missing"])]
     failed = [
-        f"- {p['name']} ({s['set']}), {codec}: {reason}"
+        plain(f"- {p['name']} ({s['set']}), {codec}: {reason}")
         for s in report["sets"]
         for p in s["pictures"]
         for codec, reason in p["failed"].items()
@@ -43,21 +44,21 @@ def as_markdown(report: Mapping[str, Any], plots: Mapping[str, str] | None = Non
 
 def _set(found: Row, plots: Mapping[str, str]) -> list[str]:
     count = f"{found['count']} picture" + ("s" if found["count"] != 1 else "")
-    lines = [f"## {found['set']}, {count}", ""]
+    lines = [f"## {plain(found['set'])}, {count}", ""]
     if "curves" in plots_of(found, plots):
         lines += [f"![Y-PSNR by bits per pixel]({plots_of(found, plots)['curves']})", ""]
     lines += ["Mean kB of a file; of LR files in brackets the share of the lossless HR in the same codec:", ""]
     columns = [c.name for c in LOSSLESS if c.name in found["lossless"]]
-    lines += _head(["", *(CONTAINERS[c] for c in columns)])
-    lines.append(_row(["HR, lossless", *(_kb(found["lossless"][c]) for c in columns)]))
+    lines += head(["", *(CONTAINERS[c] for c in columns)])
+    lines.append(row(["HR, lossless", *(_kb(found["lossless"][c]) for c in columns)]))
     for model in found["models"]:
         shares = [
             f"{_kb(model['files'][c])} ({100 * model['files'][c] / found['lossless'][c]:.0f} %)" if c in model["files"] else ""
             for c in columns
         ]
-        lines.append(_row([f"LR file, {model['model']}", *shares]))
+        lines.append(row([f"LR file, {model['model']}", *shares]))
     for scale, sizes in {m["scale"]: m["bicubic_lr"] for m in found["models"]}.items():
-        lines.append(_row([f"bicubic LR, x{scale}, lossless", *(_kb(sizes[c]) if c in sizes else "" for c in columns)]))
+        lines.append(row([f"bicubic LR, x{scale}, lossless", *(_kb(sizes[c]) if c in sizes else "" for c in columns)]))
     lines.append("")
     for model in found["models"]:
         lines += _model(found, model, plots_of(found, plots).get(model["model"], ""))
@@ -71,7 +72,7 @@ def plots_of(found: Row, plots: Mapping[str, str]) -> dict[str, str]:
 
 
 def _model(found: Row, model: Row, plot: str) -> list[str]:
-    lines = [f"### {model['model']} on {found['set']}", "", *verdict(model), ""]
+    lines = [f"### {model['model']} on {plain(found['set'])}", "", *verdict(model), ""]
     if plot:
         lines += [f"![restored minus each codec, dB of Y]({plot})", ""]
     containers = list(model["files"])
@@ -80,30 +81,30 @@ def _model(found: Row, model: Row, plot: str) -> list[str]:
     lines += [
         "Mean Y-PSNR (RGB-PSNR) in dB; behind it, of how many pictures the restored HR is the better one, by Y / by RGB:",
         "",
-        *_head(
+        *head(
             [
                 "the HR in the bytes of the LR file",
                 *(f"{CONTAINERS[c]}, {_kb(model['files'][c])} kB" for c in containers),
                 f"bytes for the same Y-PSNR, of the LR's {CONTAINERS[smallest]}",
             ]
         ),
-        _row(["**restored from the LR file**", *restored, "100 %"]),
+        row(["**restored from the LR file**", *restored, "100 %"]),
     ]
     for codec, title in TITLES.items():
         if any(codec in model["same_bytes"][c] for c in containers):
             cells = [_cell(model["same_bytes"][c].get(codec)) for c in containers]
             # Where every picture is restored without loss, no codec is asked for a PSNR.
             need = _needed(model["same_psnr"].get(codec), smallest) if model["same_psnr"] else "not reached"
-            lines.append(_row([title, *cells, need]))
+            lines.append(row([title, *cells, need]))
     if any(model["residual"][c] for c in containers):
         lines += [
             "",
-            *_head(["a bit-exact bicubic LR and a lossy residual in the same bytes", *(CONTAINERS[c] for c in containers)]),
+            *head(["a bit-exact bicubic LR and a lossy residual in the same bytes", *(CONTAINERS[c] for c in containers)]),
         ]
-        lines.append(_row(["**restored from the LR file**", *restored]))
+        lines.append(row(["**restored from the LR file**", *restored]))
         for codec, title in TITLES.items():
             if any(codec in model["residual"][c] for c in containers):
-                lines.append(_row([title, *(_cell(model["residual"][c].get(codec)) for c in containers)]))
+                lines.append(row([title, *(_cell(model["residual"][c].get(codec)) for c in containers)]))
     return [*lines, ""]
 
 
@@ -201,11 +202,3 @@ def _db(value: float) -> str:
 
 def _kb(size: float) -> str:
     return f"{size / 1000:.1f}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _head(cells: list[str]) -> list[str]:
-    return [_row(cells), "|" + "---|" * len(cells)]

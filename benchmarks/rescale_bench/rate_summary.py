@@ -116,7 +116,8 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _mean(values: Any) -> float:
     found = list(values)
-    return statistics.fmean(found) if found else math.nan
+    # Infinite in both directions has no mean, and the sum of such is an error.
+    return statistics.fmean(found) if found and not {math.inf, -math.inf} <= set(found) else math.nan
 
 
 def _less(a: float, b: float) -> float:

@@ -24,7 +24,7 @@ from rescale.rescaler import load
 from rescale.threads import usable_threads
 from rescale_bench import parity, parity_report, quality, speed
 from rescale_bench.bundles import export_shipped
-from rescale_bench.formats import FORMAT, LEAST
+from rescale_bench.formats import FORMAT, LEAST, MEAN
 from rescale_bench.machine import machine, versions
 from rescale_bench.options import MODEL, SCALE
 from rescale_bench.outputs import make_folder
@@ -217,7 +217,7 @@ def measure_quality(bundle: Bundle, options: Options) -> tuple[dict[str, Any], l
         head = {"bundle": bundle.path.name, "model": bundle.title, "scale": bundle.scale, "backend": net.runner.name}
     found = {
         "definitions": quality.DEFINITIONS,
-        "mean": "of the pictures' values",
+        "mean": MEAN,
         "results": [head | result],
         "bicubic": [bicubic],
     }

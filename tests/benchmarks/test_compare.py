@@ -290,6 +290,7 @@ def test_a_report_is_compared_with_its_parts(write: Write) -> None:
         (speed_report({"x": [1, 1, 1]}), {"a": 1}, "neither a report nor"),
         (speed_report({"x": [1, 1, 1]}), {"format": "rescale-report/2"}, "reads rescale-report/1; compare it with the version"),
         (speed_report({"x": [1, 1, 1]}), {"format": "zip"}, "another program"),
+        (speed_report({"x": [1, 1, 1]}), {"format": "rescale-rate/1"}, "a file of rescale-bench rate, which is not compared"),
         (speed_report({"x": [1, 1, 1]}), {"cases": [{}], "sweeps": []}, "a damaged report: lacks 'resolution'"),
         (speed_report({"x": [1, 1, 1]}), {"cases": 3, "sweeps": []}, "a damaged report"),
     ],
