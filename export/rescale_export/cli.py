@@ -119,10 +119,9 @@ def export(
     if size is not None and size_name(config) != size:
         raise CheckpointError(f"{source}: is of size {size_name(config)}, not {size}")
     kept = config.corrections if corrections is None else corrections
-    some = 0 < kept < config.corrections
-    if kept > config.corrections or (some and not found.recipe.train.nested):
-        wanted = f"0 to {config.corrections}" if found.recipe.train.nested else f"0 or all {config.corrections}, trained as one"
-        raise CheckpointError(f"{source}: --corrections {kept}: wanted is {wanted if config.corrections else '0, as it has none'}")
+    nested = found.recipe.train.nested
+    if kept > config.corrections or (0 < kept < config.corrections and not nested):
+        raise CheckpointError(f"{source}: --corrections {kept}: it can have {_counts(config.corrections, nested)}")
     if kept < config.corrections:
         net = net.with_corrections(kept)
         said = f"{said}, {kept} of {config.corrections} corrections of the encoder"
@@ -160,6 +159,11 @@ def export(
         print_json(report)
 
 
+def _counts(corrections: int, nested: bool) -> str:
+    """How many corrections an encoder can have, of those that its weights hold."""
+    return f"0 {'to' if nested else 'or'} {corrections}" if corrections else "0"
+
+
 def print_bundle(bundle: Bundle) -> None:
     """Files of a written bundle, and how far they agree with PyTorch."""
     m = bundle.manifest
@@ -187,7 +191,8 @@ def print_list(json_: bool) -> None:
     def describe(s: Shipped, default: Shipped) -> dict[str, Any]:
         said = {key: s.card[key] for key in ("parameters", "figures")}
         corrections = s.card["recipe"]["net"].get("corrections", 0)
-        return {"size": s.size, "default": s is default, "steps": s.steps, "corrections": corrections, **said}
+        nested = s.card["recipe"]["train"].get("nested", False)
+        return {"size": s.size, "default": s is default, "steps": s.steps, "corrections": corrections, "nested": nested, **said}
 
     shipped = list_shipped()
     rows: list[dict[str, Any]] = []
@@ -203,7 +208,7 @@ def print_list(json_: bool) -> None:
         print(f"{row['model']} x{row['scale']} ({row['title']}), sizes {', '.join(row['sizes'])}")
         for w in sorted(row["weights"], key=lambda w: -w["parameters"]):
             marked = " (default)" if w["default"] else ""
-            corrected = f", {w['corrections']} corrections" if w["corrections"] else ""
+            corrected = f", {_counts(w['corrections'], w['nested'])} corrections" if w["corrections"] else ""
             what = f"{w['parameters'] / 1e6:.2f} M parameters{corrected}, {w['steps']:,} steps"
             figures = ", ".join(f"{k} {v['hr_psnr_y']:.2f} dB" for k, v in w["figures"].items())
             print(f"    shipped: {w['size']}{marked}, {what}; Y-PSNR {figures}")

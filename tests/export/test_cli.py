@@ -37,7 +37,14 @@ def folder(tmp_path: Path, net_of: MakeNet, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "shipped"
     path.mkdir()
     save(path / "irn_a_x2_lite.safetensors", net_of(net_config("irn_a", 2, "lite")))
-    card: dict[str, Any] = {"model": "irn_a", "scale": 2, "size": "lite", "steps": 77, "parameters": 187_000, "recipe": {"net": {}}}
+    card: dict[str, Any] = {
+        "model": "irn_a",
+        "scale": 2,
+        "size": "lite",
+        "steps": 77,
+        "parameters": 187_000,
+        "recipe": {"net": {}, "train": {}},
+    }
     card["earlier"] = [{"steps": 23}, {"steps": 1_000}]
     card["figures"] = {"Set5": {"hr_psnr_y": 41.236}, "BSD100": {"hr_psnr_y": 39.5}}
     (path / "irn_a_x2_lite.json").write_text(json.dumps(card))
@@ -167,6 +174,12 @@ def test_the_list_says_what_is_taken_and_what_it_took(capsys: pytest.CaptureFixt
         assert taken["parameters"] == default.card["parameters"]
         assert taken["steps"] == default.steps >= default.card["steps"]
         assert taken["corrections"] == default.card["recipe"]["net"].get("corrections", 0)
+        assert taken["nested"] == default.card["recipe"]["train"].get("nested", False)
+    assert main(["--list"]) == 0
+    said = capsys.readouterr().out
+    card = find_shipped("irn_a", 2, "medium").card
+    assert not card["recipe"]["train"].get("nested"), "an example of either kind is wanted here"
+    assert f"medium (default), {card['parameters'] / 1e6:.2f} M parameters, 0 or 3 corrections, " in said
 
 
 @pytest.mark.parametrize(
