@@ -263,8 +263,8 @@ class TrainConfig:
         ae_pretrain_steps: steps of autoencoder pre-training on standalone random z (-M; the paper's AE_p).
         ae_frozen: keep the autoencoder fixed afterwards (-M; the paper's AE_f).
         flow_frozen: keep the flow and the autoencoder fixed and train `net.corrections` alone, which nothing else does.
-        nested: make the first 1, 2, ... of `net.corrections` in turn, so many a step, so that the others can be left out of the
-            trained encoder (as by nested dropout; Rippel et al., ICML 2014).
+        nested: make in every second step the first of `net.corrections` alone (`schedule.corrections_made`), so that the others can
+            be left out of the trained encoder (as by nested dropout; Rippel et al., ICML 2014).
         seed: of the weights, the crops, the mixed-in pictures and the noise.
         loss: weights of the loss terms.
         mix: pictures beside the photographs; none by default.

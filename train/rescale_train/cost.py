@@ -45,6 +45,6 @@ def step_flop(recipe: Recipe, count: int, patch: int) -> int:
     pixels = count * (patch // c.scale) ** 2
     flow = macs_per_lr_pixel(c)
     passes = 3 if recipe.train.flow_frozen else 6
-    made = (1 + c.corrections) / 2 if recipe.train.nested else c.corrections
+    made = c.corrections * (0.75 if recipe.train.nested and c.corrections > 1 else 1.0)
     corrections = made * (3 * correction_macs(c) - 4 * flow)
     return round(2 * (passes * flow + corrections) * pixels)

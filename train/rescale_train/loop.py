@@ -33,7 +33,7 @@ from rescale_train.models import DenseBlock, RescalingNet, build
 from rescale_train.optim import Optimiser
 from rescale_train.pretrain import pretrain_autoencoder
 from rescale_train.recipe import differences
-from rescale_train.schedule import arithmetic, crop_plan, learning_rate, subnet_arithmetic
+from rescale_train.schedule import arithmetic, corrections_made, crop_plan, learning_rate, subnet_arithmetic
 from rescale_train.start import Start
 from rescale_train.validation import validate
 
@@ -172,7 +172,7 @@ class Trainer:
             if t.compile != "none":
                 self._compile_anew()
             with subnet_arithmetic(self.recipe, self.step, self.device):
-                terms = self.objective(*batch, generator, 1 + self.step % self.recipe.net.corrections if t.nested else None)
+                terms = self.objective(*batch, generator, corrections_made(self.recipe, self.step))
             terms["total"].backward()
         self.step += 1
         if self.device.type == "cuda" and self.step < t.steps:

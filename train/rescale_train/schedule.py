@@ -27,6 +27,14 @@ def crop_plan(recipe: Recipe, step: int) -> tuple[int, int]:
     return (t.final_batch, t.final_patch) if final else (t.batch, t.patch)
 
 
+def corrections_made(recipe: Recipe, step: int) -> int:
+    """How many of the encoder's corrections a step makes: all, but nested ones in every second step the first 1, 2, ... in turn."""
+    count = recipe.net.corrections
+    if not recipe.train.nested or count < 2 or step % 2 == 0:
+        return count
+    return 1 + step // 2 % (count - 1)
+
+
 def arithmetic(recipe: Recipe, step: int) -> str:
     """What the convolutions of the dense blocks compute in at a step, of `config.SUBNET_DTYPES`."""
     t = recipe.train
