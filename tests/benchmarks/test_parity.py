@@ -19,9 +19,11 @@ from rescale.backends import create
 from rescale.bundle import Bundle
 from rescale.errors import BackendError, ConfigError
 from rescale.half import HalfRunner
+from rescale.network import Network
 from rescale.parity import measure
+from rescale.quality import psnr
 from rescale_bench.cli import main
-from rescale_bench.parity import check, probe
+from rescale_bench.parity import Take, check, probe
 from rescale_bench.parity_cli import parse_size
 from rescale_bench.pictures import folder_set
 from rescale_bench.store import digest
@@ -102,6 +104,16 @@ def test_golden_figures_are_those_of_the_runtimes_gate(full_bundle: BundleOf) ->
     report = check(bundle, ["half"], ["fp16"], threads=1)
     want = measure(bundle, HalfRunner(bundle, "fp16", 1).run)
     assert report.results[0].groups[0].parity.to_dict() == want.to_dict()
+
+
+def test_a_picture_comes_up_from_the_judged_networks_own_lr_and_from_the_references(full_bundle: BundleOf, altered: Alter) -> None:
+    bundle = Bundle(altered(full_bundle("irn", 2), scaled, "downscale.fp16.onnx"))
+    reference, judged = (Network(bundle, create(bundle, "onnxruntime", 1, precision)) for precision in ("fp32", "fp16"))
+    hr = probe(64, 80)
+    case = Take(reference, hr).compare(judged, "p")
+    own, theirs = (psnr(judged.up(network.down(hr)[0], None, None), hr) for network in (judged, reference))
+    assert own != theirs
+    assert (case.psnr, case.psnr_up) == (own, theirs)
 
 
 def test_a_refusal_names_what_to_use(full_bundle: BundleOf, altered: Alter, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,6 +272,7 @@ def test_mistakes_are_one_line(
         ([good, good, "--save-inputs", str(tmp_path / "i.json")], "Polygraphy's files are of one bundle, 2 were given"),
         ([good, "--save-inputs", "i", "--load-outputs", "o"], "--load-outputs judges results"),
         ([good, "--load-outputs", str(tmp_path / "gone.json")], "gone.json: cannot read: No such file or directory"),
+        ([good, "--load-outputs", str(tmp_path / "none"), "--max-loss", "inf"], "must be a number of dB, 0 or more, got inf"),
         ([good, "--load-outputs", str(tmp_path / "none")], "none: no .json file in this folder"),
         ([good, "--save-outputs", str(tmp_path / "gone" / "o.json")], "o.json: cannot write"),
     ]

@@ -167,6 +167,17 @@ def test_what_other_versions_measured_is_measured_again(
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
+def test_what_other_corrections_or_another_precision_measured_is_measured_again(
+    corrected_pair: tuple[Path, Path], folder_of: FolderOf, tmp_path: Path
+) -> None:
+    pictures, store = folder_set(folder_of("mine", (24, 24))), Store(tmp_path / "kept")
+    corrected, plain = corrected_pair
+    for count, (path, precision) in enumerate([(corrected, "fp32"), (corrected, "mixed"), (plain, "fp32")], 1):
+        with load(path, "onnxruntime", 1, precision=precision) as net:
+            measure_set(net, pictures, store=store)
+        assert len(list((tmp_path / "kept").iterdir())) == count
+
+
 @pytest.mark.parametrize(
     ("figure", "value"), [("bytes", -3), ("bytes", 3.5), ("bytes", None), ("hr_psnr_y", 1e9), ("lr_psnr_y", "x"), ("hr_ssim_y", [])]
 )

@@ -18,6 +18,7 @@ from rescale.errors import InputError
 from rescale.picture import Picture
 from rescale.quality import psnr, psnr_y
 from rescale.rescaler import load
+from rescale_bench import rate
 from rescale_bench.cli import main
 from rescale_bench.pictures import sample
 from rescale_bench.rate import Tools, measure_picture
@@ -151,6 +152,22 @@ def test_webp_has_no_room_for_long_sides() -> None:
     assert fitting(["png", "webp", "jxl"], [1, 16384]) == ["png", "jxl"]
     long = RESCALED | {"files": {"png": 300}, "lr_size": [16384, 1]}
     assert read_rescaled(long, ["png", "webp"], [16384, 1])["files"] == {"png": 300}
+
+
+def test_what_other_corrections_precisions_or_versions_measured_is_measured_again(
+    corrected_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, tools = Picture(probe_picture(24, 32)), Tools([], LOSSLESS[:2], ["png", "webp"], Store(tmp_path / "points"))
+    corrected, plain = corrected_pair
+
+    def kept_after(path: Path, precision: str) -> int:
+        with load(path, "onnxruntime", 1, precision=precision) as net:
+            measure_picture([net], "p", picture, tools)
+        return sum(json.loads(f.read_text())["key"]["what"] == "rescaled" for f in (tmp_path / "points").iterdir())
+
+    assert [kept_after(p, precision) for p, precision in ((corrected, "fp32"), (corrected, "mixed"), (plain, "fp32"))] == [1, 2, 3]
+    monkeypatch.setattr(rate, "__version__", "99.0")
+    assert kept_after(plain, "fp32") == 4
 
 
 @pytest.mark.parametrize("what", ["lossless", "rescaled", "curve", "residual"])

@@ -68,6 +68,22 @@ def test_means_are_of_the_pictures_where_there_is_a_comparison() -> None:
     assert (need["count"], need["above"], need["below"], need["bytes"], need["share"]) == (1, 1, 1, 80.0, {"png": 0.8})
 
 
+def test_a_share_is_the_mean_of_the_pictures_shares() -> None:
+    small, large = entry(40.0, 38.0, webp=WEBP), entry(40.0, 38.0, webp=WEBP) | {"files": {"png": 400}}
+    assert summary(pictures_of(small, large))["models"][0]["same_psnr"]["webp"]["share"] == {"png": pytest.approx((0.8 + 0.2) / 2)}
+
+
+def test_gains_that_are_infinite_both_ways_have_no_mean() -> None:
+    whole = entry(math.inf, math.inf, webp=match("bracketed", 42.0, 37.0)) | {"same_psnr": {}}
+    lossy = entry(40.0, 38.0, webp=match("bracketed", math.inf, math.inf, 80.0))
+    gain = summary(pictures_of(whole, lossy))["models"][0]["same_bytes"]["png"]["webp"]["gain_y"]
+    assert math.isnan(gain["mean"])
+    assert (gain["least"], gain["most"]) == (-math.inf, math.inf)
+    assert verdict_of(whole, lossy)[0].startswith(
+        "In the bytes of the PNG LR file WebP has no mean distance from the restored HR (each is without loss on some pictures);"
+    )
+
+
 def test_a_codec_that_failed_on_one_picture_has_no_mean() -> None:
     whole = entry(40.0, 38.0, webp=match("bracketed", 42.0, 37.0), jpeg420=match("bracketed", 42.0, 37.0))
     assert set(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from contextlib import ExitStack
@@ -229,10 +230,27 @@ def test_marker_is_taken_from_the_copy_that_can_be_read(nets):
     assert survivors(judge(small, data, bytes(broken), None)) == "PAM"
 
 
-def small_of(rgb, alpha):
+def small_of(rgb, alpha, weights="ab" * 32):
     height, width = rgb.shape[:2]
     source = Picture(np.zeros((2 * height, 2 * width, 3), np.uint8))
-    return Small.create(rgb, alpha, None, model="dlv_irn_a", scale=2, weights="ab" * 32, source=source)
+    return Small.create(rgb, alpha, None, model="dlv_irn_a", scale=2, weights=weights, source=source)
+
+
+def test_a_marker_that_says_something_else_did_not_survive():
+    planes = probe_picture(40, 41), np.full((40, 41), 128, np.uint8)
+    small = small_of(*planes)
+    assert survivors(judge(small, small.to_bytes(), small_of(*planes, weights="cd" * 32).to_bytes(), None)) == "PA"
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_border_of_the_scale_does_not_count(scale):
+    hr = probe_picture(40, 48)
+    again = 255 - hr
+    inside = (slice(scale, -scale), slice(scale, -scale))
+    again[inside] = hr[inside]
+    assert survival._psnr_y(again, hr, scale) == math.inf
+    again[scale, scale] ^= 255
+    assert survival._psnr_y(again, hr, scale) < math.inf
 
 
 def pictures_that_optimisers_reduce():

@@ -9,6 +9,7 @@ import torch
 import rescale
 from rescale.bundle import Bundle
 from rescale.network import Network
+from rescale.variants import LATENT_STRIDE
 from rescale_export import halo as module
 from rescale_export.bundles import write_bundle
 from rescale_export.graphs import receptive_field, split_graphs
@@ -34,6 +35,30 @@ def test_it_keeps_the_limit_and_the_next_smaller_one_does_not(make_net, model, s
         exact = module._deviation(graphs["downscale"], feed, scale, 1, whole, receptive_field(net)["downscale"]).max()
         short = module._deviation(graphs["downscale"], feed, scale, 1, whole, 0).max()
         assert exact < 1e-2 < short
+
+
+def test_without_corrections_a_single_value_that_is_far_off_counts(make_net, monkeypatch):
+    def one_far_off(*arguments):
+        return np.array([0.2 if arguments[-1] < 6 else 0.04] + [0.0] * 99, np.float32)
+
+    net = make_net("irn", 2)
+    monkeypatch.setattr(module, "_deviation", one_far_off)
+    assert measured_halo(models(net), 2, receptive_field(net)) == {"lr_pixels": 6, "deviation": 0.04, "limit": LIMIT}
+
+
+@pytest.mark.parametrize(("model", "corrections", "align"), [("irn_m", 2, LATENT_STRIDE), ("irn_m", 0, 1), ("irn_a", 2, 1)])
+def test_tiles_begin_where_blocks_of_a_latent_do_that_corrections_look_at(make_net, monkeypatch, model, corrections, align):
+    seen = set()
+
+    def watch(graph, feed, step, aligned, whole, halo):
+        seen.add(("hr" in feed, aligned))
+        return np.zeros(1, np.float32)
+
+    net = make_net(model, 2, corrections=corrections)
+    monkeypatch.setattr(module, "_deviation", watch)
+    monkeypatch.setattr(module, "ROOM", 4)
+    measured_halo(models(net), 2, receptive_field(net))
+    assert seen == {(True, align), (False, 1)}
 
 
 def test_a_net_for_which_nothing_less_will_do_gets_its_receptive_field(make_net, monkeypatch):

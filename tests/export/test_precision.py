@@ -19,6 +19,7 @@ from rescale.errors import ParityError
 from rescale.half import HalfRunner
 from rescale.parity import MAX_LOSS_DB, MIN_PSNR_DB, golden_vectors, measure
 from rescale.variants import SCALES, VARIANTS
+from rescale_export import validate
 from rescale_export.bundles import write_bundle
 from rescale_export.graphs import split_graphs
 from rescale_train import checkpoint
@@ -121,6 +122,22 @@ def test_every_precision_runs_and_passes_the_gate(full_bundle: BundleOf, altered
         assert half.total()["hr"].different > 0
     tampered = Bundle(altered(bundle.path, scaled(1.01), "downscale.mixed.onnx", "upscale.mixed.onnx"))
     assert measure(tampered, HalfRunner(tampered, "mixed", 1).run, cases).failure() is not None
+
+
+@pytest.mark.parametrize(
+    ("judged", "named"), [("create", r"thread\(s\)"), ("HalfRunner", "every float16 result rounded")], ids=["as it is", "rounded"]
+)
+def test_an_export_is_judged_as_a_cpu_computes_it_and_with_float16_rounded(
+    full_bundle: BundleOf, altered: Alter, monkeypatch: pytest.MonkeyPatch, judged: str, named: str
+) -> None:
+    bundle = Bundle(full_bundle("irn", 2))
+    tampered = Bundle(altered(bundle.path, scaled(1.02), "downscale.mixed.onnx", "upscale.mixed.onnx"))
+    make = getattr(validate, judged)
+    cases = golden_vectors(bundle)
+    validate.compare_precision(bundle, "mixed", cases)
+    monkeypatch.setattr(validate, judged, lambda _, *arguments, **options: make(tampered, *arguments, **options))
+    with pytest.raises(ParityError, match=f"irn x2 custom in mixed on onnxruntime .*{named}: refused at"):
+        validate.compare_precision(bundle, "mixed", cases)
 
 
 def scaled(factor: float) -> Callable[[str, bytes], bytes]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -299,14 +300,18 @@ def test_a_failed_request_says_whose_fault_it_is_and_spares_the_others(serve, mo
     answers = model.execute(requests)
     assert [a.error is None for a in answers] == [True, False, True]
     assert [a.outputs["lr"].shape for a in answers if a.error is None] == [(1, 2, 2, 3), (1, 3, 2, 3)]
-    for error, code in ((OutOfMemoryError("no memory"), FakeError.UNAVAILABLE), (BackendError("broken"), FakeError.INTERNAL)):
+    for error, code, message in (
+        (OutOfMemoryError("no memory"), FakeError.UNAVAILABLE, "no memory"),
+        (MemoryError(), FakeError.UNAVAILABLE, "not enough memory"),
+        (BackendError("broken"), FakeError.INTERNAL, "broken"),
+    ):
 
         def fail(image: Any, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr(model.net.network, "down", fail)
         (answer,) = model.execute(requests[:1])
-        assert (answer.error.code, str(answer.error)) == (code, str(error))
+        assert (answer.error.code, str(answer.error)) == (code, message)
 
 
 def test_a_python_model_checks_its_bundle_before_it_is_ready(bundle, tmp_path: Path) -> None:
@@ -320,6 +325,20 @@ def test_a_python_model_checks_its_bundle_before_it_is_ready(bundle, tmp_path: P
     config = tmp_path / f"{title(b)}_encode" / "config.pbtxt"
     config.write_text(config.read_text().replace(b.weights, "0" * 64))
     with pytest.raises(BundleError, match=r"config\.pbtxt says otherwise"):
+        Server(tmp_path)
+
+
+@pytest.mark.parametrize(("task", "way"), [("downscale", "down"), ("encode", "down"), ("upscale", "up"), ("decode", "up")])
+def test_a_python_model_that_cannot_run_is_not_ready(bundle, tmp_path: Path, monkeypatch, task: str, way: str) -> None:
+    def fail(*_: Any) -> None:
+        raise BackendError("broken")
+
+    b = Bundle(bundle("irn", 2))
+    for name in write_repository(b, tmp_path, "python"):
+        if name != f"{title(b)}_{task}":
+            shutil.rmtree(tmp_path / name)
+    monkeypatch.setattr(f"rescale.network.Network.{way}", fail)
+    with pytest.raises(BackendError, match=r"^broken$"):
         Server(tmp_path)
 
 
@@ -345,6 +364,8 @@ def test_configurations_agree_with_the_graphs_and_with_each_other(bundle, tmp_pa
         parameters = {p["key"][0]: p["value"][0]["string_value"][0] for p in config["parameters"]}
         assert (parameters["model"], parameters["scale"], parameters["weights_sha256"]) == (model, str(scale), b.weights)
         assert parameters["bundle_format"] == b.manifest["format"]
+        instances = [{"kind": ["KIND_CPU"], "count": [1]}] if config.get("backend") == ["python"] else []
+        assert config.get("instance_group", []) == instances, "Python models run on the CPU, whatever GPUs there are"
         if config.get("backend") == ["onnxruntime"]:
             data = (tmp_path / name / "1" / "model.onnx").read_bytes()
             assert hashlib.sha256(data).hexdigest() == parameters["onnx_sha256"]
@@ -359,6 +380,7 @@ def test_configurations_agree_with_the_graphs_and_with_each_other(bundle, tmp_pa
                     assert sizes == [d.dim_value or -1 for d in v.type.tensor_type.shape.dim]
         for step in config.get("ensemble_scheduling", [{"step": []}])[0]["step"]:
             inner = step["model_name"][0]
+            assert step["model_version"] == [-1], "the latest"
             assert {m["key"][0] for m in step["input_map"]} == {n for i, k, n in tensors if (i, k) == (inner, "input")}
             for m, key in [(m, "input") for m in step["input_map"]] + [(m, "output") for m in step["output_map"]]:
                 # One tensor of an ensemble has one dtype and one shape wherever it comes by.

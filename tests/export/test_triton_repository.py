@@ -41,6 +41,16 @@ def test_several_bundles_share_a_repository_and_a_second_write_replaces_the_firs
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
 
 
+def test_a_title_that_begins_anothers_leaves_its_models(bundle, tmp_path: Path) -> None:
+    """irn_x2_lite and irn_x2_lite2."""
+    short, long = Bundle(bundle("irn", 2)), Bundle(bundle("irn", 2))
+    long.size += "2"
+    both = {m.name for b in (short, long) for m in repository_models(b)}
+    for b in (long, short, short):
+        write_repository(b, tmp_path / "repository")
+    assert {p.name for p in (tmp_path / "repository").iterdir()} == both
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "other", "changed", "link"])
 def test_what_others_put_there_is_never_replaced(bundle, tmp_path: Path, kind: str) -> None:
     b = Bundle(bundle("irn", 2))

@@ -113,9 +113,14 @@ def test_a_graph_that_gives_no_number_is_refused(make_net: MakeNet, models_of: M
         compare(net, bytes_of(models | {"decoder": scaled(models["decoder"], "decoder.8.bias", float("nan"))}))
 
 
-@pytest.mark.parametrize(("graph", "after"), [("downscale", "lr.round"), ("upscale", "hr.round"), ("encoder", "latent.round")])
-def test_a_graph_off_by_one_level_is_refused(make_net: MakeNet, models_of: ModelsOf, graph: str, after: str) -> None:
-    net = make_net("irn_m", 2)
+@pytest.mark.parametrize(
+    ("graph", "after", "corrections"),
+    [("downscale", "lr.round", 0), ("downscale", "lr.round", 2), ("upscale", "hr.round", 0), ("encoder", "latent.round", 0)],
+)
+def test_a_graph_off_by_one_level_is_refused(
+    make_net: MakeNet, models_of: ModelsOf, graph: str, after: str, corrections: int
+) -> None:
+    net = make_net("irn_m", 2, corrections=corrections)
     models = models_of(net)
     rounded, off = f"{after}.out", onnx.ModelProto()
     off.CopyFrom(models[graph])
