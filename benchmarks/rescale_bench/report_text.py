@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rescale_bench.markdown import row
 from rescale_bench.peers import NAMES as PEERS
 from rescale_bench.speed_report import DEFINITIONS, left_out_lines
 from rescale_bench.speed_worker import BACKEND, DIRECTIONS
@@ -314,5 +315,4 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _rows(table: Table) -> Sequence[str]:
     rule = ["---" if i < table.texts else "---:" for i in range(len(table.heads))]
-    cells = [table.heads, rule, *([c.replace("|", "\\|") for c in row] for row in table.rows)]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    return [row(table.heads), row(rule), *map(row, table.rows)]
