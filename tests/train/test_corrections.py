@@ -191,6 +191,15 @@ def test_nested_ones_are_made_in_turn(recipe, tmp_path, monkeypatch):
     assert made[-1] is None, "all of them where nothing is trained"
 
 
+def test_another_limit_is_no_other_network(make_net, tmp_path):
+    net, path = make_net("irn", 2, corrections=2), tmp_path / "w.safetensors"
+    checkpoint.write(path, net.state_dict(), Recipe(net.config, TrainConfig(steps=1, flow_frozen=True)), {})
+    limited = dataclasses.replace(net.config, correction_limit=4.0)
+    start = read_start(path, Recipe(limited, TrainConfig(steps=1, flow_frozen=True)))
+    assert start.grown == ""
+    assert all(torch.equal(start.weights[name], value) for name, value in net.state_dict().items())
+
+
 @pytest.mark.parametrize(("model", "scale"), ALL)
 @torch.no_grad()
 def test_the_first_of_them_can_be_had_alone(make_net, model, scale):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,8 @@ def read_start(path: Path, recipe: Recipe) -> Start:
     before = [*lineage.earlier_of(path, given.progress, digest), lineage.stage(given.recipe, given.progress, digest)]
     lineage.check(before, str(path))
     fresh_autoencoder = config.variant.latent and net.autoencoder is None
-    if given.recipe.net != config:
+    # A limit of its corrections is no parameter: a network with another one takes the weights as they are.
+    if dataclasses.replace(given.recipe.net, correction_limit=config.correction_limit) != config:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(recipe.train.seed)
