@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -267,6 +268,8 @@ def remove_leftovers(folder: Path) -> int:
     count = 0
     for path in folder.rglob(TEMPORARY_GLOB):
         if is_left_over(path):
-            path.unlink(missing_ok=True)
-            count += 1
+            # What cannot be removed, as in somebody else's folder, is in no picture's way.
+            with contextlib.suppress(OSError):
+                path.unlink()
+                count += 1
     return count

@@ -106,8 +106,8 @@ class Bundle:
             raw = read_regular(target, MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             raise BundleError(f"{self.path}: no bundle here ({MANIFEST} is missing); make one with rescale-export") from None
-        except OSError as e:
-            raise BundleError(f"{target}: cannot read: {e.strerror}") from None
+        except (OSError, ValueError) as e:  # ValueError: a name with a null byte
+            raise BundleError(f"{target}: cannot read: {getattr(e, 'strerror', e)}") from None
         # Graphs are read when they first run, and a service may have changed to another folder by then.
         self._folder = self.path.absolute()
         try:

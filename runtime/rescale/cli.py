@@ -222,12 +222,12 @@ def up(
         def make(origin: Path, place: Path, watch: Watch) -> dict[str, Any]:
             small = open_lr(origin, max_pixels)
             size = _restored_size(small, net)
-            if math.prod(size) > max_pixels:
+            state, detail = small.verdict(*net.bundle.identity)
+            if math.prod(size) > max_pixels and (state is State.EXACT or force or trust_alpha):
                 raise InputError(f"{small.name}: would become larger than {max_pixels} pixels; raise the limit with --max-pixels")
             if original is not None and original.size != size:
                 wanted = f"the restored picture is not of that size but {size[0]}x{size[1]}"
                 raise InputError(f"{reference}: {original.size[0]}x{original.size[1]}, {wanted}; leave --reference out")
-            state, detail = small.verdict(*net.bundle.identity)
             with watch("restoring") as progress:
                 picture = net.restore(small, strict=not force, trust_alpha=trust_alpha, progress=progress)
             if trust_alpha and small.trusted_alpha(*net.bundle.identity) is not None:
@@ -252,7 +252,7 @@ app.command()(strip)
 @app.command()
 def doctor(
     bundle: Annotated[Path | None, bundle_option("Also run its golden vectors on what works.")] = None,
-    limit: Annotated[float, typer.Option(help="Seconds that one library may take to answer.", min=0.1)] = 60.0,
+    limit: Annotated[float, typer.Option(help="Seconds that one library may take to answer.", min=0.1, max=86_400.0)] = 60.0,
     json_: Json = False,
 ) -> int:
     """Show what this machine has, what works, and how to install what does not. Exit code 0: the default backend works."""

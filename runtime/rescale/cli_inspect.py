@@ -127,7 +127,8 @@ def _look_at_all(sources: list[Path], look: Callable[[Path], int], json_: bool, 
                 if fault is not None:
                     raise fault
                 codes.append(look(source))
-            except RescaleError as e:
+            except (RescaleError, MemoryError) as error:
+                e = RescaleError(f"{source}: not enough memory") if isinstance(error, MemoryError) else error
                 codes.append(e.exit_code)
                 fail(str(e))
                 if json_:

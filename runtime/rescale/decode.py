@@ -77,7 +77,7 @@ class Opened:
         """Make InputError of what a decoder raises in the block."""
         try:
             yield
-        except RescaleError:
+        except (RescaleError, MemoryError):  # a lack of memory says nothing of the file
             raise
         except Image.DecompressionBombError:
             raise InputError(f"{self.name}: {_TOO_LARGE}") from None
@@ -112,6 +112,8 @@ def opened(data: bytes, name: str, max_pixels: int, wanted: Sequence[str] = READ
         image = _open_image(decodable)
     except Image.DecompressionBombError:
         raise InputError(f"{name}: {_TOO_LARGE}") from None
+    except MemoryError:
+        raise
     except Exception:  # whatever a decoder raises on garbage, the file is not a picture for us
         raise DamagedPictureError(f"{name}: not a picture that can be read ({' '.join(wanted)} are)") from None
     with image:

@@ -19,7 +19,8 @@ from typing import BinaryIO
 from rescale.errors import OutputError
 
 PROCESS_NAMESPACE = Path("/proc/self/ns/pid")
-"""On Linux, what process numbers are counted in; elsewhere it does not exist."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""On Linux, what process numbers are counted in, and a name of the machine's run; elsewhere they do not exist."""
 
 TEMPORARY_GLOB = ".rescale.*.tmp"
 TEMPORARY_NAME = re.compile(r"\.rescale\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
@@ -31,11 +32,13 @@ ABANDONED = 3600.0
 
 def machine_mark() -> str:
     """Eight hexadecimal digits that tell this machine or container from others that write to the same folder."""
-    try:
-        processes = PROCESS_NAMESPACE.stat().st_ino  # containers may share a name, and number their processes each from 1
-    except OSError:
-        processes = 0
-    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:8]
+    processes, boot = 0, ""
+    with contextlib.suppress(OSError):
+        # Containers may share a name, and number their processes each from 1.
+        processes = PROCESS_NAMESPACE.stat().st_ino
+        # So may machines, whose first namespaces all have one number.
+        boot = BOOT.read_text()
+    return hashlib.sha256(f"{platform.node()} {processes} {boot}".encode()).hexdigest()[:8]
 
 
 def is_left_over(path: Path, names: re.Pattern[str] = TEMPORARY_NAME) -> bool:
@@ -167,8 +170,14 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
         except OSError as e:
             raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
         return
-    place = Path(os.path.realpath(path))
-    if place.is_dir():
+    try:
+        place = Path(os.path.realpath(path))
+        is_folder = place.is_dir()
+    except ValueError as e:  # a name with a null byte
+        raise OutputError(f"{path!s:.200}: cannot write: {e}") from None
+    except OSError as e:
+        raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+    if is_folder:
         raise OutputError(f"{path}: cannot write: {os.strerror(errno.EISDIR)}")
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
     # Not the target's name with something added either: that could be too long.

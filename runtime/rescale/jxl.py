@@ -134,6 +134,8 @@ def decode(data: bytes, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
     codec = _codec()
     try:
         pixels = np.asarray(codec.jpegxl_decode(data))
+    except MemoryError:
+        raise
     except Exception as e:  # imagecodecs raises classes of its own
         raise DamagedPictureError(f"{name}: truncated or damaged JPEG XL: {e}") from None
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):

@@ -153,10 +153,11 @@ def open_picture(
         image, chunks = found.image, found.chunks
         check_sides(image.width, image.height, name)
         with found.damage_is_named():
-            frames = getattr(image, "n_frames", 1)
+            # Not n_frames: Pillow counts the pages of a TIFF in quadratic time.
+            several = getattr(image, "is_animated", False)
             depth = stored_depth(data, name, image)
         # Pillow sees critical chunks only, so a PNG's animation is looked for here.
-        animated = frames > 1 or any(c.kind == b"acTL" for c in chunks or ())
+        animated = several or any(c.kind == b"acTL" for c in chunks or ())
         if animated and not first_frame:
             raise InputError(
                 f"{name}: has several frames", "extract the one you want as a PNG, or `down --first-frame` takes the first"

@@ -82,6 +82,11 @@ def test_containers_of_one_name_do_not_take_each_other_for_one_machine(tmp_path,
         monkeypatch.setattr("rescale.files.PROCESS_NAMESPACE", tmp_path / name)
         marks.append(machine_mark())
     assert marks[0] != marks[1] == marks[2]
+    for boot in ("a", "b", "b"):
+        (tmp_path / "boot").write_text(boot)
+        monkeypatch.setattr("rescale.files.BOOT", tmp_path / "boot")
+        marks.append(machine_mark())
+    assert marks[3] != marks[4] == marks[5], "nor machines of one name"
     monkeypatch.setattr("rescale.files.PROCESS_NAMESPACE", tmp_path / "none")
     assert len(machine_mark()) == 8
 
