@@ -84,3 +84,19 @@ def test_a_coded_plane_with_two_headers_is_damaged_not_a_traceback() -> None:
     data = png.assemble([first, header(5, 3, 0), *rest])
     with pytest.raises(DamagedPictureError, match="plane: damaged PNG: more than one IHDR"):
         planes.decode(data, (16, 16), "plane")
+
+
+@pytest.mark.parametrize(("depth", "byte", "alpha"), [(2, 0b00011011, [255, 255, 255, 0]), (4, 0x03, [255, 0])])
+def test_of_a_transparent_gray_only_the_samples_bits_count(depth, byte, alpha):
+    """Its 16 bits may say more than a sample can (PNG, section 11.3.2.1)."""
+    rows = Chunk(b"IDAT", zlib.compress(bytes([0, byte])), True)
+    chunks = [header(len(alpha), 1, 0, depth), Chunk(b"tRNS", struct.pack(">H", 259), True), rows, IEND]
+    assert open_picture(png.assemble(chunks), "keep").alpha.tolist() == [alpha]
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_a_damaged_chunk_that_decoders_may_ignore_is_not_carried(intact):
+    data = png.assemble([header(), Chunk(b"pHYs", struct.pack(">IIB", 3000, 3000, 1), True), IDAT, IEND])
+    at = data.index(b"pHYs") + 4 + 9
+    damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    assert [kind for kind, _ in open_picture(data if intact else damaged).colour] == ([b"pHYs"] if intact else [])

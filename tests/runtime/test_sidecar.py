@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from random_small import assert_same, small_of
@@ -20,6 +22,14 @@ def test_sidecar_lies_beside_and_is_found(tmp_path):
     assert_same(Small.open(path), small)
     shutil.copy(path, tmp_path / "alone.png")
     assert Small.open(tmp_path / "alone.png").state is State.FOREIGN
+
+
+def test_a_picture_takes_its_place_after_its_sidecar(tmp_path, monkeypatch):
+    """Killed in between, there is no picture that lacks what it needs."""
+    replace, moved = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.append(Path(target).name) or replace(source, target))
+    small_of("irn_m", 2, 9, 9).save(tmp_path / "s.png", carrier="sidecar")
+    assert moved == ["s.png.rescale", "s.png"]
 
 
 def test_sidecar_helps_where_the_file_has_no_whole_block_and_never_hurts(tmp_path):

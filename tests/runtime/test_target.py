@@ -67,6 +67,12 @@ def test_what_would_grow_or_be_squeezed_is_refused(source, target, message):
     assert message in str(raised.value)
 
 
+def test_a_pixel_of_the_lr_is_no_squeeze():
+    assert hr_size((400, 300), parse_target("101x76"), 2, "p") == (202, 152)
+    with pytest.raises(InputError, match="p: 400x300 would be squeezed by --target 100x76; "):
+        hr_size((400, 300), parse_target("100x76"), 2, "p")
+
+
 @pytest.mark.parametrize("text", ["", "x", "640", "0x5", "5x0", "640x360x2", "-4x4", "640 x 360", "70000x", "9" * 5000 + "x"])
 def test_what_is_no_size_is_wrong_usage(here, capsys, text):
     assert main(["down", "photo.png", "s.png", "--target", text, *here]) == 2
