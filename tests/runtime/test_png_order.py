@@ -90,7 +90,7 @@ def test_a_coded_plane_with_two_headers_is_damaged_not_a_traceback() -> None:
 def test_of_a_transparent_gray_only_the_samples_bits_count(depth, byte, alpha):
     """Its 16 bits may say more than a sample can (PNG, section 11.3.2.1)."""
     rows = Chunk(b"IDAT", zlib.compress(bytes([0, byte])), True)
-    chunks = [header(len(alpha), 1, 0, depth), Chunk(b"tRNS", struct.pack(">H", 259), True), rows, IEND]
+    chunks = [header(len(alpha), 1, 0, depth), Chunk(b"tRNS", struct.pack(">H", 3 + (1 << depth)), True), rows, IEND]
     assert open_picture(png.assemble(chunks), "keep").alpha.tolist() == [alpha]
 
 
