@@ -181,8 +181,9 @@ def _config(bundle: Bundle) -> NetConfig:
 def _weights_of(bundle: Bundle) -> RescalingNet | None:
     """The network with the bundle's weights, if they ship with the package, be it with fewer of their corrections."""
     for shipped in list_shipped():
-        same = shipped.card.get("weights_sha256") == bundle.network
-        if same or shipped.card["recipe"]["net"].get("corrections", 0) > bundle.corrections:
+        same, config = shipped.card.get("weights_sha256") == bundle.network, shipped.card["recipe"]["net"]
+        alike = (config["model"], config["scale"]) == (bundle.variant.name, bundle.scale)
+        if same or (alike and config.get("corrections", 0) > bundle.corrections):
             net = checkpoint.read_net(shipped.path)
             if not same:
                 net = net.with_corrections(bundle.corrections)

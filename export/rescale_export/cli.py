@@ -124,15 +124,15 @@ def export(
         raise CheckpointError(f"{source}: --corrections {kept}: it can have {_counts(config.corrections, nested)}")
     if kept < config.corrections:
         net = net.with_corrections(kept)
-        said = f"{said}, {kept} of {config.corrections} corrections of the encoder"
+        said += f", {kept} of {config.corrections} corrections of the encoder"
         # What the card measured and counted is with them.
         card = {k: v for k, v in card.items() if k not in ("figures", "validation", "parameters", "weights_sha256")}
-    elif kept:
-        said = f"{said}{measured}, {kept} corrections of the encoder (--corrections 0 is some ten times faster)"
-    elif corrections == 0:
-        said = f"{said}{measured}; they have no corrections to leave out"
     else:
         said += measured
+        if kept:
+            said += f", {kept} corrections of the encoder (--corrections 0 is some ten times faster)"
+        elif corrections == 0:
+            said += "; they have no corrections to leave out"
     target = out or Path(bundle_name(net))
     if triton is not None:
         check_repository(triton, target)

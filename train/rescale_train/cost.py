@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+
 from rescale_train.config import NetConfig, Recipe
+from rescale_train.schedule import corrections_made
 
 
 def dense_block_macs(c_in: int, c_out: int, growth: int) -> int:
@@ -45,6 +48,6 @@ def step_flop(recipe: Recipe, count: int, patch: int) -> int:
     pixels = count * (patch // c.scale) ** 2
     flow = macs_per_lr_pixel(c)
     passes = 3 if recipe.train.flow_frozen else 6
-    made = c.corrections * (0.75 if recipe.train.nested and c.corrections > 1 else 1.0)
+    made = statistics.fmean(corrections_made(recipe, step) for step in range(2 * max(1, c.corrections - 1)))
     corrections = made * (3 * correction_macs(c) - 4 * flow)
     return round(2 * (passes * flow + corrections) * pixels)
