@@ -28,7 +28,7 @@ def check_files(*paths: Path | None) -> None:
             if place.is_file() or not place.exists():  # a pipe or a device is written to as it is
                 check_folder(place.parent)
         except OSError as e:
-            raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+            raise OutputError.of(path, e) from None
 
 
 def make_folder(folder: Path, *names: str) -> None:

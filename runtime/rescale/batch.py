@@ -255,7 +255,7 @@ def _attempt(make: Callable[[Job], None], check: Callable[[Job], None], overwrit
             e.args = (f"{job.source}: {e}", *e.args[1:])
         return e
     except OSError as e:
-        return OutputError(f"{job.target}: cannot write: {e.strerror or e}", e.errno)
+        return OutputError.of(job.target, e)
     except MemoryError:
         return RescaleError(f"{job.source}: not enough memory")
     except Exception as e:  # a defect met by one picture must not cost the others

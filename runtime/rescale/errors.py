@@ -41,6 +41,11 @@ class OutputError(RescaleError):
         super().__init__(message)
         self.errno = errno
 
+    @classmethod
+    def of(cls, path: object, error: OSError | ValueError) -> OutputError:
+        """What a system says that cannot write `path`; a ValueError is its name's, which holds a null byte."""
+        return cls(f"{path}: cannot write: {getattr(error, 'strerror', None) or error}", getattr(error, "errno", None))
+
 
 class BundleError(RescaleError):
     """A bundle is missing, damaged, or of a format that this version does not read."""

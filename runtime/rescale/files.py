@@ -168,15 +168,13 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             with open(path, "wb", buffering) as special:
                 yield special
         except OSError as e:
-            raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+            raise OutputError.of(path, e) from None
         return
     try:
         place = Path(os.path.realpath(path))
         is_folder = place.is_dir()
-    except ValueError as e:  # a name with a null byte
-        raise OutputError(f"{path!s:.200}: cannot write: {e}") from None
-    except OSError as e:
-        raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+    except (OSError, ValueError) as e:
+        raise OutputError.of(path, e) from None
     if is_folder:
         raise OutputError(f"{path}: cannot write: {os.strerror(errno.EISDIR)}")
     # Not tempfile: its files are private, and a result should have the permissions of any other new file.
@@ -189,7 +187,7 @@ def atomic_stream(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             _flush_to_disk(f)
         os.replace(name, place)
     except OSError as e:
-        raise OutputError(f"{path}: cannot write: {e.strerror or e}", e.errno) from None
+        raise OutputError.of(path, e) from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)

@@ -386,5 +386,5 @@ class Trainer:
                 with log.open("a", encoding="utf-8") as f:
                     f.write(json.dumps(without_nan(record)) + "\n")
             except OSError as e:
-                raise OutputError(f"{log}: cannot write: {e.strerror or e}", e.errno) from None
+                raise OutputError.of(log, e) from None
             options.report(record)
