@@ -104,7 +104,7 @@ def as_markdown(report: Mapping[str, Any], each: bool) -> str:
             lines += _pictures(report, table)
     published = [r for t in report["tables"] for r in t["rows"] if r["origin"] == PUBLISHED]
     lines += [f"Means {MEAN}.", ""]
-    lines += [f"- {title}: {path}" for title, path in report.get("told_apart", {}).items()]
+    lines += [plain(f"- {title}: {path}") for title, path in report.get("told_apart", {}).items()]
     sources = sorted({r["source"] for r in published})
     lines += [f"- {source}: {', '.join(_methods(published, source))}, as published" for source in sources]
     runners = sorted({r["source"] for t in report["tables"] for r in t["rows"] if r["origin"] == MEASURED})

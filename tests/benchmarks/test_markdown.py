@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rescale
-from rescale_bench import markdown
+from rescale_bench import markdown, quality_report
 from rescale_bench.cli import main
 
 NAMES = ("a|b.png", "<img src=x onerror=alert(1)>.png", "two\nlines.png")
@@ -21,6 +21,11 @@ def test_a_name_ends_no_cell_no_line_and_begins_no_html(name: str) -> None:
     assert len(re.findall(r"(?<!\\)\|", line)) == 3
     assert "\n" not in line
     assert "<" not in line
+
+
+def test_paths_that_tell_bundles_apart() -> None:
+    report = {"tables": [], "told_apart": {"irn": "a<b>|c"}, "protocol": {}, "definitions": {}, "missing": []}
+    assert "- irn: a&lt;b>\\|c\n" in quality_report.as_markdown(report, each=False)
 
 
 def test_names_in_a_page_of_psnr(bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
